@@ -1,0 +1,96 @@
+"""What a force field is, and which of a model's arrays are trained."""
+
+import abc
+import dataclasses
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Inexact, PyTree, Scalar
+
+
+class AbstractForceField(eqx.Module):
+    """A force field: `field(t, z, x) -> dz/dt`, the signature of a Diffrax vector field.
+
+    `z` is the state of ONE sample (any pytree of inexact arrays), `x` its clamped input (any pytree) and the
+    result has the structure of `z`. Batch with `jax.vmap` outside. `diffrax.ODETerm(field)` and
+    `optimistix.root_find(lambda z, x: field(0.0, z, x), …)` work as they are.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, t: Any, z: PyTree[Array], x: PyTree) -> PyTree[Array]:
+        """The force on state `z` at time `t` under input `x`."""
+
+
+class AbstractSplitField(AbstractForceField):
+    """A field whose force is the sum of a reciprocal part (symmetric Jacobian) and a non-reciprocal one."""
+
+    @abc.abstractmethod
+    def reciprocal(self, t: Any, z: PyTree[Array], x: PyTree) -> PyTree[Array]:
+        """The part with a symmetric Jacobian."""
+
+    @abc.abstractmethod
+    def nonreciprocal(self, t: Any, z: PyTree[Array], x: PyTree) -> PyTree[Array]:
+        """The rest: the learned, asymmetric part."""
+
+    def __call__(self, t: Any, z: PyTree[Array], x: PyTree) -> PyTree[Array]:
+        return jax.tree.map(jnp.add, self.reciprocal(t, z, x), self.nonreciprocal(t, z, x))
+
+
+class AbstractEnergyField(AbstractForceField):
+    """A conservative field, `F = -∂E/∂z`; only the energy is written, the force is its derivative."""
+
+    @abc.abstractmethod
+    def energy(self, z: PyTree[Array], x: PyTree) -> Inexact[Array, ""]:
+        """The energy of state `z` under input `x`."""
+
+    def __call__(self, t: Any, z: PyTree[Array], x: PyTree) -> PyTree[Array]:
+        return negative_gradient(lambda state: self.energy(state, x), z)
+
+
+def negative_gradient(energy, z: PyTree[Array]) -> PyTree[Array]:
+    """`-∂energy/∂z`; on complex states the holomorphic derivative."""
+    holomorphic = any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(z))
+    return jax.tree.map(jnp.negative, jax.grad(energy, holomorphic=holomorphic)(z))
+
+
+def hyperparameter(value: Scalar | float | None = None, **kwargs) -> Any:
+    """A module field that holds a scalar array which a study may vary but training leaves alone."""
+    if value is not None:
+        kwargs["default"] = value
+    return eqx.field(converter=jnp.asarray, metadata={"hyperparameter": True}, **kwargs)
+
+
+def trainable(model: PyTree) -> PyTree[bool]:
+    """Which leaves of `model` training changes: every inexact array that is no `hyperparameter`.
+
+    **Returns:** a pytree of bools in the structure of `model`, to be used as an Equinox filter
+    (`eqx.partition(model, trainable(model))`). To train a hyperparameter too, flip its entry with
+    `eqx.tree_at` and hand the result (or a function from models to such masks) to the estimator.
+    """
+
+    def is_trained(path, leaf):
+        node = model
+        for key in path:
+            if isinstance(key, jax.tree_util.GetAttrKey):
+                if _is_hyperparameter(node, key.name):
+                    return False
+                node = getattr(node, key.name)
+            elif isinstance(key, jax.tree_util.SequenceKey):
+                node = node[key.idx]
+            elif isinstance(key, jax.tree_util.DictKey):
+                node = node[key.key]
+            else:
+                break  # an unfamiliar container: what lies inside counts as weights
+        return eqx.is_inexact_array(leaf)
+
+    return jax.tree_util.tree_map_with_path(is_trained, model)
+
+
+def _is_hyperparameter(node: Any, name: str) -> bool:
+    if not dataclasses.is_dataclass(node):
+        return False
+    return any(
+        f.name == name and f.metadata.get("hyperparameter") for f in dataclasses.fields(node)
+    )

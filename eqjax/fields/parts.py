@@ -1,0 +1,139 @@
+"""The sublayers from which the equilibrium blocks are built."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact, PRNGKeyArray
+
+from .. import analytic
+
+
+def normal(key: PRNGKeyArray, shape: tuple[int, ...], std: float) -> Float[Array, "..."]:
+    return std * jax.random.normal(key, shape)
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Refuse a width that cannot be split into heads."""
+    if width < 1 or heads < 1 or width % heads:
+        raise ValueError(
+            f"`width` must be a positive multiple of `heads`, got width={width} and heads={heads}. "
+            f"Choose a width such as {max(heads, 1) * max(1, round(width / max(heads, 1)))}."
+        )
+
+
+class LayerNorm(eqx.Module):
+    """Layer norm with gain and bias over the last axis (`width`), analytic."""
+
+    weight: Float[Array, " c"]
+    bias: Float[Array, " c"]
+
+    def __init__(self, width: int):
+        self.weight, self.bias = jnp.ones(width), jnp.zeros(width)
+
+    def __call__(self, z: Inexact[Array, "t c"]) -> Inexact[Array, "t c"]:
+        return analytic.layer_norm(z, self.weight, self.bias)
+
+
+class Attention(eqx.Module):
+    """Causal multi-head softmax attention with independent Q, K, V and O, no biases.
+
+    **Arguments:** `width` (C), `heads`; `qknorm`: RMS-normalise queries and keys per head, which bounds every
+    logit by `sqrt(C / heads)`; `residual_scale`: factor on the initial O.
+    """
+
+    query: Float[Array, "c c"]
+    key: Float[Array, "c c"]
+    value: Float[Array, "c c"]
+    output: Float[Array, "c c"]
+    heads: int = eqx.field(static=True)
+    qknorm: bool = eqx.field(static=True)
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        qknorm: bool = False,
+        residual_scale: float = 1.0,
+        key: PRNGKeyArray,
+    ):
+        check_heads(width, heads)
+        q, k, v, o = (normal(s, (width, width), width**-0.5) for s in jax.random.split(key, 4))
+        self.query, self.key, self.value, self.output = q, k, v, residual_scale * o
+        self.heads, self.qknorm = heads, qknorm
+
+    def __call__(self, g: Inexact[Array, "t c"]) -> Inexact[Array, "t c"]:
+        q, k, v = (
+            analytic.heads(analytic.matmul(g, w), self.heads)
+            for w in (self.query, self.key, self.value)
+        )
+        if self.qknorm:
+            q, k = analytic.rms_norm(q), analytic.rms_norm(k)
+        mixed = analytic.attention(q, k, v, analytic.causal_mask(g.shape[0]))
+        return analytic.matmul(analytic.unheads(mixed), self.output)
+
+
+class MLP(eqx.Module):
+    """Two-layer tanh-GELU perceptron of hidden width `expansion · width`, applied per token."""
+
+    up: Float[Array, "c m"]
+    up_bias: Float[Array, " m"]
+    down: Float[Array, "m c"]
+    down_bias: Float[Array, " c"]
+
+    def __init__(
+        self, width: int, *, expansion: int = 4, residual_scale: float = 1.0, key: PRNGKeyArray
+    ):
+        hidden, (up, down) = expansion * width, jax.random.split(key)
+        self.up, self.up_bias = normal(up, (width, hidden), width**-0.5), jnp.zeros(hidden)
+        self.down = residual_scale * normal(down, (hidden, width), hidden**-0.5)
+        self.down_bias = jnp.zeros(width)
+
+    def __call__(self, g: Inexact[Array, "t c"]) -> Inexact[Array, "t c"]:
+        hidden = analytic.gelu(analytic.shift(analytic.matmul(g, self.up), self.up_bias))
+        return analytic.shift(analytic.matmul(hidden, self.down), self.down_bias)
+
+
+class AttentionEnergy(eqx.Module):
+    """`-(1/β) Σ_heads Σ_queries log Σ_keys exp(β q·k)`, the attention of the energy transformer
+    (Hoover et al. 2023, eq. 3), keys limited to the query's past. Its force on a *key* comes from later
+    queries, so no causal mask makes the dynamics causal."""
+
+    query: Float[Array, "c c"]
+    key: Float[Array, "c c"]
+    heads: int = eqx.field(static=True)
+    qknorm: bool = eqx.field(static=True)
+
+    def __init__(self, width: int, heads: int, *, qknorm: bool = False, scale: float = 1.0, key):
+        check_heads(width, heads)
+        q, k = (normal(s, (width, width), scale * width**-0.5) for s in jax.random.split(key))
+        self.query, self.key, self.heads, self.qknorm = q, k, heads, qknorm
+
+    def __call__(self, g: Inexact[Array, "t c"]) -> Inexact[Array, ""]:
+        q, k = (
+            analytic.heads(analytic.matmul(g, w), self.heads) for w in (self.query, self.key)
+        )
+        if self.qknorm:
+            q, k = analytic.rms_norm(q), analytic.rms_norm(k)
+        beta = q.shape[-1] ** -0.5
+        scores = beta * jnp.einsum("htd,hsd->hts", q, k)
+        mask = jnp.broadcast_to(analytic.causal_mask(g.shape[0])[None], scores.shape)
+        return -jnp.sum(analytic.logsumexp(scores, mask)) / beta
+
+
+class HopfieldEnergy(eqx.Module):
+    """`-½ Σ_tokens Σ_memories softplus(ξ·g + b)²`, a dense associative memory with tied patterns `ξ`.
+
+    The smooth rectifier replaces the usual ReLU (Hoover et al. 2023, eq. 5) so that the force is analytic.
+    """
+
+    patterns: Float[Array, "c m"]
+    bias: Float[Array, " m"]
+
+    def __init__(self, width: int, *, expansion: int = 4, scale: float = 1.0, key: PRNGKeyArray):
+        self.patterns = normal(key, (width, expansion * width), scale * (expansion * width) ** -0.5)
+        self.bias = jnp.zeros(expansion * width)
+
+    def __call__(self, g: Inexact[Array, "t c"]) -> Inexact[Array, ""]:
+        overlap = analytic.softplus(analytic.shift(analytic.matmul(g, self.patterns), self.bias))
+        return -0.5 * jnp.sum(overlap * overlap)

@@ -1,0 +1,137 @@
+"""`compare`: gradient estimators side by side on one batch."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from .estimate import AbstractEstimator
+from .oracle import OracleAdjoint
+
+
+def agreement(grads: PyTree, reference: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Cosine and relative error `‖g - r‖ / ‖r‖` of one gradient against another, over all their leaves."""
+    ours, theirs = jax.tree.leaves(grads), jax.tree.leaves(reference)
+    # In double precision where there is one: a sum of squares of small numbers.
+    dot = sum(jnp.sum(a * b) for a, b in zip(ours, theirs, strict=True))
+    error = sum(jnp.sum((a - b) ** 2) for a, b in zip(ours, theirs, strict=True))
+    size, extent = (sum(jnp.sum(a * a) for a in leaves) for leaves in (ours, theirs))
+    return dot / jnp.sqrt(size * extent), jnp.sqrt(error / extent)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One estimator's line in a `Comparison`; medians over samples, `seconds` the best of the repeats."""
+
+    estimator: str
+    objective: str
+    loss: float
+    cosine: float
+    relative_error: float
+    free_residual: float
+    nudged_residual: float
+    adjoint_residual: float
+    field_evaluations: float
+    accepted: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The table that `compare` returns; print it, or read `rows`. `reference` names the gradient compared to."""
+
+    rows: tuple[Row, ...]
+    reference: str
+
+    def __str__(self) -> str:
+        names = [f.name for f in dataclasses.fields(Row)]
+        table = [names] + [[_text(getattr(row, name)) for name in names] for row in self.rows]
+        widths = [max(len(line[i]) for line in table) for i in range(len(names))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if i < 2 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in table
+        ]
+        lines.insert(1, "-" * len(lines[0]))
+        return "\n".join([*lines, f"cosine and relative error against {self.reference}"])
+
+    __repr__ = __str__
+
+    def __getitem__(self, estimator: str) -> Row:
+        return next(row for row in self.rows if row.estimator == estimator)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return "–" if value != value else f"{value:.4g}"
+
+
+def compare(
+    model: Any,
+    loss: Callable,
+    batch: tuple,
+    estimators: Sequence[AbstractEstimator],
+    *,
+    key: Any = None,
+    reference: AbstractEstimator | None = None,
+    repeats: int = 1,
+) -> Comparison:
+    """Run every estimator on the same model and batch and compare gradients, residuals and cost.
+
+    **Arguments:**
+
+    - `model`, `loss`, `batch`, `key`: as for an estimator.
+    - `estimators`: those to compare. Two of a kind are numbered in the table.
+    - `reference`: whose gradient the others are measured against; by default the first `OracleAdjoint` of the
+      list, or else the first estimator.
+    - `repeats`: timed calls after the one that compiles.
+
+    **Returns:** a `Comparison`, which prints itself as a table.
+    """
+    if not estimators:
+        raise ValueError("`estimators` is empty: name at least one, for example [AsymEP(), OracleAdjoint()].")
+    for estimator in estimators:
+        if not isinstance(estimator, AbstractEstimator):
+            raise ValueError(f"`estimators` holds {estimator!r}, which is no estimator.")
+    if reference is None:
+        reference = next((e for e in estimators if isinstance(e, OracleAdjoint)), estimators[0])
+    names = [type(e).__name__ for e in estimators]
+    names = [
+        f"{name} #{names[: i + 1].count(name)}" if names.count(name) > 1 else name
+        for i, name in enumerate(names)
+    ]
+    estimates, seconds = [], []
+    for estimator in estimators:
+        jax.block_until_ready(estimator(model, loss, batch, key=key))
+        times = []
+        for _ in range(max(1, repeats)):
+            start = time.perf_counter()
+            estimate = jax.block_until_ready(estimator(model, loss, batch, key=key))
+            times.append(time.perf_counter() - start)
+        estimates.append(estimate)
+        seconds.append(min(times))
+    known = [i for i, e in enumerate(estimators) if e is reference]
+    base = estimates[known[0]] if known else reference(model, loss, batch, key=key)
+    rows = []
+    for name, estimator, estimate, second in zip(names, estimators, estimates, seconds, strict=True):
+        cosine, error = agreement(estimate.grads, base.grads)
+        summary = {k: float(v) for k, v in estimate.report.summary().items()}
+        summary.pop("displacement")
+        rows.append(
+            Row(
+                estimator=name,
+                objective=estimator.objective,
+                cosine=float(cosine),
+                relative_error=float(error),
+                seconds=second,
+                **summary,
+            )
+        )
+    return Comparison(tuple(rows), names[known[0]] if known else type(reference).__name__)

@@ -1,0 +1,148 @@
+"""`equilibrium`: the state at which a field vanishes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import optimistix as optx
+from jaxtyping import Array, Float, PyTree
+
+from .anderson import Anderson
+from .gmres import GMRES
+from .residual import RESULTS, residual_ratio
+
+
+class Equilibrium(eqx.Module):
+    """What `equilibrium` returns.
+
+    `value`: the state. `residual`: its force residual `‖F‖ / max(‖z‖, scale)`, recomputed there. `result`: a
+    `RESULTS` value. `stats`: `field_evaluations` (calls of F and products with its Jacobian; -1 when a foreign
+    solver does not say) and `num_steps`.
+    """
+
+    value: PyTree[Array]
+    residual: Float[Array, ""]
+    result: RESULTS
+    stats: dict[str, Any]
+
+
+class NaNOnFailure(lx.AbstractLinearSolver):
+    """A linear solver that answers NaN where the wrapped one fails, so that a failed adjoint is seen in that
+    sample's gradient and nowhere else (a raised error would take the whole batch with it)."""
+
+    solver: lx.AbstractLinearSolver
+
+    def init(self, operator, options):
+        return self.solver.init(operator, options)
+
+    def compute(self, state, vector, options):
+        value, result, stats = self.solver.compute(state, vector, options)
+        okay = result == lx.RESULTS.successful
+        value = jax.tree.map(lambda a: jnp.where(okay, a, jnp.nan), value)
+        return value, lx.RESULTS.where(okay, result, lx.RESULTS.successful), stats
+
+    def transpose(self, state, options):
+        return self.solver.transpose(state, options)
+
+    def conj(self, state, options):
+        return self.solver.conj(state, options)
+
+    def assume_full_rank(self):
+        return self.solver.assume_full_rank()
+
+
+def _force(z, args):
+    field, x = args
+    return field(0.0, z, x)
+
+
+def _map(z, args):
+    return jax.tree.map(jnp.add, z, _force(z, args))
+
+
+def equilibrium(
+    field: Callable[..., Any],
+    z0: PyTree[Array],
+    x: PyTree = None,
+    *,
+    solver: optx.AbstractFixedPointSolver | optx.AbstractRootFinder = Anderson(rtol=1e-5),
+    adjoint: optx.AbstractAdjoint | None = None,
+    max_steps: int = 256,
+    throw: bool = True,
+    norm: Callable[[PyTree], Array] = optx.two_norm,
+    scale: float = 1.0,
+    precision: str | None = "highest",
+) -> Equilibrium:
+    """Find `z` with `F(z) = 0` by a solver, for one sample (`jax.vmap` for a batch).
+
+    A fixed-point solver is given the map `z + F(z)`, so its mixing plays the step ε; a root finder is given F.
+
+    **Arguments:**
+
+    - `field`: callable `field(t, z, x) -> dz/dt`; evaluated at t = 0.
+    - `z0`: initial state, or the `value` of a previous equilibrium (warm start). `x`: clamped input.
+    - `solver`: `Anderson`, `Picard`, `NewtonKrylov` or any Optimistix fixed-point solver or root finder.
+    - `adjoint`: how `jax.grad` passes through: by default implicitly, by a matrix-free `GMRES` (rtol 1e-6, or
+      1e-3 · its rounding unit's square root in float64); any Optimistix adjoint.
+    - `max_steps`: steps of the solver. `norm`, `scale`: of the reported residual.
+    - `throw`: raise when the state did not settle; with `throw=False` look at `result`, and a failed implicit
+      adjoint shows as NaN in that sample's gradient.
+    - `precision`: of matrix products while settling (`jax.default_matmul_precision`); float32 products in the
+      reduced precision that accelerators default to are too coarse to settle. None leaves it alone.
+
+    **Returns:** an `Equilibrium`. "successful" is overridden when the residual recomputed at the returned
+    state exceeds the solver's tolerance.
+    """
+    if max_steps < 1:
+        raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
+    if not isinstance(solver, (optx.AbstractFixedPointSolver, optx.AbstractRootFinder)):
+        raise ValueError(
+            f"`solver` must be an Optimistix fixed-point solver or root finder, got {solver!r}. "
+            "For a Diffrax solver use `relax`."
+        )
+    z0 = jax.tree.map(jnp.asarray, z0)
+    _check_structure(field, z0, x)
+    if adjoint is None:
+        eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(z0))
+        linear = GMRES(rtol=1e-6 if eps > 1e-10 else 1e-10)
+        adjoint = optx.ImplicitAdjoint(linear if throw else NaNOnFailure(linear))
+    fixed_point = isinstance(solver, optx.AbstractFixedPointSolver)
+    verb, fn = (optx.fixed_point, _map) if fixed_point else (optx.root_find, _force)
+    with jax.default_matmul_precision(precision):
+        solution = verb(
+            fn, solver, z0, (field, x), adjoint=adjoint, max_steps=max_steps, throw=False
+        )
+        value = solution.value
+        force = field(0.0, value, x)
+    residual = jax.lax.stop_gradient(residual_ratio(force, value, norm=norm, scale=scale))
+    result = RESULTS.promote(solution.result)
+    if solver.rtol is not None and solver.atol is not None:
+        asked = solver.rtol + solver.atol / jnp.maximum(norm(value), scale)
+        # A hair of slack: the solver's own check used the same formula at the same state.
+        missed = (asked > 0) & ~(residual <= 1.001 * asked)
+        missed = missed & (result == RESULTS.successful)
+        result = RESULTS.where(missed, RESULTS.residual_above_tolerance, result)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(value)]))
+    result = RESULTS.where(finite & jnp.isfinite(residual), result, RESULTS.nonfinite)
+    if throw:
+        value = result.error_if(value, result != RESULTS.successful)
+    steps = solution.stats["num_steps"]
+    counted = solution.stats.get("field_evaluations")
+    if counted is None:
+        counted = steps if isinstance(solver, optx.FixedPointIteration) else None
+    evaluations = jnp.asarray(-1) if counted is None else counted + 1
+    return Equilibrium(value, residual, result, {"field_evaluations": evaluations, "num_steps": steps})
+
+
+def _check_structure(field, z0, x):
+    """The force must look like the state, leaf by leaf; say where it does not."""
+    out = jax.eval_shape(lambda z, x: field(0.0, z, x), z0, x)
+    ours, theirs = (jax.tree.map(lambda a: (a.shape, a.dtype.name), t) for t in (z0, out))
+    if jax.tree.structure(z0) != jax.tree.structure(out) or ours != theirs:
+        raise ValueError(
+            f"`field(t, z, x)` must return an array for every leaf of `z`, of the same shape and dtype. "
+            f"z: {ours}; force: {theirs}. Give `z0` the shape of the state, and model and data one dtype."
+        )

@@ -1,0 +1,50 @@
+"""How settled a state is, and how a solve ended."""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax as dfx
+import jax.numpy as jnp
+import optimistix as optx
+from jaxtyping import Array, Float, PyTree
+
+
+class RESULTS(dfx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
+    """Outcome of a solve: those of Diffrax, Optimistix and Lineax, and one of our own."""
+
+    successful = ""
+    residual_above_tolerance = (
+        "The state did not settle: its force residual is above the tolerance. Either (a) the solver needs more "
+        "steps (`max_steps=...`); (b) the tolerance is below what this dtype can reach (float32 floors near "
+        "2e-7 relative); or (c) the field has no fixed point near this start, or only one the solver cannot "
+        "reach: look at `residual`, try another solver, a smaller `mixing` or `step`, or a warm start."
+    )
+
+
+def residual_ratio(
+    force: PyTree[Array],
+    z: PyTree[Array],
+    *,
+    norm: Callable[[Any], Array] = optx.two_norm,
+    scale: float = 1.0,
+) -> Float[Array, ""]:
+    """The force residual `‖F(z)‖ / max(‖z‖, scale)`: of the force, never of a step."""
+    return norm(force) / jnp.maximum(norm(z), scale)
+
+
+def force_residual(field, z: PyTree[Array], x: PyTree = None, *, t: float = 0.0, **kwargs):
+    """`residual_ratio` of a field at state `z` under input `x` (one sample); `norm` and `scale` by keyword."""
+    return residual_ratio(field(t, z, x), z, **kwargs)
+
+
+def check_tolerance(rtol: Any, atol: Any, *, both_zero: bool = False) -> None:
+    """Refuse tolerances that no solve can meet. Arrays are left alone: they may be traced."""
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if isinstance(value, (int, float)) and not value >= 0:
+            raise ValueError(f"`{name}` must be at least 0, got {value}.")
+    concrete = isinstance(rtol, (int, float)) and isinstance(atol, (int, float))
+    if concrete and rtol == atol == 0 and not both_zero:
+        raise ValueError(
+            "`rtol` and `atol` are both 0, a tolerance that rounding never meets. "
+            "Pass, for example, rtol=1e-4."
+        )
