@@ -134,8 +134,8 @@ class AsymEP(AbstractEquilibriumEstimator):
     - `free`, `free_steps`: solver of the free phase and its budget.
     - `nudged`, `nudged_steps`: the same of each nudged phase; any Optimistix fixed-point solver. In adjoint
       coordinates its tolerance speaks about the adjoint residual.
-    - `radius`: the settled displacement relative to ‖z*‖ (default: cube root of the rounding unit, 5e-3 in
-      float32 and 6e-6 in float64, where rounding ∝ 1/β meets curvature ∝ β²); or `beta`: β itself, which
+    - `radius`: the settled displacement relative to ‖z*‖ (default: a fifth of the cube root of the rounding
+      unit, 1e-3 in float32 and 1e-6 in float64, where rounding ∝ 1/β meets curvature ∝ β²); or `beta`: β itself, which
       multiplies the gradient of the loss as given. Both may be arrays, so that a study does not recompile.
     - `contrast`: `AdjointCoordinates()` or `RawStates()`.
     - `accept`: per-sample thresholds. `trains`: function from models to a mask of the trained arrays.
@@ -166,7 +166,7 @@ class AsymEP(AbstractEquilibriumEstimator):
             )
 
     def relative_radius(self, like):
-        default = float(jnp.finfo(like.dtype).eps) ** (1 / 3)
+        default = 0.2 * float(jnp.finfo(like.dtype).eps) ** (1 / 3)
         return jnp.asarray(default if self.radius is None else self.radius, like.dtype)
 
     def adjoint(self, response: Response) -> Adjoint:

@@ -51,23 +51,26 @@ class BPTT(AbstractEstimator):
         if isinstance(self.step, (int, float)) and not self.step > 0:
             raise ValueError(f"`step` must be above 0, got {self.step}.")
 
+    def settle(self, field, z0, x):
+        return relax(
+            field,
+            z0,
+            x,
+            solver=self.solver,
+            step=self.step,
+            steps=self.steps,
+            adjoint=self.adjoint,
+            throw=False,
+        )
+
     @eqx.filter_jit
-    def __call__(self, model, loss, batch, *, key=None):
+    def __call__(self, model, loss, batch, *, key=None, subset=None):
         batch = check_batch(batch)
         trained, held = eqx.partition(model, self.trains(model))
 
         def one(model, inputs, target):
             x = model.encode(inputs)
-            settled = relax(
-                model.field,
-                model.initial(x),
-                x,
-                solver=self.solver,
-                step=self.step,
-                steps=self.steps,
-                adjoint=self.adjoint,
-                throw=False,
-            )
+            settled = self.settle(model.field, model.initial(x), x)
             value = loss(model.decode(settled.value), target)
             return value, settled.residual, settled.stats["field_evaluations"]
 
@@ -87,7 +90,7 @@ class BPTT(AbstractEstimator):
 
         with jax.default_matmul_precision("highest"):
             size = jax.tree.leaves(batch)[0].shape[0]
-            everyone = jnp.ones(size, bool)
+            everyone = jnp.ones(size, bool) if subset is None else subset
             shapes = jax.eval_shape(lambda: attempt((True, everyone, None, None)))
             blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[2:])
             first = (jnp.asarray(True), everyone, *blank)

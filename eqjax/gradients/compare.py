@@ -9,23 +9,46 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from .estimate import AbstractEstimator
+from .estimate import AbstractEstimator, GradientEstimate
 from .oracle import OracleAdjoint
 
 
 def agreement(grads: PyTree, reference: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Cosine and relative error `‖g - r‖ / ‖r‖` of one gradient against another, over all their leaves."""
     ours, theirs = jax.tree.leaves(grads), jax.tree.leaves(reference)
-    # In double precision where there is one: a sum of squares of small numbers.
     dot = sum(jnp.sum(a * b) for a, b in zip(ours, theirs, strict=True))
     error = sum(jnp.sum((a - b) ** 2) for a, b in zip(ours, theirs, strict=True))
     size, extent = (sum(jnp.sum(a * a) for a in leaves) for leaves in (ours, theirs))
     return dot / jnp.sqrt(size * extent), jnp.sqrt(error / extent)
 
 
+def on_common_samples(
+    model: Any,
+    loss: Callable,
+    batch: tuple,
+    estimator: AbstractEstimator,
+    reference: AbstractEstimator,
+    *,
+    key: Any = None,
+) -> tuple[GradientEstimate, Float[Array, ""], Float[Array, ""]]:
+    """The estimate on the whole batch, and its `agreement` with the reference over the samples both accept.
+
+    Gradients over different samples differ for that reason alone: one sample near marginality can own a batch.
+    """
+    estimate = estimator(model, loss, batch, key=key)
+    truth = reference(model, loss, batch, key=key)
+    ours, theirs = estimate, truth
+    if bool(jnp.any(estimate.report.accepted != truth.report.accepted)):
+        common = estimate.report.accepted & truth.report.accepted
+        ours = estimator(model, loss, batch, key=key, subset=common)
+        theirs = reference(model, loss, batch, key=key, subset=common)
+    return estimate, *agreement(ours.grads, theirs.grads)
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One estimator's line in a `Comparison`; medians over samples, `seconds` the best of the repeats."""
+    """One estimator's line in a `Comparison`. Residuals are the worst over accepted samples; cosine and
+    relative error are over the samples that the reference accepts too; `seconds` is the best repeat."""
 
     estimator: str
     objective: str
@@ -107,21 +130,16 @@ def compare(
         f"{name} #{names[: i + 1].count(name)}" if names.count(name) > 1 else name
         for i, name in enumerate(names)
     ]
-    estimates, seconds = [], []
-    for estimator in estimators:
-        jax.block_until_ready(estimator(model, loss, batch, key=key))
-        times = []
+    rows = []
+    for name, estimator in zip(names, estimators, strict=True):
+        estimate, cosine, error = on_common_samples(
+            model, loss, batch, estimator, reference, key=key
+        )
+        seconds = []
         for _ in range(max(1, repeats)):
             start = time.perf_counter()
-            estimate = jax.block_until_ready(estimator(model, loss, batch, key=key))
-            times.append(time.perf_counter() - start)
-        estimates.append(estimate)
-        seconds.append(min(times))
-    known = [i for i, e in enumerate(estimators) if e is reference]
-    base = estimates[known[0]] if known else reference(model, loss, batch, key=key)
-    rows = []
-    for name, estimator, estimate, second in zip(names, estimators, estimates, seconds, strict=True):
-        cosine, error = agreement(estimate.grads, base.grads)
+            jax.block_until_ready(estimator(model, loss, batch, key=key))
+            seconds.append(time.perf_counter() - start)
         summary = {k: float(v) for k, v in estimate.report.summary().items()}
         summary.pop("displacement")
         rows.append(
@@ -130,8 +148,9 @@ def compare(
                 objective=estimator.objective,
                 cosine=float(cosine),
                 relative_error=float(error),
-                seconds=second,
+                seconds=min(seconds),
                 **summary,
             )
         )
-    return Comparison(tuple(rows), names[known[0]] if known else type(reference).__name__)
+    known = [n for n, e in zip(names, estimators, strict=True) if e is reference]
+    return Comparison(tuple(rows), known[0] if known else type(reference).__name__)

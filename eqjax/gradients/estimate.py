@@ -15,7 +15,7 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..fields import AbstractEquilibriumModel
-from ..relaxation import equilibrium
+from ..relaxation import Equilibrium, Relaxation, equilibrium
 
 
 class Report(eqx.Module):
@@ -36,13 +36,20 @@ class Report(eqx.Module):
     accepted: Bool[Array, " b"]
 
     def summary(self) -> dict[str, Array]:
-        """Scalars for a log: mean loss over accepted samples, median residuals, mean cost, fraction accepted."""
+        """Scalars for a log: mean loss and *worst* residuals over the accepted samples, mean cost over all,
+        fraction accepted."""
+
+        def worst(values):
+            # NaN (no such quantity, or nothing accepted) stays NaN.
+            top = jnp.max(jnp.where(self.accepted, values, -jnp.inf))
+            return jnp.where(jnp.isneginf(top), jnp.nan, top)
+
         return {
             "loss": accepted_mean(self.loss, self.accepted),
-            "free_residual": jnp.median(self.free_residual),
-            "nudged_residual": jnp.median(self.nudged_residual),
-            "adjoint_residual": jnp.median(self.adjoint_residual),
-            "displacement": jnp.median(self.displacement),
+            "free_residual": worst(self.free_residual),
+            "nudged_residual": worst(self.nudged_residual),
+            "adjoint_residual": worst(self.adjoint_residual),
+            "displacement": worst(self.displacement),
             "field_evaluations": jnp.mean(self.field_evaluations.astype(self.loss.dtype)),
             "accepted": jnp.mean(self.accepted.astype(self.loss.dtype)),
         }
@@ -71,13 +78,29 @@ class Accept(eqx.Module):
 
 
 class AbstractEstimator(eqx.Module):
-    """`estimator(model, loss, batch, *, key=None) -> GradientEstimate`: pure, and jitted."""
+    """`estimator(model, loss, batch, *, key=None, subset=None) -> GradientEstimate`: pure, and jitted.
+
+    `loss(outputs, targets)` is the scalar of one sample; `batch = (inputs, targets)` has a leading batch axis;
+    `key` is for estimators that draw random numbers; `subset`, bool `(B,)`, leaves samples out beforehand.
+    `objective` says what is differentiated: "equilibrium" `L(z*)` or "finite horizon" `L(z_T)`.
+    """
 
     objective: eqx.AbstractClassVar[str]
+    trains: eqx.AbstractVar[Callable]
+
+    @abc.abstractmethod
+    def settle(self, field: Callable, z0: PyTree[Array], x: PyTree) -> Equilibrium | Relaxation:
+        """The estimator's own free settling of one sample: what a model trained by it should answer with."""
 
     @abc.abstractmethod
     def __call__(
-        self, model: AbstractEquilibriumModel, loss: Callable, batch: tuple, *, key: Any = None
+        self,
+        model: AbstractEquilibriumModel,
+        loss: Callable,
+        batch: tuple,
+        *,
+        key: Any = None,
+        subset: Any = None,
     ) -> GradientEstimate:
         """Estimate the gradient of the mean of `loss(outputs, targets)` over `batch = (inputs, targets)`."""
 
@@ -116,31 +139,30 @@ class AbstractEquilibriumEstimator(AbstractEstimator):
     free: eqx.AbstractVar[Any]
     free_steps: eqx.AbstractVar[int]
     accept: eqx.AbstractVar[Accept]
-    trains: eqx.AbstractVar[Callable]
 
     @abc.abstractmethod
     def adjoint(self, response: Response) -> Adjoint:
         """The adjoint state of one sample."""
 
+    def settle(self, field, z0, x):
+        return equilibrium(
+            field, z0, x, solver=self.free, max_steps=self.free_steps, throw=False
+        )
+
     @eqx.filter_jit
-    def __call__(self, model, loss, batch, *, key=None):
+    def __call__(self, model, loss, batch, *, key=None, subset=None):
         inputs, targets = check_batch(batch)
         with jax.default_matmul_precision("highest"):
             settle = eqx.filter_vmap(self._settle, in_axes=(None, None, 0, 0))
             z, a, report = settle(model, loss, inputs, targets)
+            if subset is not None:
+                report = eqx.tree_at(lambda r: r.accepted, report, report.accepted & subset)
             grads = self._gradient(model, loss, inputs, targets, z, a, report.accepted)
         return GradientEstimate(accepted_mean(report.loss, report.accepted), grads, report)
 
     def _settle(self, model, loss, inputs, target):
         x = model.encode(inputs)
-        free = equilibrium(
-            model.field,
-            model.initial(x),
-            x,
-            solver=self.free,
-            max_steps=self.free_steps,
-            throw=False,
-        )
+        free = self.settle(model.field, model.initial(x), x)
         z = free.value
         value, pull = jax.value_and_grad(lambda s: loss(model.decode(s), target))(z)
         size = optx.two_norm(pull)

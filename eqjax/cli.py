@@ -1,0 +1,257 @@
+"""The command line: `eqjax demo | train | evaluate | sample | compare`."""
+
+import dataclasses
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from .training.config import TrainConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Demo:
+    """Train an equilibrium transformer on text by AsymEP, by its exact oracle and by BPTT, and compare.
+
+    Takes 2 to 5 minutes on two CPU cores. Prints a table and a sample of each model; writes
+    comparison.json, metrics.jsonl, curves.png and a checkpoint per estimator.
+    """
+
+    text: Path | None = None
+    """A UTF-8 text file to learn from. Tiny Shakespeare if not given."""
+    out: Path = Path("runs/demo")
+    """Folder for the results. What an earlier demo left there is replaced."""
+    steps: int = 400
+    """Updates of each model."""
+    seed: int = 0
+    """Seed of weights and batches."""
+    width: int = 64
+    """Channels."""
+    heads: int = 4
+    """Attention heads."""
+    length: int = 32
+    """Tokens in a window."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train one model; every setting is a flag, or a line of a YAML file.
+
+    The run's folder gets config.yaml (which --config accepts back), metrics.jsonl and checkpoints. A run that
+    was stopped, by whatever means, goes on with --resume FOLDER, to the same parameters bit for bit.
+    """
+
+    settings: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=TrainConfig)
+    config: Path | None = None
+    """A YAML file of settings; flags given beside it win."""
+    resume: Path | None = None
+    """Go on with the run in this folder (no other flag is read)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate:
+    """Cross-entropy of a trained model on validation text, settled as it was in training."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    step: int | None = None
+    """Which checkpoint; the newest if not given."""
+    attention_gain: float | None = None
+    """Replace the attention gain α (0 switches the attention off)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Let a trained model write: every character is decoded by settling."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    prompt: str = "\n"
+    """Text to go on from."""
+    count: int = 200
+    """Characters to write."""
+    temperature: float = 0.8
+    """Of the sampling; 0 takes the likeliest character."""
+    seed: int = 0
+    """Random seed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Lay gradient estimators side by side on a checkpoint: cosine, error, residuals, cost."""
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    estimators: tuple[Literal["asymep", "oracle", "bptt"], ...] = ("asymep", "oracle", "bptt")
+    """Which estimators."""
+    step: int | None = None
+    """Which checkpoint; the newest if not given."""
+    batch: int = 16
+    """Windows in the batch."""
+
+
+def _demo(command: Demo) -> None:
+    from .demo import demo
+
+    demo(
+        TrainConfig(
+            out=command.out,
+            text=command.text,
+            steps=command.steps,
+            seed=command.seed,
+            width=command.width,
+            heads=command.heads,
+            length=command.length,
+            probe_every=max(1, command.steps // 8),
+            evaluate_every=max(1, command.steps // 4),
+            save_every=max(1, command.steps // 4),
+            evaluate_windows=512,
+        )
+    )
+
+
+def _train(command: Train) -> None:
+    from rich.console import Console
+
+    from .demo import progress_bar, train_with_bar
+    from .training.run import open_run, start_run
+
+    run = open_run(command.resume) if command.resume else start_run(command.settings)
+    console = Console()
+    console.print(f"Text: {run.source}; writing to {run.config.out}.")
+    with progress_bar(console) as progress:
+        outcome = train_with_bar(run, progress, run.config.estimator)
+    _report(run, outcome)
+
+
+def _report(run, outcome) -> None:
+    from .language import bigram_cross_entropy, unigram_entropy
+    from .training.run import evaluate
+
+    result = evaluate(run, run.validation_ids)
+    bigram = bigram_cross_entropy(run.train_ids, run.validation_ids, run.tokenizer.size)
+    print(
+        f"validation cross-entropy {result.cross_entropy:.4f} nats/char over {result.tokens} characters "
+        f"(bigram {bigram:.3f}, unigram entropy {unigram_entropy(run.validation_ids):.3f}); "
+        f"median force residual {result.residual:.1e}, unsettled windows {result.unsettled:.1%}"
+    )
+    if outcome is not None:
+        print(f"{outcome.seconds_per_step:.3f} s/step, {outcome.memory_bytes / 2**20:.0f} MiB/step")
+
+
+def _evaluate(command: Evaluate) -> None:
+    import equinox as eqx
+    import jax.numpy as jnp
+
+    from .training.run import open_run
+
+    run = open_run(command.run, step=command.step)
+    if command.attention_gain is not None:
+        gain = run.model.field.attention_gain  # pyright: ignore[reportAttributeAccessIssue]
+        new = jnp.asarray(command.attention_gain, gain.dtype)
+        run.state = eqx.tree_at(lambda s: s.model.field.attention_gain, run.state, new)
+    _report(run, None)
+
+
+def _sample(command: Sample) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    from .language import generate
+    from .training.run import open_run
+
+    if not command.prompt:
+        raise ValueError("--prompt is empty: give at least one character to go on from.")
+    if not command.temperature >= 0:
+        raise ValueError(f"--temperature must be at least 0, got {command.temperature}.")
+    run = open_run(command.run)
+    try:
+        prompt = run.tokenizer.encode(command.prompt)
+    except ValueError as error:
+        raise ValueError(f"--prompt: {error}") from None
+    sample = generate(
+        run.model,
+        jnp.asarray(prompt),
+        command.count,
+        length=run.config.length,
+        key=jax.random.key(command.seed),
+        temperature=jnp.asarray(command.temperature),
+        settle=run.estimator.settle,
+        warm=run.estimator.objective == "equilibrium",
+    )
+    print(command.prompt + run.tokenizer.decode(sample.tokens))
+
+
+def _compare(command: Compare) -> None:
+    from .analytic import cross_entropy
+    from .gradients import compare
+    from .training.run import build_estimator, open_run, probe_batch, reference_oracle
+
+    run = open_run(command.run, step=command.step)
+    config = dataclasses.replace(run.config, batch=command.batch)
+    run.config = config
+    estimators = [
+        build_estimator(dataclasses.replace(config, estimator=name)) for name in command.estimators
+    ]
+    table = compare(
+        run.model,
+        cross_entropy,
+        probe_batch(run),
+        estimators,
+        reference=reference_oracle(config),
+        repeats=3,
+    )
+    print(table)
+
+
+_Command = (
+    Annotated[Demo, tyro.conf.subcommand("demo")]
+    | Annotated[Train, tyro.conf.subcommand("train")]
+    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
+    | Annotated[Sample, tyro.conf.subcommand("sample")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
+)
+_RUN = {Demo: _demo, Train: _train, Evaluate: _evaluate, Sample: _sample, Compare: _compare}
+
+
+def _parse(argv: list[str]):
+    """Parse flags; `--config FILE` supplies the defaults that the flags then override."""
+    if argv[:1] == ["train"]:
+        command = tyro.cli(Train, args=argv[1:], prog="eqjax train")
+        if command.config is not None:
+            default = Train(settings=TrainConfig.load(command.config))
+            command = tyro.cli(Train, args=argv[1:], prog="eqjax train", default=default)
+        return command
+    return tyro.cli(
+        _Command,  # pyright: ignore[reportArgumentType]
+        args=argv,
+        prog="eqjax",
+        description="Equilibrium models that settle, and learn by settling again.",
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the `eqjax` command."""
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        command = _parse(sys.argv[1:] if argv is None else argv)
+        _use_compilation_cache()
+        _RUN[type(command)](command)
+    except (ValueError, ConnectionError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except BrokenPipeError:
+        os._exit(1)
+
+
+def _use_compilation_cache() -> None:
+    """Keep compiled programs between processes, so that a second run starts at once."""
+    import jax
+
+    from .language.corpus import cache_folder
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))

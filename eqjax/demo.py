@@ -1,0 +1,267 @@
+"""The demo: one equilibrium transformer learns real text by three gradients, laid side by side."""
+
+import dataclasses
+import importlib.metadata
+import json
+import math
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from . import plots
+from .analytic import cross_entropy, tree_cast
+from .gradients import Accept, AsymEP, OracleAdjoint
+from .gradients.compare import on_common_samples
+from .language import bigram_cross_entropy, generate, unigram_entropy, without_attention
+from .relaxation import GMRES, Anderson
+from .training import Run, TrainConfig, evaluate, read_metrics, start_run, train
+from .training.run import probe_batch
+
+ESTIMATORS = {"asymep": "AsymEP", "oracle": "OracleAdjoint", "bptt": "BPTT"}
+COSINE, FREE, ADJOINT = 0.999, 1e-4, 1e-2
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar that shows loss, force residual and time left."""
+    return Progress(
+        TextColumn("{task.description:<14}"),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("loss {task.fields[loss]} residual {task.fields[residual]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def train_with_bar(run: Run, progress: Progress, name: str) -> Any:
+    """`train`, drawn on a progress bar."""
+    task = progress.add_task(
+        name, total=run.config.steps, completed=int(run.state.step), loss="–", residual="–"
+    )
+
+    def on_step(step: int, values: dict[str, float]) -> None:
+        if "loss" in values:
+            progress.update(
+                task,
+                completed=step,
+                loss=f"{values['loss']:.3f}",
+                residual=f"{values['free_residual']:.0e}",
+            )
+
+    return train(run, on_step=on_step)
+
+
+def float64_probe(run: Run) -> dict[str, float]:
+    """AsymEP's gradient against the oracle in float64 at the run's present parameters."""
+    with jax.enable_x64(True):
+        model = tree_cast(run.model, jnp.float64)
+        accept = Accept(1e-6, 1e-3)
+        free = Anderson(rtol=1e-9)
+        asymep = AsymEP(free=free, nudged=Anderson(rtol=1e-7), accept=accept)
+        oracle = OracleAdjoint(free=free, adjoint_solver=GMRES(rtol=1e-9), accept=accept)
+        estimate, cosine, error = on_common_samples(
+            model, cross_entropy, probe_batch(run), asymep, oracle
+        )
+        return {
+            "cosine": float(cosine),
+            "relative_error": float(error),
+            "accepted": float(estimate.report.summary()["accepted"]),
+        }
+
+
+def measure(run: Run, outcome: Any) -> dict[str, Any]:
+    """One estimator's line of the table."""
+    lines = read_metrics(Path(run.config.out) / "metrics.jsonl")
+    probes = [line for line in lines if "probe_cosine" in line]
+    first, last = probes[0], probes[-1]
+    logged = [line for line in lines if "loss" in line]
+    validation = evaluate(run, run.validation_ids)
+    row = {
+        "objective": run.estimator.objective,
+        "train": evaluate(run, run.train_ids).cross_entropy,
+        "validation": validation.cross_entropy,
+        "validation_alpha0": evaluate(
+            run, run.validation_ids, model=without_attention(run.model)
+        ).cross_entropy,
+        "validation_tokens": validation.tokens,
+        "validation_unsettled": validation.unsettled,
+        "free_residual": last["probe_free_residual"],
+        "adjoint_residual": last["probe_adjoint_residual"],
+        "cosine_first": first["probe_cosine"],
+        "cosine_last": last["probe_cosine"],
+        "relative_error_first": first["probe_relative_error"],
+        "relative_error_last": last["probe_relative_error"],
+        "field_evaluations": sum(x["field_evaluations"] for x in logged) / len(logged),
+        "accepted": sum(x["accepted"] for x in logged) / len(logged),
+        "seconds_per_step": outcome.seconds_per_step,
+        "compile_seconds": outcome.compile_seconds,
+        "memory_mib": outcome.memory_bytes / 2**20,
+        "parameters": sum(
+            x.size for x in jax.tree.leaves(run.model) if isinstance(x, jax.Array) and x.ndim
+        ),
+    }
+    if run.config.estimator != "bptt":
+        qualifying = [
+            p
+            for p in probes
+            if (p["probe_free_residual"] or math.inf) <= FREE
+            and (p["probe_adjoint_residual"] or math.inf) <= ADJOINT
+        ]
+        row["checkpoints"] = len(probes)
+        row["checkpoints_qualifying"] = len(qualifying)
+        row["cosine_lowest_qualifying"] = min(
+            (p["probe_cosine"] for p in qualifying), default=None
+        )
+    return row
+
+
+def environment(seed: int) -> dict[str, Any]:
+    """Versions, device and revision: what a figure needs to be repeated."""
+    packages = ("eqjax", "jax", "equinox", "diffrax", "optimistix", "lineax", "optax")
+    try:
+        revision = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        revision = None
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in packages}
+        | {"python": platform.python_version()},
+        "device": str(jax.devices()[0].device_kind),
+        "platform": platform.platform(),
+        "seed": seed,
+        "git_revision": revision,
+    }
+
+
+_COLUMNS = (
+    ("train CE", "train", ".3f"),
+    ("val. CE", "validation", ".3f"),
+    ("val. CE, α=0", "validation_alpha0", ".3f"),
+    ("free residual", "free_residual", ".1e"),
+    ("adjoint residual", "adjoint_residual", ".1e"),
+    ("cosine first", "cosine_first", ".6f"),
+    ("cosine last", "cosine_last", ".6f"),
+    ("rel. error first", "relative_error_first", ".1e"),
+    ("rel. error last", "relative_error_last", ".1e"),
+    ("evaluations/step", "field_evaluations", ".0f"),
+    ("samples accepted", "accepted", ".1%"),
+    ("seconds/step", "seconds_per_step", ".3f"),
+    ("step memory, MiB", "memory_mib", ".0f"),
+)
+
+
+def comparison_table(rows: dict[str, dict[str, Any]]) -> Table:
+    """Estimators across, quantities down: it fits a terminal of 80 columns."""
+    table = Table(title="One model, one seed, the same batches, three gradients")
+    table.add_column("")
+    for name in rows:
+        table.add_column(name, justify="right")
+    for label, key, form in _COLUMNS:
+        cells = ("–" if row[key] is None else format(row[key], form) for row in rows.values())
+        table.add_row(label, *cells)
+    return table
+
+
+def verdict(rows: dict[str, dict[str, Any]], baselines: dict[str, float]) -> str:
+    """One sentence that says what the table shows, whatever it shows."""
+    asymep = rows["AsymEP"]
+    lowest = asymep["cosine_lowest_qualifying"]
+    gaps = [baselines["unigram"] - row["validation"] for row in rows.values()]
+    agreed = (
+        f"AsymEP's gradient agreed with the exact oracle (lowest cosine {lowest:.5f} over the "
+        f"{asymep['checkpoints_qualifying']} of {asymep['checkpoints']} checkpoints at which it had settled)"
+        if lowest is not None
+        else "AsymEP's phases settled at no checkpoint, so its gradient cannot be trusted"
+    )
+    better = min(rows.values(), key=lambda row: row["validation"])["validation"]
+    versus = "below" if better < baselines["bigram"] else "not yet below"
+    return (
+        f"{agreed}; by validation cross-entropy the three models end {min(gaps):.2f} to {max(gaps):.2f} nats "
+        f"under the unigram entropy, the best one {versus} the bigram, and lose "
+        f"{min(r['validation_alpha0'] - r['validation'] for r in rows.values()):.2f} nats or more without attention."
+    )
+
+
+def demo(config: TrainConfig, *, console: Console | None = None) -> dict[str, Any]:
+    """Train by each estimator, compare, sample, and write everything into `config.out`.
+
+    **Returns:** the contents of `comparison.json`.
+    """
+    console = console or Console()
+    out = Path(config.out)
+    for name in ESTIMATORS:  # what an earlier demo left, and nothing else
+        if (out / name / "config.yaml").exists():
+            shutil.rmtree(out / name)
+    rows, samples, runs = {}, {}, {}
+    with progress_bar(console) as progress:
+        for name, title in ESTIMATORS.items():
+            run = start_run(dataclasses.replace(config, out=out / name, estimator=name))
+            if not runs:
+                console.print(f"Text: {run.source}; {len(run.tokenizer.characters)} characters.")
+            outcome = train_with_bar(run, progress, title)
+            rows[title], runs[title] = measure(run, outcome), run
+            prompt = run.tokenizer.encode("\n") if "\n" in run.tokenizer.characters else [0]
+            text = generate(
+                run.model,
+                jnp.asarray(prompt),
+                200,
+                length=config.length,
+                key=jax.random.key(config.seed),
+                temperature=jnp.asarray(0.8),
+                settle=run.estimator.settle,
+                warm=run.estimator.objective == "equilibrium",
+            )
+            samples[title] = run.tokenizer.decode(text.tokens)
+        run = runs["AsymEP"]
+        probe = float64_probe(run)
+    baselines = {
+        "unigram": unigram_entropy(run.validation_ids),
+        "bigram": bigram_cross_entropy(run.train_ids, run.validation_ids, run.tokenizer.size),
+    }
+    result = {
+        "table": rows,
+        "baselines": baselines,
+        "float64_probe": probe,
+        "text": run.source,
+        "config": config.to_dict(),
+        "samples": samples,
+        "says": verdict(rows, baselines),
+        **environment(config.seed),
+    }
+    lines = {title: read_metrics(out / name / "metrics.jsonl") for name, title in ESTIMATORS.items()}
+    with (out / "metrics.jsonl").open("w", encoding="utf-8") as file:
+        for title, entries in lines.items():
+            file.writelines(json.dumps({"estimator": title} | e) + "\n" for e in entries)
+    (out / "comparison.json").write_text(json.dumps(result, indent=1, ensure_ascii=False), "utf-8")
+    plots.save(plots.training(lines, baselines=baselines), out / "curves.png")
+
+    console.print(comparison_table(rows))
+    console.print(
+        f"Validation text: unigram entropy {baselines['unigram']:.3f} (no context-free model can pass it), "
+        f"bigram cross-entropy {baselines['bigram']:.3f} nats/char."
+    )
+    console.print(
+        f"The last AsymEP checkpoint in float64: cosine {probe['cosine']:.9f}, relative error "
+        f"{probe['relative_error']:.1e} against the oracle."
+    )
+    console.print(result["says"])
+    for title, text in samples.items():
+        console.print(f"\n[bold]{title}[/bold] writes:")
+        console.print(text, markup=False, highlight=False)
+    console.print(f"\nWritten to {out}: comparison.json, metrics.jsonl, curves.png, checkpoints.")
+    return result

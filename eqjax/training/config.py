@@ -1,0 +1,172 @@
+"""What a training run is made of: flags, or a YAML file with the same names."""
+
+import dataclasses
+import difflib
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run of the equilibrium language model."""
+
+    out: Path = Path("runs/train")
+    """Folder of the run: configuration, metrics and checkpoints."""
+    text: Path | None = None
+    """A UTF-8 text file to learn from. Tiny Shakespeare if not given."""
+
+    block: Literal["thick", "real", "monotone", "energy"] = "thick"
+    """Mode of the equilibrium block."""
+    width: int = 64
+    """Channels C."""
+    heads: int = 4
+    """Attention heads; must divide the width."""
+    length: int = 64
+    """Tokens in a window, T."""
+    leak: float = 1.0
+    """The leak c of the force."""
+    attention_gain: float = 1.0
+    """α, which scales the attention's output."""
+    qknorm: bool = True
+    """RMS-normalise queries and keys."""
+    residual_scale: float = 1.0
+    """Factor on the initial output weights of attention and MLP."""
+    embedding_scale: float = 3.0
+    """Standard deviation of the initial token embeddings."""
+
+    estimator: Literal["asymep", "oracle", "bptt"] = "asymep"
+    """How the gradient is found."""
+    solver: Literal["anderson", "picard", "newton-krylov"] = "anderson"
+    """How the free phase settles (asymep and oracle)."""
+    free_rtol: float = 5e-5
+    """Force residual at which the free phase stops."""
+    nudged_rtol: float = 3e-3
+    """Adjoint residual at which AsymEP's nudged phases, or the oracle's linear solve, stop."""
+    max_steps: int = 150
+    """Solver steps of a phase at the most."""
+    radius: float | None = None
+    """AsymEP's settled displacement relative to the state. Chosen by the dtype if not given."""
+    accept_free: float = 1e-4
+    """A sample with a larger free residual does not contribute (asymep and oracle)."""
+    accept_adjoint: float = 1e-2
+    """A sample with a larger adjoint residual does not contribute (asymep and oracle)."""
+    bptt_steps: int = 60
+    """Relaxation steps of BPTT, the horizon T."""
+    step_size: float = 0.1
+    """ε of BPTT's relaxation and of the picard solver."""
+
+    steps: int = 2000
+    """Updates."""
+    batch: int = 16
+    """Windows in a batch."""
+    learning_rate: float = 3e-3
+    """Peak learning rate of AdamW: linear warm-up, then a cosine down to a tenth."""
+    warmup: int = 20
+    """Updates of warm-up."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    clip: float = 1.0
+    """Largest global norm of a gradient."""
+    seed: int = 0
+    """Seed of the initial weights and of the order of the batches."""
+    x64: bool = False
+    """Train in float64."""
+
+    log_every: int = 10
+    """Updates between two lines of metrics."""
+    probe_every: int = 0
+    """Updates between two comparisons of the gradient with the oracle; 0: never."""
+    evaluate_every: int = 500
+    """Updates between two evaluations on validation text."""
+    evaluate_windows: int = 512
+    """Validation windows of an evaluation (spread evenly; all of them if there are fewer)."""
+    save_every: int = 100
+    """Updates between two checkpoints."""
+
+    def __post_init__(self):
+        _check(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dictionary."""
+        return {
+            k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], where: str = "configuration") -> "TrainConfig":
+        """The inverse of `to_dict`; `ValueError` for unknown names and values of the wrong type."""
+        hints = typing.get_type_hints(cls)
+        converted = {}
+        for name, value in values.items():
+            if name not in hints:
+                near = difflib.get_close_matches(name, hints, n=1)
+                hint = f"; did you mean `{near[0]}`?" if near else f". Known: {', '.join(hints)}."
+                raise ValueError(f"{where}: unknown setting `{name}`{hint}")
+            converted[name] = _convert(where, name, value, hints[name])
+        return cls(**converted)
+
+    def save(self, path: Path) -> None:
+        """Write the YAML file that `load` reads."""
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), "utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "TrainConfig":
+        """Read a YAML file; names that are left out keep their defaults."""
+        try:
+            values = yaml.safe_load(Path(path).read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"--config {path}: not a readable YAML file ({error}).") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"--config {path}: must hold lines `name: value`, such as `width: 64`.")
+        return cls.from_dict(values, f"--config {path}")
+
+
+def _convert(where: str, name: str, value: Any, hint: Any) -> Any:
+    options = typing.get_args(hint) if typing.get_origin(hint) is not Literal else (hint,)
+    for option in options or (hint,):
+        if typing.get_origin(option) is Literal and value in typing.get_args(option):
+            return value
+        if option is Path and isinstance(value, str):
+            return Path(value)
+        if option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+            return float(value)
+        if isinstance(option, type) and isinstance(value, option):
+            if option is int and isinstance(value, bool):
+                continue
+            return value
+    wanted = (
+        " or ".join(map(repr, typing.get_args(hint)))
+        if typing.get_origin(hint) is Literal
+        else getattr(hint, "__name__", str(hint))
+    )
+    raise ValueError(f"{where}: `{name}` must be {wanted}, got {value!r}.")
+
+
+def _check(config: TrainConfig) -> None:
+    positive = (
+        "width heads length free_rtol nudged_rtol max_steps accept_free accept_adjoint bptt_steps step_size "
+        "steps batch learning_rate clip log_every evaluate_every evaluate_windows save_every embedding_scale"
+    )
+    for name in positive.split():
+        value = getattr(config, name)
+        if not value > 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}.")
+    for name in ("leak", "warmup", "weight_decay", "probe_every", "residual_scale", "seed"):
+        value = getattr(config, name)
+        if not value >= 0:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 0, got {value}.")
+    if config.radius is not None and not config.radius > 0:
+        raise ValueError(f"--radius must be above 0, got {config.radius}.")
+    if config.width % config.heads:
+        raise ValueError(
+            f"--width {config.width} is not divisible by --heads {config.heads}. "
+            f"Take --width {config.heads * max(1, round(config.width / config.heads))}, say."
+        )
+    if config.block == "energy":
+        raise ValueError(
+            "--block energy cannot learn to predict the next token: its symmetric attention lets a token feel the "
+            "ones after it, so it would be looking at the answer. Take thick, real or monotone."
+        )
