@@ -7,7 +7,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Inexact, PyTree, Scalar
+from jaxtyping import Array, Inexact, PyTree
 
 
 class AbstractForceField(eqx.Module):
@@ -55,11 +55,14 @@ def negative_gradient(energy, z: PyTree[Array]) -> PyTree[Array]:
     return jax.tree.map(jnp.negative, jax.grad(energy, holomorphic=holomorphic)(z))
 
 
-def hyperparameter(value: Scalar | float | None = None, **kwargs) -> Any:
+def hyperparameter(**kwargs) -> Any:
     """A module field that holds a scalar array which a study may vary but training leaves alone."""
-    if value is not None:
-        kwargs["default"] = value
-    return eqx.field(converter=jnp.asarray, metadata={"hyperparameter": True}, **kwargs)
+    return eqx.field(converter=_scalar, metadata={"hyperparameter": True}, **kwargs)
+
+
+def _scalar(value: Any) -> Any:
+    # Strongly typed: a weak scalar would change type, and so recompile, when it is restored from disk.
+    return jnp.asarray(value, jnp.result_type(float)) if isinstance(value, (int, float)) else value
 
 
 def trainable(model: PyTree) -> PyTree[bool]:

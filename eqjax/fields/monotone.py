@@ -93,8 +93,8 @@ class MonotoneBlock(AbstractSplitField):
         k1, k2 = jax.random.split(key)
         self.attention = Attention(width, heads, residual_scale=residual_scale, key=k1)
         self.mlp = MLP(width, expansion=expansion, residual_scale=residual_scale, key=k2)
-        self.leak, self.attention_gain = jnp.asarray(leak), jnp.asarray(attention_gain)
-        self.margin = jnp.asarray(margin)
+        self.leak, self.attention_gain = leak, attention_gain
+        self.margin = margin
 
     def lipschitz_bounds(self, length: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Proved Lipschitz constants of the unscaled attention and MLP branches for `length` tokens."""

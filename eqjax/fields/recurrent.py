@@ -47,7 +47,7 @@ class RecurrentField(AbstractForceField):
         if strength < 0:
             raise ValueError(f"`strength` is a norm and must be at least 0, got {strength}.")
         self.weight, self.bias = normal(key, (size, size), size**-0.5), jnp.zeros(size)
-        self.strength, self.asymmetry = jnp.asarray(strength), jnp.asarray(asymmetry)
+        self.strength, self.asymmetry = strength, asymmetry
         self.activation = activation
 
     def coupling(self) -> Float[Array, "n n"]:

@@ -1,7 +1,7 @@
 """How a field settles: `relax` (Diffrax), `equilibrium` (Optimistix), and the solvers those libraries lack."""
 
 from .anderson import Anderson as Anderson
-from .equilibrium import Equilibrium as Equilibrium, NaNOnFailure as NaNOnFailure, equilibrium as equilibrium
+from .equilibrium import Equilibrium as Equilibrium, equilibrium as equilibrium
 from .gmres import GMRES as GMRES
 from .newton_krylov import NewtonKrylov as NewtonKrylov
 from .picard import Picard as Picard

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree
+from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree, ScalarLike
 
 from .residual import check_tolerance
 
@@ -49,15 +49,15 @@ class Anderson(optx.AbstractFixedPointSolver):
     Like every quasi-Newton method it may converge to a fixed point that is *unstable* for the relaxation.
     """
 
-    rtol: float
-    atol: float = 0.0
-    mixing: float = 0.5
+    rtol: ScalarLike
+    atol: ScalarLike = 0.0
+    mixing: ScalarLike = 0.5
     window: int = eqx.field(default=8, static=True)
-    ridge: float | None = None
-    growth: float = 10.0
+    ridge: ScalarLike | None = None
+    growth: ScalarLike = 10.0
     patience: int = 24
     norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
-    scale: float = 1.0
+    scale: ScalarLike = 1.0
 
     def __check_init__(self):
         check_tolerance(self.rtol, self.atol)

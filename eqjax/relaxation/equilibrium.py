@@ -6,12 +6,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Float, PyTree
 
 from .anderson import Anderson
 from .gmres import GMRES
+from .implicit import attach
 from .residual import RESULTS, residual_ratio
 
 
@@ -27,31 +27,6 @@ class Equilibrium(eqx.Module):
     residual: Float[Array, ""]
     result: RESULTS
     stats: dict[str, Any]
-
-
-class NaNOnFailure(lx.AbstractLinearSolver):
-    """A linear solver that answers NaN where the wrapped one fails, so that a failed adjoint is seen in that
-    sample's gradient and nowhere else (a raised error would take the whole batch with it)."""
-
-    solver: lx.AbstractLinearSolver
-
-    def init(self, operator, options):
-        return self.solver.init(operator, options)
-
-    def compute(self, state, vector, options):
-        value, result, stats = self.solver.compute(state, vector, options)
-        okay = result == lx.RESULTS.successful
-        value = jax.tree.map(lambda a: jnp.where(okay, a, jnp.nan), value)
-        return value, lx.RESULTS.where(okay, result, lx.RESULTS.successful), stats
-
-    def transpose(self, state, options):
-        return self.solver.transpose(state, options)
-
-    def conj(self, state, options):
-        return self.solver.conj(state, options)
-
-    def assume_full_rank(self):
-        return self.solver.assume_full_rank()
 
 
 def _force(z, args):
@@ -85,11 +60,11 @@ def equilibrium(
     - `field`: callable `field(t, z, x) -> dz/dt`; evaluated at t = 0.
     - `z0`: initial state, or the `value` of a previous equilibrium (warm start). `x`: clamped input.
     - `solver`: `Anderson`, `Picard`, `NewtonKrylov` or any Optimistix fixed-point solver or root finder.
-    - `adjoint`: how `jax.grad` passes through: by default implicitly, by a matrix-free `GMRES` (rtol 1e-6, or
-      1e-3 · its rounding unit's square root in float64); any Optimistix adjoint.
+    - `adjoint`: how `jax.grad` passes through: by default implicitly, by a matrix-free `GMRES` (rtol 1e-6 in
+      float32, 1e-10 in float64); or any Optimistix adjoint.
     - `max_steps`: steps of the solver. `norm`, `scale`: of the reported residual.
-    - `throw`: raise when the state did not settle; with `throw=False` look at `result`, and a failed implicit
-      adjoint shows as NaN in that sample's gradient.
+    - `throw`: raise when the state did not settle, or the adjoint solve fails. With `throw=False` look at
+      `result`; the default adjoint is then reverse-mode only, and where it fails that sample's gradient is NaN.
     - `precision`: of matrix products while settling (`jax.default_matmul_precision`); float32 products in the
       reduced precision that accelerators default to are too coarse to settle. None leaves it alone.
 
@@ -105,19 +80,22 @@ def equilibrium(
         )
     z0 = jax.tree.map(jnp.asarray, z0)
     _check_structure(field, z0, x)
-    if adjoint is None:
-        eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(z0))
-        linear = GMRES(rtol=1e-6 if eps > 1e-10 else 1e-10)
-        adjoint = optx.ImplicitAdjoint(linear if throw else NaNOnFailure(linear))
+    eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(z0))
+    linear = GMRES(rtol=1e-6 if eps > 1e-10 else 1e-10)
+    # What the solve itself must not differentiate, because `attach` does.
+    isolated = adjoint is None and not throw
+    held = jax.lax.stop_gradient if isolated else (lambda leaf: leaf)
+    start, args = jax.tree.map(lambda a: held(a) if eqx.is_array(a) else a, (z0, (field, x)))
+    adjoint = optx.ImplicitAdjoint(linear) if adjoint is None else adjoint
     fixed_point = isinstance(solver, optx.AbstractFixedPointSolver)
     verb, fn = (optx.fixed_point, _map) if fixed_point else (optx.root_find, _force)
     with jax.default_matmul_precision(precision):
         solution = verb(
-            fn, solver, z0, (field, x), adjoint=adjoint, max_steps=max_steps, throw=False
+            fn, solver, start, args, adjoint=adjoint, max_steps=max_steps, throw=False
         )
         value = solution.value
         force = field(0.0, value, x)
-    residual = jax.lax.stop_gradient(residual_ratio(force, value, norm=norm, scale=scale))
+    residual = residual_ratio(*jax.lax.stop_gradient((force, value)), norm=norm, scale=scale)
     result = RESULTS.promote(solution.result)
     if solver.rtol is not None and solver.atol is not None:
         asked = solver.rtol + solver.atol / jnp.maximum(norm(value), scale)
@@ -127,6 +105,8 @@ def equilibrium(
         result = RESULTS.where(missed, RESULTS.residual_above_tolerance, result)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(value)]))
     result = RESULTS.where(finite & jnp.isfinite(residual), result, RESULTS.nonfinite)
+    if isolated:
+        value = attach((value, force), *args, linear)
     if throw:
         value = result.error_if(value, result != RESULTS.successful)
     steps = solution.stats["num_steps"]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PyTree, ScalarLike
 
 from .residual import check_tolerance
 
@@ -26,8 +26,8 @@ class GMRES(lx.AbstractLinearSolver):
     residuals included) and `residual` (relative, true). A failure is a `RESULTS` value, never silence.
     """
 
-    rtol: float = 1e-6
-    atol: float = 0.0
+    rtol: ScalarLike = 1e-6
+    atol: ScalarLike = 0.0
     restart: int = eqx.field(default=30, static=True)
     max_steps: int = eqx.field(default=300, static=True)
 

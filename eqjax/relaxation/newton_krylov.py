@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import optimistix as optx
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
 from .gmres import GMRES
 from .residual import check_tolerance
@@ -38,14 +38,14 @@ class NewtonKrylov(optx.AbstractRootFinder):
     It may converge to a fixed point that is *unstable* for the relaxation.
     """
 
-    rtol: float
-    atol: float = 0.0
-    forcing: float = 0.3
+    rtol: ScalarLike
+    atol: ScalarLike = 0.0
+    forcing: ScalarLike = 0.3
     restart: int = eqx.field(default=30, static=True)
     krylov_steps: int = eqx.field(default=120, static=True)
     halvings: int = eqx.field(default=8, static=True)
     norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
-    scale: float = 1.0
+    scale: ScalarLike = 1.0
 
     def __check_init__(self):
         check_tolerance(self.rtol, self.atol)
@@ -71,7 +71,7 @@ class NewtonKrylov(optx.AbstractRootFinder):
         _, aux = fn(y, args)  # only for its aux: an unused force is compiled away
         _, product = jax.linearize(lambda z: fn(z, args)[0], y)
         operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: y))
-        krylov = GMRES(state.forcing, 0.0, self.restart, self.krylov_steps)  # pyright: ignore
+        krylov = GMRES(state.forcing, 0.0, self.restart, self.krylov_steps)
         solution = lx.linear_solve(
             operator, jax.tree.map(jnp.negative, state.force), krylov, throw=False
         )

@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix as optx
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Bool, Int, PyTree, ScalarLike
 
 from .residual import check_tolerance
 
@@ -28,11 +28,11 @@ class Picard(optx.AbstractFixedPointSolver):
     - `step_size`: ε > 0. `norm`, `scale`: of the residual.
     """
 
-    rtol: float = 0.0
-    atol: float = 0.0
-    step_size: float = 0.1
+    rtol: ScalarLike = 0.0
+    atol: ScalarLike = 0.0
+    step_size: ScalarLike = 0.1
     norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
-    scale: float = 1.0
+    scale: ScalarLike = 1.0
 
     def __check_init__(self):
         check_tolerance(self.rtol, self.atol, both_zero=True)

@@ -1,0 +1,60 @@
+"""Harsh defaults: float64, no silent promotion or broadcasting, every annotation checked, warnings are errors."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update(
+    "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", ".jax_cache")
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+from jaxtyping import install_import_hook
+
+install_import_hook("eqjax", "beartype.beartype")
+
+import hypothesis
+import jax.numpy as jnp
+import pytest
+
+hypothesis.settings.register_profile("eqjax", deadline=None, max_examples=15, derandomize=True)
+hypothesis.settings.load_profile("eqjax")
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
+
+
+@pytest.fixture(autouse=True)
+def x64():
+    """Every test starts in float64, whatever a command-line test before it chose."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture
+def language_batch():
+    """A small language model and a batch, in float64."""
+    from eqjax.language import equilibrium_lm
+
+    model = equilibrium_lm(11, 8, 12, 3, qknorm=True, key=jax.random.key(1))
+    tokens = jax.random.randint(jax.random.key(2), (4, 9), 0, 11)
+    return model, (tokens[:, :-1], tokens[:, 1:])
+
+
+@pytest.fixture
+def assert_close():
+    def check(ours, theirs, *, rtol=1e-9, atol=1e-12):
+        for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+            assert jnp.allclose(a, b, rtol=rtol, atol=atol), (
+                f"largest difference {jnp.max(jnp.abs(a - b))}"
+            )
+
+    return check
