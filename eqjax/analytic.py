@@ -164,6 +164,10 @@ def attention(
 def tree_cast(tree, dtype):
     """`tree` with every inexact array leaf cast to `dtype` (a float64 probe of a float32 model, say)."""
     return jax.tree.map(
-        lambda leaf: leaf.astype(dtype) if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf,
+        lambda leaf: (
+            leaf.astype(dtype)
+            if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+            else leaf
+        ),
         tree,
     )

@@ -44,7 +44,9 @@ class Train:
     was stopped, by whatever means, goes on with --resume FOLDER, to the same parameters bit for bit.
     """
 
-    settings: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(default_factory=TrainConfig)
+    settings: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(
+        default_factory=TrainConfig
+    )
     config: Path | None = None
     """A YAML file of settings; flags given beside it win."""
     resume: Path | None = None

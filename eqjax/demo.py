@@ -119,9 +119,7 @@ def measure(run: Run, outcome: Any) -> dict[str, Any]:
         ]
         row["checkpoints"] = len(probes)
         row["checkpoints_qualifying"] = len(qualifying)
-        row["cosine_lowest_qualifying"] = min(
-            (p["probe_cosine"] for p in qualifying), default=None
-        )
+        row["cosine_lowest_qualifying"] = min((p["probe_cosine"] for p in qualifying), default=None)
     return row
 
 
@@ -243,7 +241,9 @@ def demo(config: TrainConfig, *, console: Console | None = None) -> dict[str, An
         "says": verdict(rows, baselines),
         **environment(config.seed),
     }
-    lines = {title: read_metrics(out / name / "metrics.jsonl") for name, title in ESTIMATORS.items()}
+    lines = {
+        title: read_metrics(out / name / "metrics.jsonl") for name, title in ESTIMATORS.items()
+    }
     with (out / "metrics.jsonl").open("w", encoding="utf-8") as file:
         for title, entries in lines.items():
             file.writelines(json.dumps({"estimator": title} | e) + "\n" for e in entries)

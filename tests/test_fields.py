@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix
 import pytest
+from hypothesis import given
+
 from eqjax import fields
 from eqjax.fields.monotone import GELU_LIPSCHITZ, floored_norm, spectral_bound
 from eqjax.relaxation import relax
-from hypothesis import given
 
 T, C, H = 6, 8, 2
 BLOCKS = {
@@ -25,7 +26,10 @@ def build(name, key, **settings):
     block = BLOCKS[name](C, H, leak=0.7, attention_gain=1.3, key=key, **settings)
     leaves, tree = jax.tree.flatten(block)
     keys = jax.random.split(key, len(leaves))
-    noisy = [a + 0.1 * jax.random.normal(k, a.shape) if a.ndim else a for a, k in zip(leaves, keys, strict=True)]
+    noisy = [
+        a + 0.1 * jax.random.normal(k, a.shape) if a.ndim else a
+        for a, k in zip(leaves, keys, strict=True)
+    ]
     return jax.tree.unflatten(tree, noisy)
 
 
@@ -119,7 +123,9 @@ def test_parts_of_split_fields_add_up_and_the_reciprocal_one_is_symmetric(key):
         block = build(name, key)
         both = block.reciprocal(0.0, z, x) + block.nonreciprocal(0.0, z, x)
         assert jnp.array_equal(block(0.0, z, x), both)
-        j = jax.jacobian(lambda flat: block.reciprocal(0.0, flat.reshape(T, C), x).ravel())(z.ravel())  # noqa: B023
+        j = jax.jacobian(lambda flat: block.reciprocal(0.0, flat.reshape(T, C), x).ravel())(
+            z.ravel()
+        )
         assert jnp.max(jnp.abs(j - j.T)) <= 1e-12
 
 
@@ -146,7 +152,9 @@ def test_monotone_attention_still_depends_on_the_state(key):
     assert jnp.linalg.norm(j - k, 2) <= bound
 
 
-@given(st.integers(0, 1000), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1e-8, 1.0, 1e8]))
+@given(
+    st.integers(0, 1000), st.integers(1, 9), st.integers(1, 9), st.sampled_from([1e-8, 1.0, 1e8])
+)
 def test_spectral_bound_is_a_tight_upper_bound(seed, n, m, scale):
     weight = scale * jax.random.normal(jax.random.key(seed), (n, m))
     exact = jnp.linalg.norm(weight, 2)

@@ -9,6 +9,8 @@ import optimistix
 import pytest
 import scipy.linalg
 import scipy.optimize
+from hypothesis import given
+
 from eqjax import fields
 from eqjax.relaxation import (
     GMRES,
@@ -20,7 +22,6 @@ from eqjax.relaxation import (
     force_residual,
     relax,
 )
-from hypothesis import given
 
 SOLVERS = {
     "anderson": Anderson(rtol=1e-9),
@@ -140,9 +141,7 @@ def test_relax_makes_exactly_the_euler_steps(dtype, steps, network):
     found = relax(field, z0, x, step=0.1, steps=steps)
     assert found.value.dtype == dtype and int(found.stats["num_steps"]) == steps
     assert jnp.allclose(found.value, want, rtol=0, atol=20 * jnp.finfo(dtype).eps)
-    picard = equilibrium(
-        field, z0, x, solver=Picard(step_size=0.1), max_steps=steps, throw=False
-    )
+    picard = equilibrium(field, z0, x, solver=Picard(step_size=0.1), max_steps=steps, throw=False)
     assert jnp.allclose(picard.value, want, rtol=0, atol=20 * jnp.finfo(dtype).eps)
 
 
@@ -163,9 +162,11 @@ def test_relax_with_a_controller_follows_the_exact_flow():
 def test_langevin_noise_samples_the_boltzmann_distribution(key):
     # dz = -k z dt + √(2T) dW has variance T/k.
     field = lambda t, z, x: -x * z
-    settle = lambda k: relax(
-        field, jnp.zeros(50), jnp.asarray(2.0), step=0.05, steps=100, temperature=0.5, key=k
-    ).value
+    settle = lambda k: (
+        relax(
+            field, jnp.zeros(50), jnp.asarray(2.0), step=0.05, steps=100, temperature=0.5, key=k
+        ).value
+    )
     sample = jax.jit(jax.vmap(settle))(jax.random.split(key, 100))
     exact = 0.5 / 2.0 / (1 - 0.05 * 2.0 / 2)  # of the Euler–Maruyama chain
     assert abs(jnp.var(sample) / exact - 1) < 4 * (2 / 5000) ** 0.5
@@ -240,7 +241,9 @@ def test_residual_is_defined_at_the_origin_and_its_norm_is_replaceable():
     field = lambda t, z, x: x - z
     assert force_residual(field, jnp.zeros(2), jnp.array([3.0, 4.0])) == 5.0
     assert force_residual(field, jnp.zeros(2), jnp.array([3.0, 4.0]), scale=10.0) == 0.5
-    assert force_residual(field, jnp.zeros(2), jnp.array([3.0, 4.0]), norm=optimistix.max_norm) == 4.0
+    assert (
+        force_residual(field, jnp.zeros(2), jnp.array([3.0, 4.0]), norm=optimistix.max_norm) == 4.0
+    )
 
 
 @given(st.integers(0, 500), st.integers(1, 25), st.sampled_from([3, 10, 40]))
@@ -276,12 +279,16 @@ def test_gmres_stops_inside_its_cycle_and_handles_breakdown_and_complex():
     ]
     assert used[0] < used[1] < used[2] < 31
     # A Krylov space of dimension 1: the first product already spans the solution.
-    out = lineax.linear_solve(lineax.MatrixLinearOperator(2.0 * jnp.eye(5)), jnp.ones(5), GMRES(1e-12))
+    out = lineax.linear_solve(
+        lineax.MatrixLinearOperator(2.0 * jnp.eye(5)), jnp.ones(5), GMRES(1e-12)
+    )
     assert jnp.allclose(out.value, 0.5) and out.stats["num_steps"] == 2
     zero = lineax.linear_solve(operator, jnp.zeros(n), GMRES(1e-8))
     assert not zero.value.any() and zero.stats["num_steps"] == 0
     c = jax.lax.complex(a, jnp.diag(jnp.linspace(0, 1, n)))
-    z = lineax.linear_solve(lineax.MatrixLinearOperator(c), jnp.ones(n, complex), GMRES(1e-10)).value
+    z = lineax.linear_solve(
+        lineax.MatrixLinearOperator(c), jnp.ones(n, complex), GMRES(1e-10)
+    ).value
     assert jnp.allclose(c @ z, 1.0, atol=1e-8)
 
 
@@ -317,7 +324,9 @@ def test_nothing_dense_is_materialised():
     n = 2**20
     field = lambda t, z, x: x - z + 0.5 * jnp.roll(jnp.tanh(z), 1)
     x = jnp.cos(jnp.arange(n, dtype=jnp.float32))
-    value = jax.grad(lambda x: jnp.sum(equilibrium(field, x, x, solver=NewtonKrylov(1e-5)).value))(x)
+    value = jax.grad(lambda x: jnp.sum(equilibrium(field, x, x, solver=NewtonKrylov(1e-5)).value))(
+        x
+    )
     assert jnp.all(jnp.isfinite(value))
 
 
@@ -334,7 +343,10 @@ def test_nothing_dense_is_materialised():
         (lambda: GMRES(restart=0), "`restart`"),
         (lambda: relax(lambda t, z, x: z, jnp.ones(2)), "exactly one of `steps` and `t1`"),
         (lambda: relax(lambda t, z, x: z, jnp.ones(2), steps=0), "`steps` must be at least 1"),
-        (lambda: relax(lambda t, z, x: z, jnp.ones(2), steps=3, step=-0.1), "`step` must be above 0"),
+        (
+            lambda: relax(lambda t, z, x: z, jnp.ones(2), steps=3, step=-0.1),
+            "`step` must be above 0",
+        ),
         (lambda: relax(lambda t, z, x: z, jnp.ones(2), steps=3, temperature=1.0), "go together"),
         (lambda: equilibrium(lambda t, z, x: z[:1], jnp.ones(2)), "same shape and dtype"),
         (lambda: equilibrium(lambda t, z, x: z, jnp.ones(2), max_steps=0), "`max_steps`"),

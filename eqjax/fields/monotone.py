@@ -100,9 +100,7 @@ class MonotoneBlock(AbstractSplitField):
         """Proved Lipschitz constants of the unscaled attention and MLP branches for `length` tokens."""
         a = self.attention
         per_head = jax.vmap(spectral_bound, in_axes=1)
-        q, k, v = (
-            per_head(w.reshape(w.shape[0], a.heads, -1)) for w in (a.query, a.key, a.value)
-        )
+        q, k, v = (per_head(w.reshape(w.shape[0], a.heads, -1)) for w in (a.query, a.key, a.value))
         root = length**0.5
         per_head_bound = v * (root + (1 + root) * q * k)
         total = jnp.sqrt(jnp.sum(per_head_bound**2) + jnp.finfo(v.dtype).tiny)

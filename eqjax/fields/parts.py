@@ -110,9 +110,7 @@ class AttentionEnergy(eqx.Module):
         self.query, self.key, self.heads, self.qknorm = q, k, heads, qknorm
 
     def __call__(self, g: Inexact[Array, "t c"]) -> Inexact[Array, ""]:
-        q, k = (
-            analytic.heads(analytic.matmul(g, w), self.heads) for w in (self.query, self.key)
-        )
+        q, k = (analytic.heads(analytic.matmul(g, w), self.heads) for w in (self.query, self.key))
         if self.qknorm:
             q, k = analytic.rms_norm(q), analytic.rms_norm(k)
         beta = q.shape[-1] ** -0.5

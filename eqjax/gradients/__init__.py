@@ -1,6 +1,10 @@
 """Estimators of dL/dθ, and `compare`, which lays them side by side."""
 
-from .asymep import AdjointCoordinates as AdjointCoordinates, AsymEP as AsymEP, RawStates as RawStates
+from .asymep import (
+    AdjointCoordinates as AdjointCoordinates,
+    AsymEP as AsymEP,
+    RawStates as RawStates,
+)
 from .bptt import BPTT as BPTT
 from .compare import Comparison as Comparison, agreement as agreement, compare as compare
 from .estimate import (

@@ -61,9 +61,7 @@ class AdjointCoordinates(AbstractContrast):
                     response.vjp(a),
                 )
 
-            settled = settle_adjoint(
-                residual, response, estimator.nudged, estimator.nudged_steps
-            )
+            settled = settle_adjoint(residual, response, estimator.nudged, estimator.nudged_steps)
             a = settled.value
             step = sign * beta(a)
             # The nudged force at z* + βa is F(z*) + β · (what the phase still has to settle).

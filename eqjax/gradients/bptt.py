@@ -94,9 +94,7 @@ class BPTT(AbstractEstimator):
             shapes = jax.eval_shape(lambda: attempt((True, everyone, None, None)))
             blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[2:])
             first = (jnp.asarray(True), everyone, *blank)
-            _, accepted, outcome, grads = jax.lax.while_loop(
-                lambda carry: carry[0], attempt, first
-            )
+            _, accepted, outcome, grads = jax.lax.while_loop(lambda carry: carry[0], attempt, first)
         value, residual, evaluations = outcome
         nothing = jnp.full_like(residual, jnp.nan)
         report = Report(

@@ -119,7 +119,9 @@ def compare(
     **Returns:** a `Comparison`, which prints itself as a table.
     """
     if not estimators:
-        raise ValueError("`estimators` is empty: name at least one, for example [AsymEP(), OracleAdjoint()].")
+        raise ValueError(
+            "`estimators` is empty: name at least one, for example [AsymEP(), OracleAdjoint()]."
+        )
     for estimator in estimators:
         if not isinstance(estimator, AbstractEstimator):
             raise ValueError(f"`estimators` holds {estimator!r}, which is no estimator.")

@@ -27,13 +27,13 @@ class Report(eqx.Module):
     Jᵀ while settling; `accepted`: whether the sample contributes to the gradient.
     """
 
-    loss: Float[Array, " b"]
-    free_residual: Float[Array, " b"]
-    nudged_residual: Float[Array, " b"]
-    adjoint_residual: Float[Array, " b"]
-    displacement: Float[Array, " b"]
-    field_evaluations: Int[Array, " b"]
-    accepted: Bool[Array, " b"]
+    loss: Float[Array, "*b"]
+    free_residual: Float[Array, "*b"]
+    nudged_residual: Float[Array, "*b"]
+    adjoint_residual: Float[Array, "*b"]
+    displacement: Float[Array, "*b"]
+    field_evaluations: Int[Array, "*b"]
+    accepted: Bool[Array, "*b"]
 
     def summary(self) -> dict[str, Array]:
         """Scalars for a log: mean loss and *worst* residuals over the accepted samples, mean cost over all,
@@ -145,9 +145,7 @@ class AbstractEquilibriumEstimator(AbstractEstimator):
         """The adjoint state of one sample."""
 
     def settle(self, field, z0, x):
-        return equilibrium(
-            field, z0, x, solver=self.free, max_steps=self.free_steps, throw=False
-        )
+        return equilibrium(field, z0, x, solver=self.free, max_steps=self.free_steps, throw=False)
 
     @eqx.filter_jit
     def __call__(self, model, loss, batch, *, key=None, subset=None):
@@ -228,13 +226,13 @@ class AbstractEquilibriumEstimator(AbstractEstimator):
         return zero_unless(jnp.any(accepted), jax.grad(objective)(trained))
 
 
-def accepted_mean(values: Float[Array, " b"], accepted: Bool[Array, " b"]) -> Float[Array, ""]:
+def accepted_mean(values: Float[Array, "*b"], accepted: Bool[Array, " b"]) -> Float[Array, ""]:
     """The mean over accepted samples; NaN when there are none."""
     total = jnp.sum(jnp.where(accepted, values, jnp.zeros_like(values)))
     return total / jnp.sum(accepted).astype(values.dtype)
 
 
-def borrow(accepted: Bool[Array, " b"], tree: PyTree) -> PyTree:
+def borrow(accepted: Bool[Array, "*b"], tree: PyTree) -> PyTree:
     """Replace each rejected sample by an accepted one. It enters with weight zero, so what it holds does not
     matter as long as it is finite: 0 · NaN would spoil its neighbours."""
     index = jnp.where(accepted, jnp.arange(accepted.size), jnp.argmax(accepted))
@@ -276,4 +274,3 @@ def settle_adjoint(residual: Callable, response: Response, solver: Any, steps: i
     return equilibrium(
         lambda t, a, x: residual(a), start, solver=solver, max_steps=steps, throw=False
     )
-

@@ -15,4 +15,9 @@ from .equilibrium_lm import (
     without_attention as without_attention,
 )
 from .generate import Sample as Sample, generate as generate
-from .tokens import CharTokenizer as CharTokenizer, batches as batches, split as split, tiles as tiles
+from .tokens import (
+    CharTokenizer as CharTokenizer,
+    batches as batches,
+    split as split,
+    tiles as tiles,
+)

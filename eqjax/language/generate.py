@@ -63,7 +63,9 @@ def generate(
         good = jnp.isfinite(settled.residual) & warm
         logits = jax.tree.leaves(model.decode(settled.value))[0][filled - 1]
         cold = jnp.asarray(temperature) == 0
-        drawn = jax.random.categorical(key, logits / jnp.where(cold, 1, temperature).astype(logits.dtype))
+        drawn = jax.random.categorical(
+            key, logits / jnp.where(cold, 1, temperature).astype(logits.dtype)
+        )
         token = jnp.where(cold, jnp.argmax(logits), drawn).astype(jnp.int32)
         full = filled == length
         window = jnp.where(full, jnp.roll(window, -1), window)

@@ -1,8 +1,8 @@
 """Characters to integers, and integers to batches."""
 
 import dataclasses
+from typing import Any
 
-import grain
 import numpy as np
 
 
@@ -51,11 +51,13 @@ def split(ids: np.ndarray, length: int, fraction: float = 0.9) -> tuple[np.ndarr
     return train, validation
 
 
-def batches(ids: np.ndarray, *, length: int, batch: int, seed: int) -> grain.DatasetIterator:
+def batches(ids: np.ndarray, *, length: int, batch: int, seed: int) -> Any:
     """An endless, shuffled stream of `(inputs, targets)`, each int32 `(batch, length)`, targets one ahead.
 
     A Grain iterator: `get_state()` is its position, a JSON value, and `set_state` returns to it.
     """
+    import grain  # here, so that a model can be used without it
+
     starts = len(ids) - length
 
     def window(i):

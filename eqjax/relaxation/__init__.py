@@ -6,4 +6,8 @@ from .gmres import GMRES as GMRES
 from .newton_krylov import NewtonKrylov as NewtonKrylov
 from .picard import Picard as Picard
 from .relax import Relaxation as Relaxation, relax as relax
-from .residual import RESULTS as RESULTS, force_residual as force_residual, residual_ratio as residual_ratio
+from .residual import (
+    RESULTS as RESULTS,
+    force_residual as force_residual,
+    residual_ratio as residual_ratio,
+)

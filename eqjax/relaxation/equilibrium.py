@@ -90,9 +90,7 @@ def equilibrium(
     fixed_point = isinstance(solver, optx.AbstractFixedPointSolver)
     verb, fn = (optx.fixed_point, _map) if fixed_point else (optx.root_find, _force)
     with jax.default_matmul_precision(precision):
-        solution = verb(
-            fn, solver, start, args, adjoint=adjoint, max_steps=max_steps, throw=False
-        )
+        solution = verb(fn, solver, start, args, adjoint=adjoint, max_steps=max_steps, throw=False)
         value = solution.value
         force = field(0.0, value, x)
     residual = residual_ratio(*jax.lax.stop_gradient((force, value)), norm=norm, scale=scale)
@@ -114,7 +112,9 @@ def equilibrium(
     if counted is None:
         counted = steps if isinstance(solver, optx.FixedPointIteration) else None
     evaluations = jnp.asarray(-1) if counted is None else counted + 1
-    return Equilibrium(value, residual, result, {"field_evaluations": evaluations, "num_steps": steps})
+    return Equilibrium(
+        value, residual, result, {"field_evaluations": evaluations, "num_steps": steps}
+    )
 
 
 def _check_structure(field, z0, x):

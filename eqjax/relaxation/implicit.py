@@ -32,9 +32,7 @@ def _(residuals, cotangent, perturbed, state_and_force, field, x, solver):
     z, _ = state_and_force
     _, transpose = jax.vjp(lambda state: field(0.0, state, x), z)
     operator = lx.FunctionLinearOperator(lambda v: transpose(v)[0], jax.eval_shape(lambda: z))
-    solution = lx.linear_solve(
-        operator, jax.tree.map(jnp.negative, cotangent), solver, throw=False
-    )
+    solution = lx.linear_solve(operator, jax.tree.map(jnp.negative, cotangent), solver, throw=False)
     failed = solution.result != lx.RESULTS.successful
 
     def mark(leaf: Array) -> Array:

@@ -101,7 +101,9 @@ class NewtonKrylov(optx.AbstractRootFinder):
         )
         ratio = jnp.where(better, size / state.size, 1.0)
         # Safeguard of choice 2: tighten gradually, and never past what the tolerance itself needs.
-        forcing = jnp.maximum(0.9 * ratio**2, jnp.where(0.9 * state.forcing**2 > 0.1, 0.9 * state.forcing**2, 0))
+        forcing = jnp.maximum(
+            0.9 * ratio**2, jnp.where(0.9 * state.forcing**2 > 0.1, 0.9 * state.forcing**2, 0)
+        )
         target = self.atol + self.rtol * jnp.maximum(self.norm(new), self.scale)
         new_size = jnp.where(better, size, state.size)
         floor = 0.5 * target / jnp.where(new_size > 0, new_size, 1.0)

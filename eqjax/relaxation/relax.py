@@ -69,9 +69,7 @@ def relax(
     the state has settled: that is what `residual` says.
     """
     if (steps is None) == (t1 is None):
-        raise ValueError(
-            f"Give exactly one of `steps` and `t1`, got steps={steps} and t1={t1}."
-        )
+        raise ValueError(f"Give exactly one of `steps` and `t1`, got steps={steps} and t1={t1}.")
     if isinstance(step, (int, float)) and not step > 0:
         raise ValueError(f"`step` must be above 0, got {step}.")
     if steps is not None and (steps < 1 or controller is not None):

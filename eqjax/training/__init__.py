@@ -3,5 +3,17 @@
 from .checkpoint import CheckpointError as CheckpointError, Checkpoints as Checkpoints
 from .config import TrainConfig as TrainConfig
 from .metrics import Metrics as Metrics, read_metrics as read_metrics
-from .run import Evaluation as Evaluation, Run as Run, evaluate as evaluate, open_run as open_run, start_run as start_run, train as train
-from .step import Step as Step, TrainState as TrainState, check_finite as check_finite, make_step as make_step
+from .run import (
+    Evaluation as Evaluation,
+    Run as Run,
+    evaluate as evaluate,
+    open_run as open_run,
+    start_run as start_run,
+    train as train,
+)
+from .step import (
+    Step as Step,
+    TrainState as TrainState,
+    check_finite as check_finite,
+    make_step as make_step,
+)

@@ -158,7 +158,11 @@ class Checkpoints:
         return manifest
 
     def _damaged(self, step: int, why: Any) -> CheckpointError:
-        why = why if isinstance(why, str) else f"{type(why).__name__}: {str(why).splitlines()[0] if str(why) else ''}"
+        why = (
+            why
+            if isinstance(why, str)
+            else f"{type(why).__name__}: {str(why).splitlines()[0] if str(why) else ''}"
+        )
         return CheckpointError(
             f"{self.folder}: checkpoint {step} is damaged ({why}). Restore a copy of it, or delete the folder "
             f"{self.folder / str(step)} to go on from the one before."

@@ -34,7 +34,7 @@ class TrainConfig:
     """RMS-normalise queries and keys."""
     residual_scale: float = 1.0
     """Factor on the initial output weights of attention and MLP."""
-    embedding_scale: float = 3.0
+    embedding_scale: float = 6.0
     """Standard deviation of the initial token embeddings."""
 
     estimator: Literal["asymep", "oracle", "bptt"] = "asymep"
@@ -58,7 +58,7 @@ class TrainConfig:
     step_size: float = 0.1
     """ε of BPTT's relaxation and of the picard solver."""
 
-    steps: int = 2000
+    steps: int = 1200
     """Updates."""
     batch: int = 16
     """Windows in a batch."""
@@ -79,7 +79,7 @@ class TrainConfig:
     """Updates between two lines of metrics."""
     probe_every: int = 0
     """Updates between two comparisons of the gradient with the oracle; 0: never."""
-    evaluate_every: int = 500
+    evaluate_every: int = 200
     """Updates between two evaluations on validation text."""
     evaluate_windows: int = 512
     """Validation windows of an evaluation (spread evenly; all of them if there are fewer)."""
@@ -110,7 +110,9 @@ class TrainConfig:
 
     def save(self, path: Path) -> None:
         """Write the YAML file that `load` reads."""
-        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), "utf-8")
+        path.write_text(
+            yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), "utf-8"
+        )
 
     @classmethod
     def load(cls, path: Path) -> "TrainConfig":
@@ -120,7 +122,9 @@ class TrainConfig:
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ValueError(f"--config {path}: not a readable YAML file ({error}).") from None
         if not isinstance(values, dict):
-            raise ValueError(f"--config {path}: must hold lines `name: value`, such as `width: 64`.")
+            raise ValueError(
+                f"--config {path}: must hold lines `name: value`, such as `width: 64`."
+            )
         return cls.from_dict(values, f"--config {path}")
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import equinox as eqx
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,7 +124,7 @@ class Run:
     estimator: AbstractEstimator
     step: Step
     state: TrainState
-    data: grain.DatasetIterator
+    data: Any
     text_sha256: str
 
     @property

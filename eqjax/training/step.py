@@ -39,7 +39,9 @@ class TrainState(eqx.Module):
 
 
 def _copied(tree):
-    return jax.tree.map(lambda leaf: jnp.array(leaf, copy=True) if eqx.is_array(leaf) else leaf, tree)
+    return jax.tree.map(
+        lambda leaf: jnp.array(leaf, copy=True) if eqx.is_array(leaf) else leaf, tree
+    )
 
 
 class Step(eqx.Module):
