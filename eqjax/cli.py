@@ -242,11 +242,11 @@ def main(argv: list[str] | None = None) -> None:
         command = _parse(sys.argv[1:] if argv is None else argv)
         _use_compilation_cache()
         _RUN[type(command)](command)
+    except BrokenPipeError:
+        os._exit(1)
     except (ValueError, ConnectionError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except BrokenPipeError:
-        os._exit(1)
 
 
 def _use_compilation_cache() -> None:
@@ -255,5 +255,5 @@ def _use_compilation_cache() -> None:
 
     from .language.corpus import cache_folder
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))

@@ -1,4 +1,5 @@
 import dataclasses
+import gc
 import json
 import os
 import signal
@@ -97,7 +98,7 @@ def test_the_step_skips_an_update_when_nothing_is_accepted(language_batch):
     state = TrainState.create(model, optimiser, key=jax.random.key(0))
     state, metrics = make_step(nothing, optimiser)(state, batch)
     assert not metrics["updated"] and metrics["accepted"] == 0 and state.step == 1
-    assert eqx.tree_equal(state.model, model) is True or bool(eqx.tree_equal(state.model, model))
+    assert bool(eqx.tree_equal(state.model, model))
 
 
 def test_hyperparameters_neither_move_nor_decay_and_the_users_model_survives(language_batch):
@@ -135,9 +136,9 @@ KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, "")
-from eqjax.training import TrainConfig, open_run, start_run, train
+from eqjax.training import TrainConfig, holds_run, open_run, start_run, train
 config = TrainConfig.load(Path(sys.argv[1]))
-run = open_run(config.out) if (config.out / "checkpoints").exists() else start_run(config)
+run = open_run(config.out) if holds_run(config.out) else start_run(config)
 print("ready", flush=True)
 train(run, on_step=lambda step, values: print(step, flush=True))
 print("done", flush=True)
@@ -151,7 +152,8 @@ def test_kill_at_any_moment_then_resume_is_bit_identical(config, tmp_path):
     config.save(tmp_path / "config.yaml")
     environment = os.environ | {"JAX_ENABLE_X64": "0"}
     kills = 0
-    for delay in (0.0, 0.15, 0.4, None):
+    # Killed as the first checkpoint is being written, between steps, and not at all.
+    for wait, delay in (("ready", 0.0), ("ready", 0.05), ("2", 0.0), ("", 0.2), ("", None)):
         process = subprocess.Popen(
             [sys.executable, "-c", KILLED, str(tmp_path / "config.yaml")],
             stdout=subprocess.PIPE,
@@ -160,9 +162,9 @@ def test_kill_at_any_moment_then_resume_is_bit_identical(config, tmp_path):
             env=environment,
         )
         assert process.stdout is not None
-        seen = process.stdout.readline()
-        while delay is not None and seen.strip() not in ("done", "") and not seen.strip().isdigit():
-            seen = process.stdout.readline()
+        while delay is not None and (seen := process.stdout.readline().strip()):
+            if seen == wait or (not wait and seen.isdigit()):
+                break
         if delay is not None:
             time.sleep(delay)  # the moment does not matter, so it need not be exact
             process.send_signal(signal.SIGKILL)
@@ -171,7 +173,7 @@ def test_kill_at_any_moment_then_resume_is_bit_identical(config, tmp_path):
         else:
             out, error = process.communicate()
             assert process.returncode == 0 and "done" in out, error
-    assert kills >= 2
+    assert kills >= 3
     resumed = open_run(config.out)
     assert int(resumed.state.step) == 60
     assert same(whole, resumed)
@@ -203,11 +205,22 @@ def saved(config):
     return run
 
 
+@pytest.fixture
+def orbax_debris():
+    """Orbax leaves closed event loops behind when it fails; have them collected inside the test that caused it."""
+    yield
+    gc.collect()
+
+
+debris = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
 def files(folder):
     return sorted(p for p in Path(folder).rglob("*") if p.is_file() and p.stat().st_size)
 
 
-def test_a_flipped_byte_anywhere_is_noticed_or_harmless(saved):
+@debris
+def test_a_flipped_byte_anywhere_is_noticed_or_harmless(saved, orbax_debris):
     want = parameters(saved)
     noticed = 0
     for path in files(saved.config.out / "checkpoints" / "4"):
@@ -231,7 +244,8 @@ def test_a_flipped_byte_anywhere_is_noticed_or_harmless(saved):
     assert same(open_run(saved.config.out), saved)
 
 
-def test_a_truncated_checkpoint_is_refused_and_the_older_one_intact(saved):
+@debris
+def test_a_truncated_checkpoint_is_refused_and_the_older_one_intact(saved, orbax_debris):
     biggest = max(files(saved.config.out / "checkpoints" / "4"), key=lambda p: p.stat().st_size)
     biggest.write_bytes(biggest.read_bytes()[:-40])
     with pytest.raises(CheckpointError, match="checkpoint 4 is damaged"):
@@ -239,7 +253,8 @@ def test_a_truncated_checkpoint_is_refused_and_the_older_one_intact(saved):
     assert int(open_run(saved.config.out, step=0).state.step) == 0
 
 
-def test_a_checkpoint_of_another_model_is_refused(saved):
+@debris
+def test_a_checkpoint_of_another_model_is_refused(saved, orbax_debris):
     with Checkpoints(saved.config.out / "checkpoints") as checkpoints:
         other = eqx.tree_at(lambda s: s.model.decoder.weight, saved.state, jnp.ones((8, 3)))
         with pytest.raises(

@@ -57,10 +57,11 @@ def negative_gradient(energy, z: PyTree[Array]) -> PyTree[Array]:
 
 def hyperparameter(**kwargs) -> Any:
     """A module field that holds a scalar array which a study may vary but training leaves alone."""
-    return eqx.field(converter=_scalar, metadata={"hyperparameter": True}, **kwargs)
+    return eqx.field(converter=scalar, metadata={"hyperparameter": True}, **kwargs)
 
 
-def _scalar(value: Any) -> Any:
+def scalar(value: Any) -> Any:
+    """A scalar array of the default float dtype from a number; arrays pass unchanged."""
     # Strongly typed: a weak scalar would change type, and so recompile, when it is restored from disk.
     return jnp.asarray(value, jnp.result_type(float)) if isinstance(value, (int, float)) else value
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from .. import analytic
-from .base import AbstractSplitField, hyperparameter
+from .base import AbstractSplitField, hyperparameter, scalar
 from .parts import MLP, Attention
 
 _State = Inexact[Array, "t c"]
@@ -93,8 +93,8 @@ class MonotoneBlock(AbstractSplitField):
         k1, k2 = jax.random.split(key)
         self.attention = Attention(width, heads, residual_scale=residual_scale, key=k1)
         self.mlp = MLP(width, expansion=expansion, residual_scale=residual_scale, key=k2)
-        self.leak, self.attention_gain = leak, attention_gain
-        self.margin = margin
+        self.leak, self.attention_gain = scalar(leak), scalar(attention_gain)
+        self.margin = scalar(margin)
 
     def lipschitz_bounds(self, length: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
         """Proved Lipschitz constants of the unscaled attention and MLP branches for `length` tokens."""

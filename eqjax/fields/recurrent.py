@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from .. import analytic
-from .base import AbstractForceField, hyperparameter
+from .base import AbstractForceField, hyperparameter, scalar
 from .parts import normal
 
 
@@ -23,11 +23,11 @@ class RecurrentField(AbstractForceField):
     if complex states are wanted (tanh by default). `key`: random key of the weight.
     """
 
+    activation: Callable[[Any], Any] = eqx.field(static=True)
     weight: Float[Array, "n n"]
     bias: Float[Array, " n"]
     strength: Float[Array, ""] = hyperparameter()
     asymmetry: Float[Array, ""] = hyperparameter()
-    activation: Callable[[Any], Any] = eqx.field(static=True)
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class RecurrentField(AbstractForceField):
         if strength < 0:
             raise ValueError(f"`strength` is a norm and must be at least 0, got {strength}.")
         self.weight, self.bias = normal(key, (size, size), size**-0.5), jnp.zeros(size)
-        self.strength, self.asymmetry = strength, asymmetry
+        self.strength, self.asymmetry = scalar(strength), scalar(asymmetry)
         self.activation = activation
 
     def coupling(self) -> Float[Array, "n n"]:

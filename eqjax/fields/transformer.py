@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from ..analytic import scale, shift
-from .base import AbstractEnergyField, AbstractSplitField, hyperparameter, negative_gradient
+from .base import AbstractEnergyField, AbstractSplitField, hyperparameter, negative_gradient, scalar
 from .parts import MLP, Attention, AttentionEnergy, HopfieldEnergy, LayerNorm
 
 _State = Inexact[Array, "t c"]
@@ -56,7 +56,7 @@ class ThickBlock(AbstractSplitField):
             width, heads, qknorm=qknorm, residual_scale=residual_scale, key=k1
         )
         self.mlp = MLP(width, expansion=expansion, residual_scale=residual_scale, key=k2)
-        self.leak, self.attention_gain = leak, attention_gain
+        self.leak, self.attention_gain = scalar(leak), scalar(attention_gain)
 
     def reciprocal(self, t: Any, z: _State, x: _State) -> _State:
         return shift(scale(z, -(1 + self.leak)), x)
@@ -104,7 +104,7 @@ class EnergyBlock(AbstractEnergyField):
         self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
         self.attention = AttentionEnergy(width, heads, qknorm=qknorm, scale=residual_scale, key=k1)
         self.memory = HopfieldEnergy(width, expansion=expansion, scale=residual_scale, key=k2)
-        self.leak, self.attention_gain = leak, attention_gain
+        self.leak, self.attention_gain = scalar(leak), scalar(attention_gain)
 
     def energy(self, z: _State, x: _State) -> Inexact[Array, ""]:
         confinement = 0.5 * jnp.sum(scale(z * z, 1 + self.leak)) - jnp.sum(scale(z, x))
@@ -150,8 +150,8 @@ class RealBlock(AbstractSplitField):
             width, heads, qknorm=qknorm, residual_scale=residual_scale, key=k1
         )
         self.memory = HopfieldEnergy(width, expansion=expansion, scale=residual_scale, key=k2)
-        self.leak, self.attention_gain = leak, attention_gain
-        self.nonreciprocity = nonreciprocity
+        self.leak, self.attention_gain = scalar(leak), scalar(attention_gain)
+        self.nonreciprocity = scalar(nonreciprocity)
 
     def reciprocal(self, t: Any, z: _State, x: _State) -> _State:
         pull = negative_gradient(lambda state: self.memory(self.norm2(state)), z)

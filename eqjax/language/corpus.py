@@ -80,7 +80,7 @@ def tiny_shakespeare() -> Corpus:
             known_hash=f"sha256:{TINY_SHAKESPEARE}",
             fname=cached.name,
             path=cached.parent,
-            downloader=pooch.HTTPDownloader(timeout=10),
+            downloader=pooch.HTTPDownloader(timeout=10),  # pyright: ignore[reportArgumentType]
         )
     except Exception as error:  # whatever went wrong, the cure is the same
         raise ConnectionError(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int, PRNGKeyArray
 
 from .. import analytic
-from ..fields import AbstractForceField, EquilibriumModel, ThickBlock
+from ..fields import AbstractEquilibriumModel, AbstractForceField, EquilibriumModel, ThickBlock
 
 
 class Embedding(eqx.Module):
@@ -83,7 +83,7 @@ def equilibrium_lm(
     )
 
 
-def without_attention(model: EquilibriumModel) -> EquilibriumModel:
+def without_attention(model: AbstractEquilibriumModel) -> AbstractEquilibriumModel:
     """The same model with α = 0: what is left when no token sees another."""
     gain = model.field.attention_gain  # pyright: ignore[reportAttributeAccessIssue]
     return eqx.tree_at(lambda m: m.field.attention_gain, model, jnp.zeros_like(gain))

@@ -88,7 +88,8 @@ def equilibrium(
     start, args = jax.tree.map(lambda a: held(a) if eqx.is_array(a) else a, (z0, (field, x)))
     adjoint = optx.ImplicitAdjoint(linear) if adjoint is None else adjoint
     fixed_point = isinstance(solver, optx.AbstractFixedPointSolver)
-    verb, fn = (optx.fixed_point, _map) if fixed_point else (optx.root_find, _force)
+    verb: Any = optx.fixed_point if fixed_point else optx.root_find
+    fn = _map if fixed_point else _force
     with jax.default_matmul_precision(precision):
         solution = verb(fn, solver, start, args, adjoint=adjoint, max_steps=max_steps, throw=False)
         value = solution.value
@@ -102,7 +103,7 @@ def equilibrium(
         missed = missed & (result == RESULTS.successful)
         result = RESULTS.where(missed, RESULTS.residual_above_tolerance, result)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(value)]))
-    result = RESULTS.where(finite & jnp.isfinite(residual), result, RESULTS.nonfinite)
+    result = RESULTS.where(finite & jnp.isfinite(residual), result, RESULTS.nonfinite)  # pyright: ignore
     if isolated:
         value = attach((value, force), *args, linear)
     if throw:

@@ -90,7 +90,7 @@ def relax(
         terms = dfx.MultiTerm(terms, _langevin_noise(z0, temperature, t0, end, step, key))
     extra = [] if saveat is None else [saveat.subs]
     with jax.default_matmul_precision(precision):
-        solution = dfx.diffeqsolve(
+        solution: Any = dfx.diffeqsolve(
             terms,
             solver,
             t0=t0,
@@ -108,7 +108,7 @@ def relax(
         residual = residual_ratio(field(end, value, x), value, norm=norm, scale=scale)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(value)]))
     # Diffrax calls a NaN state "max_steps_reached".
-    result = RESULTS.where(finite, RESULTS.promote(solution.result), RESULTS.nonfinite)
+    result = RESULTS.where(finite, RESULTS.promote(solution.result), RESULTS.nonfinite)  # pyright: ignore
     if throw:
         value = result.error_if(value, result != RESULTS.successful)
     taken = solution.stats["num_steps"]
@@ -135,7 +135,7 @@ def _evaluations(solver, taken):
     if isinstance(solver, dfx.Euler):
         return taken + 1
     if isinstance(solver, dfx.AbstractERK):
-        tableau = solver.tableau
+        tableau: Any = solver.tableau
         if tableau.fsal:  # the last stage of a step is the first of the next
             return taken * (tableau.num_stages - 1) + 2
         return taken * tableau.num_stages + 1

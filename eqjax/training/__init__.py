@@ -7,6 +7,7 @@ from .run import (
     Evaluation as Evaluation,
     Run as Run,
     evaluate as evaluate,
+    holds_run as holds_run,
     open_run as open_run,
     start_run as start_run,
     train as train,

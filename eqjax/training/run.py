@@ -158,6 +158,15 @@ def _checkpoints(config: TrainConfig) -> Path:
     return Path(config.out) / "checkpoints"
 
 
+def holds_run(folder: str | os.PathLike) -> bool:
+    """Whether a folder holds a run that can be opened: one with a complete checkpoint."""
+    checkpoints = Path(folder) / "checkpoints"
+    if not checkpoints.is_dir():
+        return False
+    with Checkpoints(checkpoints) as found:
+        return found.latest() is not None
+
+
 def _assemble(config: TrainConfig, text: str, source: str, tokenizer: CharTokenizer) -> Run:
     train_ids, validation_ids = split(tokenizer.encode(text), config.length)
     estimator, optimiser = build_estimator(config), build_optimiser(config)
@@ -181,7 +190,7 @@ def start_run(config: TrainConfig, *, fallback: bool = True) -> Run:
     """A fresh run: reads the text, builds everything, writes `config.yaml`. Refuses a folder that holds one."""
     jax.config.update("jax_enable_x64", config.x64)
     _writable(Path(config.out))
-    if _checkpoints(config).exists():
+    if holds_run(config.out):
         raise ValueError(
             f"--out {config.out} already holds a run. Go on with it by `eqjax train --resume {config.out}`, "
             "or choose another folder."
@@ -198,9 +207,9 @@ def open_run(folder: str | os.PathLike, *, step: int | None = None) -> Run:
     `CheckpointError` if there is no checkpoint, it is damaged, or the text it was trained on has changed.
     """
     path = Path(folder)
-    if not (path / "checkpoints").is_dir():
+    if not holds_run(path):
         raise CheckpointError(
-            f"{path}: no run here (no folder `checkpoints`). Name the folder that `eqjax train --out` wrote."
+            f"{path}: no run here (no complete checkpoint). Name the folder that `eqjax train --out` wrote."
         )
     with Checkpoints(path / "checkpoints") as checkpoints:
         about = checkpoints.about(step)
@@ -311,7 +320,7 @@ def train(run: Run, *, on_step: Callable[[int, dict[str, float]], None] | None =
     check_finite(run.model)
     first = int(run.state.step)
     metrics = Metrics(Path(config.out) / "metrics.jsonl", after=first)
-    probes = probe_batch(run) if config.probe_every else None
+    probes = probe_batch(run)
     outcome = Outcome(float("nan"), float("nan"), 0)
 
     def diagnose(step: int, values: dict[str, float]) -> dict[str, float]:
@@ -333,13 +342,13 @@ def train(run: Run, *, on_step: Callable[[int, dict[str, float]], None] | None =
             on_step(step, values)
 
     with Checkpoints(_checkpoints(config)) as checkpoints:
-        if first == 0:
+        if checkpoints.latest() is None:
             checkpoints.save(0, run.state, run.about())
-            if config.probe_every:
-                report(0, diagnose(0, {}))
-        durations = []
+        if first == 0 and config.probe_every:
+            report(0, diagnose(0, {}))
+        durations, compiled = [], None
         for step, batch in _numbered(run.data, first, config.steps):
-            if step == first + 1:
+            if compiled is None:
                 start = time.perf_counter()
                 compiled = run.step.compile(run.state, batch)
                 outcome.compile_seconds = time.perf_counter() - start

@@ -56,7 +56,8 @@ class Step(eqx.Module):
 
     def compile(self, state: TrainState, batch: tuple) -> "CompiledStep":
         """Compile ahead of time for the shapes of these arguments; the result can never recompile."""
-        return CompiledStep(self, _update.lower((self, batch), state).compile())
+        lowered = _update.lower((self, batch), state)  # pyright: ignore[reportFunctionMemberAccess]
+        return CompiledStep(self, lowered.compile())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +101,7 @@ def _update(fixed, state):
     step, batch = fixed
     key, draw = jax.random.split(state.key)
     estimate = step.estimator(state.model, step.loss, batch, key=draw)
-    norm = optax.global_norm(estimate.grads)
+    norm = optax.tree.norm(estimate.grads)
     # The estimator gives None where nothing is trained; weight decay must see the same arrays.
     trained = jax.tree.map(
         lambda g, p: None if g is None else p,
@@ -108,7 +109,8 @@ def _update(fixed, state):
         state.model,
         is_leaf=lambda leaf: leaf is None,
     )
-    updates, opt_state = step.optimiser.update(estimate.grads, state.opt_state, trained)
+    with jax.numpy_dtype_promotion("standard"):  # Optax' schedules mix int and float
+        updates, opt_state = step.optimiser.update(estimate.grads, state.opt_state, trained)
     model = eqx.apply_updates(state.model, updates)
     good = jnp.isfinite(norm) & jnp.any(estimate.report.accepted)
     model, opt_state = jax.tree.map(
