@@ -356,8 +356,8 @@ def train(run: Run, *, on_step: Callable[[int, dict[str, float]], None] | None =
             start = time.perf_counter()
             run.state, values = jax.block_until_ready(compiled(run.state, batch))
             durations.append(time.perf_counter() - start)
-            logged = step % config.log_every == 0 or step == config.steps
-            if logged:
+            cadences = (config.log_every, config.evaluate_every, config.probe_every)
+            if step == config.steps or any(n and step % n == 0 for n in cadences):
                 values = {k: float(v) for k, v in values.items()} | {"seconds": durations[-1]}
                 report(step, diagnose(step, values))
             if step % config.save_every == 0 or step == config.steps:

@@ -1,0 +1,148 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from eqjax.cli import main
+from eqjax.training import TrainConfig, open_run
+
+SMALL = (
+    "--width 8 --heads 2 --length 8 --batch 4 --steps 4 --warmup 1 --evaluate-windows 16".split()
+)
+
+
+@pytest.fixture
+def text(tmp_path):
+    words = "settle and answer then settle once more ".split()
+    rng = np.random.default_rng(1)
+    path = tmp_path / "plain text.txt"
+    path.write_text("\n".join(" ".join(rng.permutation(words)) for _ in range(150)))
+    return path
+
+
+def fails(capsys, *arguments):
+    """What a failing command prints."""
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    assert stop.value.code not in (0, None)
+    captured = capsys.readouterr()
+    return captured.err + captured.out
+
+
+def test_help_teaches(capsys):
+    for arguments in (["--help"], ["demo", "--help"], ["train", "--help"], ["compare", "--help"]):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for phrase in ("demo", "evaluate", "Force residual at which", "A YAML file", "--estimators"):
+        assert phrase in " ".join(shown.replace("│", " ").split())
+
+
+def test_train_evaluate_sample_compare(text, tmp_path, capsys):
+    out = tmp_path / "a run"
+    main(["train", "--text", str(text), "--out", str(out), *SMALL])
+    shown = capsys.readouterr().out
+    assert "validation cross-entropy" in shown and "unigram entropy" in shown
+    assert {p.name for p in out.iterdir()} >= {"config.yaml", "metrics.jsonl", "checkpoints"}
+    main(["evaluate", str(out)])
+    whole = capsys.readouterr().out
+    main(["evaluate", str(out), "--attention-gain", "0"])
+    assert capsys.readouterr().out != whole
+    main(["sample", str(out), "--prompt", "settle ", "--count", "20"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("settle ") and len(shown) == len("settle ") + 20 + 1
+    main(["compare", str(out), "--estimators", "asymep", "bptt"])
+    shown = capsys.readouterr().out
+    assert "AsymEP" in shown and "BPTT" in shown and "against OracleAdjoint" in shown
+
+
+def test_config_file_is_accepted_back_and_flags_win(text, tmp_path):
+    first, second = tmp_path / "one", tmp_path / "two"
+    main(["train", "--text", str(text), "--out", str(first), "--leak", "0.5", *SMALL])
+    config = first / "config.yaml"
+    main(["train", "--config", str(config), "--out", str(second), "--seed", "3"])
+    loaded = TrainConfig.load(second / "config.yaml")
+    assert loaded.leak == 0.5 and loaded.seed == 3 and loaded.steps == 4 and loaded.out == second
+    assert open_run(second).config == loaded
+
+
+def test_resume_goes_on(text, tmp_path, capsys):
+    out = tmp_path / "run"
+    main(["train", "--text", str(text), "--out", str(out), *SMALL])
+    capsys.readouterr()
+    main(["train", "--resume", str(out)])
+    assert "validation cross-entropy" in capsys.readouterr().out
+    assert int(open_run(out).state.step) == 4
+
+
+def test_demo_end_to_end(text, tmp_path, capsys):
+    out = tmp_path / "demo"
+    arguments = ["demo", "--text", str(text), "--out", str(out), "--steps", "8"]
+    arguments += "--width 8 --heads 2 --length 8".split()
+    main(arguments)
+    shown = capsys.readouterr().out
+    for phrase in ("AsymEP", "OracleAdjoint", "BPTT", "unigram entropy", "bigram", "writes:"):
+        assert phrase in shown
+    result = json.loads((out / "comparison.json").read_text())
+    assert set(result["table"]) == {"AsymEP", "OracleAdjoint", "BPTT"}
+    asymep = result["table"]["AsymEP"]
+    assert asymep["checkpoints"] == asymep["checkpoints_qualifying"] == 9
+    assert asymep["cosine_lowest_qualifying"] > 0.999
+    assert result["float64_probe"]["relative_error"] < 1e-4
+    assert result["seed"] == 0 and result["versions"]["jax"] and result["device"] == "cpu"
+    assert len(result["samples"]["BPTT"]) == 200
+    lines = [json.loads(x) for x in (out / "metrics.jsonl").read_text().splitlines()]
+    assert {x["estimator"] for x in lines} == set(result["table"])
+    # The three saw the same batches from the same weights: the first losses are one and the same.
+    picture = matplotlib.image.imread(out / "curves.png")
+    assert picture.shape[0] > 300 and picture.std() > 0.05
+    for name in ("asymep", "oracle", "bptt"):
+        assert int(open_run(out / name).state.step) == 8
+    main(arguments)  # a second time, over what the first left
+    assert "Written to" in capsys.readouterr().out
+
+
+def test_bad_input_is_refused_before_any_training(text, tmp_path, capsys):
+    out = tmp_path / "run"
+    (tmp_path / "empty").write_text("")
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    (tmp_path / "short").write_text("too short")
+    (tmp_path / "bad.yaml").write_text("lenght: 3\n")
+    base = ["train", "--out", out, "--text"]
+    for arguments, message in (
+        ([*base, tmp_path / "empty"], "is empty"),
+        ([*base, tmp_path / "binary"], "not UTF-8 text"),
+        ([*base, tmp_path / "missing"], "no such file"),
+        ([*base, tmp_path / "short"], "too short"),
+        ([*base, text, "--width", 10, "--heads", 4], "is not divisible by --heads 4"),
+        ([*base, text, "--estimator", "magic"], "magic"),
+        ([*base, text, "--solver", "magic"], "magic"),
+        ([*base, text, "--free-rtol", 0], "must be above 0"),
+        ([*base, text, "--block", "energy"], "looking at the answer"),
+        ([*base, text, "--unknown", 3], "unknown"),
+        (["train", "--config", tmp_path / "bad.yaml"], "did you mean `length`"),
+        (["train", "--resume", tmp_path / "nowhere"], "no run here"),
+        (["evaluate", tmp_path], "no run here"),
+        (["train", "--text", text, "--out", tmp_path / "short" / "x"], "cannot write there"),
+    ):
+        assert message in fails(capsys, *arguments), arguments
+        assert not (out / "checkpoints").exists()
+
+
+def test_module_runs_from_a_path_with_a_space(tmp_path):
+    folder = tmp_path / "with a space"
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "eqjax", "--help"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    assert done.returncode == 0 and "demo" in done.stdout
