@@ -186,6 +186,15 @@ def test_gradients_pass_straight_through(network):
         g, v, h = jax.grad(f)(x), jnp.cos(3 * x), 1e-5
         difference = (f(x + h * v) - f(x - h * v)) / (2 * h)
         assert jnp.isclose(jnp.vdot(g, v), difference, rtol=1e-7)
+    # A field that closes over what is differentiated.
+    for throw in (True, False):
+        closed = lambda x, throw=throw: jnp.sum(
+            equilibrium(
+                lambda t, z, _: field(t, z, x), z0, solver=Anderson(1e-11), throw=throw
+            ).value
+            ** 2
+        )
+        assert jnp.allclose(jax.grad(closed)(x), jax.grad(implicit)(x), atol=1e-9)
     through_newton = jax.grad(
         lambda x: jnp.sum(equilibrium(field, z0, x, solver=NewtonKrylov(1e-11)).value ** 2)
     )(x)

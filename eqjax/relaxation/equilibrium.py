@@ -30,12 +30,16 @@ class Equilibrium(eqx.Module):
 
 
 def _force(z, args):
-    field, x = args
-    return field(0.0, z, x)
+    force, x = args
+    return force(z, x)
 
 
 def _map(z, args):
     return jax.tree.map(jnp.add, z, _force(z, args))
+
+
+def _held(tree):
+    return jax.tree.map(lambda a: jax.lax.stop_gradient(a) if eqx.is_array(a) else a, tree)
 
 
 def equilibrium(
@@ -47,8 +51,6 @@ def equilibrium(
     adjoint: optx.AbstractAdjoint | None = None,
     max_steps: int = 256,
     throw: bool = True,
-    norm: Callable[[PyTree], Array] = optx.two_norm,
-    scale: float = 1.0,
     precision: str | None = "highest",
 ) -> Equilibrium:
     """Find `z` with `F(z) = 0` by a solver, for one sample (`jax.vmap` for a batch).
@@ -62,7 +64,7 @@ def equilibrium(
     - `solver`: `Anderson`, `Picard`, `NewtonKrylov` or any Optimistix fixed-point solver or root finder.
     - `adjoint`: how `jax.grad` passes through: by default implicitly, by a matrix-free `GMRES` (rtol 1e-6 in
       float32, 1e-10 in float64); or any Optimistix adjoint.
-    - `max_steps`: steps of the solver. `norm`, `scale`: of the reported residual.
+    - `max_steps`: steps of the solver.
     - `throw`: raise when the state did not settle, or the adjoint solve fails. With `throw=False` look at
       `result`; the default adjoint is then reverse-mode only, and where it fails that sample's gradient is NaN.
     - `precision`: of matrix products while settling (`jax.default_matmul_precision`); float32 products in the
@@ -78,14 +80,18 @@ def equilibrium(
             f"`solver` must be an Optimistix fixed-point solver or root finder, got {solver!r}. "
             "For a Diffrax solver use `relax`."
         )
+    # The residual is measured as the solver measures it; foreign solvers have another notion of error.
+    ours = hasattr(solver, "scale")
+    norm, scale = (solver.norm, solver.scale) if ours else (optx.two_norm, 1.0)  # pyright: ignore
     z0 = jax.tree.map(jnp.asarray, z0)
     _check_structure(field, z0, x)
     eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(z0))
     linear = GMRES(rtol=1e-6 if eps > 1e-10 else 1e-10)
+    # Whatever the field closes over becomes visible to differentiation.
+    force = eqx.filter_closure_convert(lambda z, x: field(0.0, z, x), z0, x)
     # What the solve itself must not differentiate, because `attach` does.
     isolated = adjoint is None and not throw
-    held = jax.lax.stop_gradient if isolated else (lambda leaf: leaf)
-    start, args = jax.tree.map(lambda a: held(a) if eqx.is_array(a) else a, (z0, (field, x)))
+    start, args = _held((z0, (force, x))) if isolated else (z0, (force, x))
     adjoint = optx.ImplicitAdjoint(linear) if adjoint is None else adjoint
     fixed_point = isinstance(solver, optx.AbstractFixedPointSolver)
     verb: Any = optx.fixed_point if fixed_point else optx.root_find
@@ -93,8 +99,8 @@ def equilibrium(
     with jax.default_matmul_precision(precision):
         solution = verb(fn, solver, start, args, adjoint=adjoint, max_steps=max_steps, throw=False)
         value = solution.value
-        force = field(0.0, value, x)
-    residual = residual_ratio(*jax.lax.stop_gradient((force, value)), norm=norm, scale=scale)
+        final = force(value, x)
+    residual = residual_ratio(*_held((final, value)), norm=norm, scale=scale)
     result = RESULTS.promote(solution.result)
     if solver.rtol is not None and solver.atol is not None:
         asked = solver.rtol + solver.atol / jnp.maximum(norm(value), scale)
@@ -105,7 +111,7 @@ def equilibrium(
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(value)]))
     result = RESULTS.where(finite & jnp.isfinite(residual), result, RESULTS.nonfinite)  # pyright: ignore
     if isolated:
-        value = attach((value, force), *args, linear)
+        value = attach((value, final), *args, linear)
     if throw:
         value = result.error_if(value, result != RESULTS.successful)
     steps = solution.stats["num_steps"]

@@ -10,11 +10,11 @@ from jaxtyping import Array, PyTree
 
 
 @eqx.filter_custom_vjp
-def attach(state_and_force: tuple[PyTree, PyTree], field: Any, x: PyTree, solver: Any) -> PyTree:
+def attach(state_and_force: tuple[PyTree, PyTree], force: Any, x: PyTree, solver: Any) -> PyTree:
     """`z`, unchanged, with the reverse-mode derivative of the implicit function theorem.
 
-    **Arguments:** `(z, force)`, with `force = F(z)` carrying the derivative in the parameters, and z held fixed in
-    it; `field` and `x`, held fixed; `solver`: a Lineax solver of `Jᵀλ = -ḡ`.
+    **Arguments:** `(z, F(z))`, the second carrying the derivative in the parameters, with z held fixed in it; the
+    function `force(z, x)` and `x`, held fixed; `solver`: a Lineax solver of `Jᵀλ = -ḡ`.
 
     Where that solve fails the derivative is NaN, in that sample of a batch and no other: an error raised in
     a backward pass would take the whole batch with it.
@@ -23,14 +23,14 @@ def attach(state_and_force: tuple[PyTree, PyTree], field: Any, x: PyTree, solver
 
 
 @attach.def_fwd
-def _(perturbed, state_and_force, field, x, solver):
+def _(perturbed, state_and_force, force, x, solver):
     return state_and_force[0], None
 
 
 @attach.def_bwd
-def _(residuals, cotangent, perturbed, state_and_force, field, x, solver):
+def _(residuals, cotangent, perturbed, state_and_force, force, x, solver):
     z, _ = state_and_force
-    _, transpose = jax.vjp(lambda state: field(0.0, state, x), z)
+    _, transpose = jax.vjp(lambda state: force(state, x), z)
     operator = lx.FunctionLinearOperator(lambda v: transpose(v)[0], jax.eval_shape(lambda: z))
     solution = lx.linear_solve(operator, jax.tree.map(jnp.negative, cotangent), solver, throw=False)
     failed = solution.result != lx.RESULTS.successful

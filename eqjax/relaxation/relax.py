@@ -63,7 +63,7 @@ def relax(
     - `saveat`: a Diffrax `SaveAt`; its states come back as `trajectory`.
     - `adjoint`: how `jax.grad` passes through: checkpointed backpropagation (memory grows as √steps) or any
       Diffrax adjoint.
-    - `throw`, `norm`, `scale`, `precision`: as for `equilibrium`.
+    - `norm`, `scale`: of the reported residual. `throw`, `precision`: as for `equilibrium`.
 
     **Returns:** a `Relaxation`. `successful` says that the horizon was reached with finite numbers, not that
     the state has settled: that is what `residual` says.
