@@ -121,6 +121,10 @@ def _train(command: Train) -> None:
     from .demo import progress_bar, train_with_bar
     from .training.run import open_run, start_run
 
+    if command.resume and command.settings != TrainConfig():
+        raise ValueError(
+            "--resume goes on with the settings of its run and takes no others; leave the other flags out."
+        )
     run = open_run(command.resume) if command.resume else start_run(command.settings)
     console = Console()
     console.print(f"Text: {run.source}; writing to {run.config.out}.")
@@ -138,10 +142,17 @@ def _report(run, outcome) -> None:
     print(
         f"validation cross-entropy {result.cross_entropy:.4f} nats/char over {result.tokens} characters "
         f"(bigram {bigram:.3f}, unigram entropy {unigram_entropy(run.validation_ids):.3f}); "
-        f"median force residual {result.residual:.1e}, unsettled windows {result.unsettled:.1%}"
+        f"median force residual {result.residual:.1e}"
+        + (
+            ""
+            if result.unsettled != result.unsettled
+            else f", unsettled windows {result.unsettled:.1%}"
+        )
     )
-    if outcome is not None:
+    if outcome is not None and outcome.memory_bytes:
         print(f"{outcome.seconds_per_step:.3f} s/step, {outcome.memory_bytes / 2**20:.0f} MiB/step")
+        if outcome.skipped:
+            print(f"{outcome.skipped} updates were left out: no sample of their batch was accepted")
 
 
 def _evaluate(command: Evaluate) -> None:
@@ -244,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
         _RUN[type(command)](command)
     except BrokenPipeError:
         os._exit(1)
-    except (ValueError, ConnectionError) as error:
+    except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

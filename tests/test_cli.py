@@ -106,6 +106,9 @@ def test_demo_end_to_end(text, tmp_path, capsys):
         assert int(open_run(out / name).state.step) == 8
     main(arguments)  # a second time, over what the first left
     assert "Written to" in capsys.readouterr().out
+    (out / ".eqjax-demo").unlink()
+    assert "not this demo's" in fails(capsys, *arguments)
+    assert (out / "oracle" / "config.yaml").exists()
 
 
 def test_bad_input_is_refused_before_any_training(text, tmp_path, capsys):
@@ -128,6 +131,7 @@ def test_bad_input_is_refused_before_any_training(text, tmp_path, capsys):
         ([*base, text, "--unknown", 3], "unknown"),
         (["train", "--config", tmp_path / "bad.yaml"], "did you mean `length`"),
         (["train", "--resume", tmp_path / "nowhere"], "no run here"),
+        (["train", "--resume", out, "--steps", 9], "takes no others"),
         (["evaluate", tmp_path], "no run here"),
         (["train", "--text", text, "--out", tmp_path / "short" / "x"], "cannot write there"),
     ):

@@ -201,6 +201,20 @@ def test_gradients_pass_straight_through(network):
     assert jnp.allclose(through_newton, jax.grad(implicit)(x), atol=1e-8)
 
 
+def test_gradients_pass_through_stiff_fields_in_float32():
+    """Conditioned 1000: a backward solve asked for more than float32 has would fail."""
+    matrix = -jnp.diag(jnp.logspace(0, 3, 64, dtype=jnp.float32))
+    for throw in (True, False):
+        gradient = jax.grad(
+            lambda x, throw=throw: jnp.sum(
+                equilibrium(
+                    Linear(matrix), x / 500, x, solver=NewtonKrylov(1e-4), throw=throw, max_steps=20
+                ).value
+            )
+        )(jnp.ones(64, jnp.float32))
+        assert jnp.allclose(gradient, -1 / jnp.diagonal(matrix), rtol=5e-2, atol=1e-3)
+
+
 def test_warm_start_needs_fewer_evaluations(network):
     field, x, z0 = network
     cold = equilibrium(field, z0, x, solver=Anderson(1e-9))

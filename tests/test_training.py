@@ -261,16 +261,29 @@ def test_a_checkpoint_of_another_model_is_refused(saved, orbax_debris):
             CheckpointError, match=r"another model: at `.*decoder.*weight` it holds"
         ):
             checkpoints.restore(other)
-        with pytest.raises(CheckpointError, match="no such checkpoint|damaged"):
+        with pytest.raises(CheckpointError, match="no checkpoint at step 3; there are: 0, 4"):
             checkpoints.restore(saved.state, step=3)
 
 
 def test_no_run_and_a_changed_text_are_refused(saved, tmp_path, text):
     with pytest.raises(CheckpointError, match="no run here"):
         open_run(tmp_path / "nowhere")
-    text.write_text(text.read_text() + " and one more sentence")
-    with pytest.raises(CheckpointError, match="is not that text any more"):
-        open_run(saved.config.out)
+    text.unlink()  # the run has its own copy, and moves with it
+    moved = saved.config.out.rename(tmp_path / "moved")
+    assert same(open_run(moved), saved)
+    copy = moved / "text.txt"
+    copy.write_text(copy.read_text() + " and one more sentence")
+    with pytest.raises(CheckpointError, match="not the text that this run was trained on"):
+        open_run(moved)
+
+
+def test_an_older_checkpoint_opens_but_does_not_train_over_the_newer(saved):
+    log = (saved.config.out / "metrics.jsonl").read_text()
+    older = open_run(saved.config.out, step=0)
+    assert int(older.state.step) == 0
+    with pytest.raises(ValueError, match="its newest checkpoint is 4"):
+        train(older)
+    assert (saved.config.out / "metrics.jsonl").read_text() == log
 
 
 def test_nan_parameters_are_named_before_anything_is_done(saved):
@@ -310,6 +323,8 @@ def test_configuration_round_trips_and_refuses_what_it_does_not_know(config, tmp
         ("- a list", "must hold lines `name: value`"),
         ("width: 30", "--width 30 is not divisible by --heads 4"),
         ("free_rtol: 0.0", "--free-rtol must be above 0"),
+        ("free_rtol: 1e-3", "nothing would be learned"),
+        ("nudged_rtol: 0.1", "nothing would be learned"),
         ("radius: -1.0", "--radius must be above 0"),
         ("seed: -1", "--seed must be at least 0"),
         ("block: energy", "looking at the answer"),
@@ -317,7 +332,8 @@ def test_configuration_round_trips_and_refuses_what_it_does_not_know(config, tmp
         path.write_text(line)
         with pytest.raises(ValueError, match=message):
             TrainConfig.load(path)
-    path.write_text("learning_rate: 1\nradius: null\nout: some where\n")
+    path.write_text("learning_rate: 2e-3\nclip: 1\nradius: null\nout: some where\n")
+    assert TrainConfig.load(path).learning_rate == 0.002
     assert TrainConfig.load(path).out == Path("some where")
     with pytest.raises(ValueError, match="not a readable YAML"):
         TrainConfig.load(tmp_path / "missing.yaml")

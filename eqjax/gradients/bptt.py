@@ -36,7 +36,8 @@ class BPTT(AbstractEstimator):
     - `trains`: function from models to a mask of the trained arrays.
 
     A sample whose trajectory or loss is not finite is not accepted: the gradient is then computed again
-    without it, so its neighbours never notice.
+    without it, so its neighbours never notice. (A gradient that overflows only on its way back spoils the
+    batch; `make_step` then leaves the update out.)
     """
 
     objective: ClassVar[str] = "finite horizon"

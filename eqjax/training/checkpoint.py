@@ -137,6 +137,10 @@ class Checkpoints:
         step = self.latest() if step is None else step
         if step is None:
             raise CheckpointError(f"{self.folder}: no complete checkpoint here.")
+        if step not in (steps := sorted(self._manager.all_steps())):
+            raise CheckpointError(
+                f"{self.folder}: no checkpoint at step {step}; there are: {', '.join(map(str, steps))}."
+            )
         return step
 
     def _manifest(self, step: int) -> dict[str, Any]:

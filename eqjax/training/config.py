@@ -1,5 +1,6 @@
 """What a training run is made of: flags, or a YAML file with the same names."""
 
+import contextlib
 import dataclasses
 import difflib
 import typing
@@ -135,8 +136,10 @@ def _convert(where: str, name: str, value: Any, hint: Any) -> Any:
             return value
         if option is Path and isinstance(value, str):
             return Path(value)
-        if option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
+        if option is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            # YAML reads `3e-3` as a string.
+            with contextlib.suppress(ValueError):
+                return float(value)
         if isinstance(option, type) and isinstance(value, option):
             if option is int and isinstance(value, bool):
                 continue
@@ -164,6 +167,14 @@ def _check(config: TrainConfig) -> None:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 0, got {value}.")
     if config.radius is not None and not config.radius > 0:
         raise ValueError(f"--radius must be above 0, got {config.radius}.")
+    if config.estimator != "bptt":
+        for asked, accepted in (("free_rtol", "accept_free"), ("nudged_rtol", "accept_adjoint")):
+            if getattr(config, asked) > getattr(config, accepted):
+                raise ValueError(
+                    f"--{asked.replace('_', '-')} {getattr(config, asked)} is looser than "
+                    f"--{accepted.replace('_', '-')} {getattr(config, accepted)}: a sample that has settled would not be "
+                    "accepted, and nothing would be learned. Tighten the first or raise the second."
+                )
     if config.width % config.heads:
         raise ValueError(
             f"--width {config.width} is not divisible by --heads {config.heads}. "

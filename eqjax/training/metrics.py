@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: numbers for arrays, None for NaN and infinities."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
     if isinstance(value, (str, bool, int)) or value is None:
         return value
     number = float(value)
@@ -29,7 +32,7 @@ class Metrics:
         temporary.replace(self.path)
 
     def write(self, step: int, **values: Any) -> None:
-        line = json.dumps({"step": step} | {k: _plain(v) for k, v in values.items()})
+        line = json.dumps({"step": step} | plain(values))
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 

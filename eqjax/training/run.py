@@ -167,6 +167,10 @@ def holds_run(folder: str | os.PathLike) -> bool:
         return found.latest() is not None
 
 
+def _text(folder: str | os.PathLike) -> Path:
+    return Path(folder) / "text.txt"
+
+
 def _assemble(config: TrainConfig, text: str, source: str, tokenizer: CharTokenizer) -> Run:
     train_ids, validation_ids = split(tokenizer.encode(text), config.length)
     estimator, optimiser = build_estimator(config), build_optimiser(config)
@@ -187,7 +191,10 @@ def _assemble(config: TrainConfig, text: str, source: str, tokenizer: CharTokeni
 
 
 def start_run(config: TrainConfig, *, fallback: bool = True) -> Run:
-    """A fresh run: reads the text, builds everything, writes `config.yaml`. Refuses a folder that holds one."""
+    """A fresh run: reads the text, builds everything, writes `config.yaml` and a copy of the text.
+
+    Refuses a folder that holds a run. Sets `jax_enable_x64` to what the configuration says.
+    """
     jax.config.update("jax_enable_x64", config.x64)
     _writable(Path(config.out))
     if holds_run(config.out):
@@ -197,6 +204,7 @@ def start_run(config: TrainConfig, *, fallback: bool = True) -> Run:
         )
     corpus = load_corpus(config.text, fallback=fallback)
     run = _assemble(config, corpus.text, corpus.source, CharTokenizer.from_text(corpus.text))
+    _text(config.out).write_bytes(corpus.text.encode("utf-8"))
     config.save(Path(config.out) / "config.yaml")
     return run
 
@@ -204,7 +212,8 @@ def start_run(config: TrainConfig, *, fallback: bool = True) -> Run:
 def open_run(folder: str | os.PathLike, *, step: int | None = None) -> Run:
     """Rebuild a run from its folder: model, optimiser, step, random key and position in the data.
 
-    `CheckpointError` if there is no checkpoint, it is damaged, or the text it was trained on has changed.
+    Needs nothing but the folder, which may have been moved. Sets `jax_enable_x64` to what its configuration says.
+    `CheckpointError` if there is no checkpoint, or it or the text beside it is damaged.
     """
     path = Path(folder)
     if not holds_run(path):
@@ -215,13 +224,15 @@ def open_run(folder: str | os.PathLike, *, step: int | None = None) -> Run:
         about = checkpoints.about(step)
         config = dataclasses.replace(TrainConfig.from_dict(about["config"], str(path)), out=path)
         jax.config.update("jax_enable_x64", config.x64)
-        corpus = load_corpus(config.text, fallback=True)
-        if hashlib.sha256(corpus.text.encode()).hexdigest() != about["text_sha256"]:
+        # The text stays with the run: a moved folder, or a corpus that is out of reach today, does no harm.
+        data = _text(path).read_bytes() if _text(path).exists() else b""
+        if hashlib.sha256(data).hexdigest() != about["text_sha256"]:
             raise CheckpointError(
-                f"{path}: was trained on {about['source']}, and {corpus.source} is not that text any more. "
-                "Put the original back in its place."
+                f"{_text(path)}: missing, or not the text that this run was trained on ({about['source']}). "
+                "Put a copy of that back in its place."
             )
-        run = _assemble(config, corpus.text, corpus.source, CharTokenizer(about["characters"]))
+        tokenizer = CharTokenizer(about["characters"])
+        run = _assemble(config, data.decode("utf-8"), about["source"], tokenizer)
         run.state = checkpoints.restore(run.state, step)
         run.data.set_state(about["data"])
     check_finite(run.state.model)
@@ -231,7 +242,8 @@ def open_run(folder: str | os.PathLike, *, step: int | None = None) -> Run:
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """`cross_entropy` in nats per token over `tokens` tokens; `residual`: median force residual of the settled
-    windows; `unsettled`: fraction of windows whose residual exceeds the acceptance threshold."""
+    windows; `unsettled`: fraction of windows whose residual exceeds the acceptance threshold (NaN for BPTT,
+    which answers after a finite horizon, settled or not)."""
 
     cross_entropy: float
     residual: float
@@ -271,19 +283,23 @@ def evaluate(run: Run, ids: np.ndarray, *, model: Any = None, chunk: int = 64) -
     return Evaluation(
         cross_entropy=float(loss.mean()),
         residual=float(np.median(residual)),
-        unsettled=float(np.mean(~(residual <= run.config.accept_free))),
+        unsettled=float(np.mean(~(residual <= run.config.accept_free)))
+        if run.estimator.objective == "equilibrium"
+        else float("nan"),
         tokens=int(targets.size),
     )
 
 
 @dataclasses.dataclass
 class Outcome:
-    """What `train` measured: median `seconds_per_step` (after compilation), `compile_seconds`, and
-    `memory_bytes`, the buffers that the compiled step needs beyond its arguments."""
+    """What `train` measured: median `seconds_per_step` (after compilation), `compile_seconds`,
+    `memory_bytes`, the buffers that the compiled step needs beyond its arguments, and how many of its updates
+    were `skipped` because no sample was accepted."""
 
     seconds_per_step: float
     compile_seconds: float
     memory_bytes: int
+    skipped: int = 0
 
 
 def _probe(run: Run, batch: tuple[Array, Array]) -> dict[str, float]:
@@ -319,6 +335,13 @@ def train(run: Run, *, on_step: Callable[[int, dict[str, float]], None] | None =
     config = run.config
     check_finite(run.model)
     first = int(run.state.step)
+    with Checkpoints(_checkpoints(config)) as checkpoints:
+        latest = checkpoints.latest()
+    if latest is not None and latest != first:
+        raise ValueError(
+            f"{config.out}: the run is at step {first}, but its newest checkpoint is {latest}. Open the newest, or "
+            "copy the folder and delete the later checkpoints there."
+        )
     metrics = Metrics(Path(config.out) / "metrics.jsonl", after=first)
     probes = probe_batch(run)
     outcome = Outcome(float("nan"), float("nan"), 0)
@@ -356,6 +379,7 @@ def train(run: Run, *, on_step: Callable[[int, dict[str, float]], None] | None =
             start = time.perf_counter()
             run.state, values = jax.block_until_ready(compiled(run.state, batch))
             durations.append(time.perf_counter() - start)
+            outcome.skipped += not bool(values["updated"])
             cadences = (config.log_every, config.evaluate_every, config.probe_every)
             if step == config.steps or any(n and step % n == 0 for n in cadences):
                 values = {k: float(v) for k, v in values.items()} | {"seconds": durations[-1]}
