@@ -50,7 +50,7 @@ class Train:
     config: Path | None = None
     """A YAML file of settings; flags given beside it win."""
     resume: Path | None = None
-    """Go on with the run in this folder (no other flag is read)."""
+    """Go on with the run in this folder, by its own settings: no other flag goes with it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,11 +171,7 @@ def _evaluate(command: Evaluate) -> None:
 
 
 def _sample(command: Sample) -> None:
-    import jax
-    import jax.numpy as jnp
-
-    from .language import generate
-    from .training.run import open_run
+    from .training.run import open_run, sample
 
     if not command.prompt:
         raise ValueError("--prompt is empty: give at least one character to go on from.")
@@ -186,17 +182,8 @@ def _sample(command: Sample) -> None:
         prompt = run.tokenizer.encode(command.prompt)
     except ValueError as error:
         raise ValueError(f"--prompt: {error}") from None
-    sample = generate(
-        run.model,
-        jnp.asarray(prompt),
-        command.count,
-        length=run.config.length,
-        key=jax.random.key(command.seed),
-        temperature=jnp.asarray(command.temperature),
-        settle=run.estimator.settle,
-        warm=run.estimator.objective == "equilibrium",
-    )
-    print(command.prompt + run.tokenizer.decode(sample.tokens))
+    text = sample(run, prompt, command.count, temperature=command.temperature, seed=command.seed)
+    print(command.prompt + text)
 
 
 def _compare(command: Compare) -> None:

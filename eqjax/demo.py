@@ -19,11 +19,11 @@ from . import plots
 from .analytic import cross_entropy, tree_cast
 from .gradients import Accept, AsymEP, OracleAdjoint
 from .gradients.compare import on_common_samples
-from .language import bigram_cross_entropy, generate, unigram_entropy, without_attention
+from .language import bigram_cross_entropy, unigram_entropy, without_attention
 from .relaxation import GMRES, Anderson
 from .training import Run, TrainConfig, evaluate, read_metrics, start_run, train
 from .training.metrics import plain
-from .training.run import probe_batch
+from .training.run import probe_batch, sample
 
 ESTIMATORS = {"asymep": "AsymEP", "oracle": "OracleAdjoint", "bptt": "BPTT"}
 # A checkpoint counts as settled if this fraction of its samples meets both residuals.
@@ -222,17 +222,7 @@ def demo(config: TrainConfig, *, console: Console | None = None) -> dict[str, An
             outcome = train_with_bar(run, progress, title)
             rows[title], runs[title] = measure(run, outcome), run
             prompt = run.tokenizer.encode("\n") if "\n" in run.tokenizer.characters else [0]
-            text = generate(
-                run.model,
-                jnp.asarray(prompt),
-                200,
-                length=config.length,
-                key=jax.random.key(config.seed),
-                temperature=jnp.asarray(0.8),
-                settle=run.estimator.settle,
-                warm=run.estimator.objective == "equilibrium",
-            )
-            samples[title] = run.tokenizer.decode(text.tokens)
+            samples[title] = sample(run, prompt, 200, temperature=0.8, seed=config.seed)
         run = runs["AsymEP"]
         probe = float64_probe(run)
     baselines = {

@@ -20,7 +20,15 @@ from ..analytic import cross_entropy
 from ..fields import AbstractEquilibriumModel, EnergyBlock, MonotoneBlock, RealBlock, ThickBlock
 from ..gradients import BPTT, AbstractEstimator, Accept, AsymEP, OracleAdjoint
 from ..gradients.compare import on_common_samples
-from ..language import CharTokenizer, batches, equilibrium_lm, load_corpus, split, tiles
+from ..language import (
+    CharTokenizer,
+    batches,
+    equilibrium_lm,
+    generate,
+    load_corpus,
+    split,
+    tiles,
+)
 from ..relaxation import GMRES, Anderson, NewtonKrylov, Picard
 from .checkpoint import CheckpointError, Checkpoints
 from .config import TrainConfig
@@ -288,6 +296,21 @@ def evaluate(run: Run, ids: np.ndarray, *, model: Any = None, chunk: int = 64) -
         else float("nan"),
         tokens=int(targets.size),
     )
+
+
+def sample(run: Run, prompt: Any, count: int, *, temperature: float, seed: int) -> str:
+    """The text with which the run's model continues the token ids `prompt`, settled as in training."""
+    written = generate(
+        run.model,
+        jnp.asarray(prompt),
+        count,
+        length=run.config.length,
+        key=jax.random.key(seed),
+        temperature=jnp.asarray(temperature),
+        settle=run.estimator.settle,
+        warm=run.estimator.objective == "equilibrium",
+    )
+    return run.tokenizer.decode(written.tokens)
 
 
 @dataclasses.dataclass
