@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from common import Text, arguments, compiled, device, model, table, timed, trained
 
 from eqjax.analytic import cross_entropy
-from eqjax.gradients import BPTT, Accept, AsymEP, OracleAdjoint, agreement
+from eqjax.gradients import BPTT, Accept, AsymEP, OracleAdjoint, SharedAdjoint, agreement
 from eqjax.relaxation import GMRES, Anderson
 
 STEPS = 150
@@ -59,6 +59,9 @@ def main():
             "BPTT(150), checkpointed": bptt,
             "OracleAdjoint": OracleAdjoint(free=free, adjoint_solver=GMRES(1e-3), accept=accept),
             "AsymEP": AsymEP(free=free, nudged=Anderson(1e-3), accept=accept),
+            "AsymEP, shared adjoint": AsymEP(
+                free=free, nudged=Anderson(1e-3), accept=accept, contrast=SharedAdjoint()
+            ),
         }
         truth = reference(net, cross_entropy, batch)
         measured = {}

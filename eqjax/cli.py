@@ -3,13 +3,14 @@
 import dataclasses
 import os
 import sys
+import typing
 import warnings
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
-from .training.config import TrainConfig
+from .training.config import EstimatorName, TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +84,19 @@ class Sample:
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
-    """Lay gradient estimators side by side on a checkpoint: cosine, error, residuals, cost."""
+    """Lay gradient estimators side by side on a checkpoint: cosine, error, residuals, cost.
+
+    Prints a table, and writes it as compare.json and compare.png to the run's folder. Lists are given with commas.
+    """
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
-    estimators: tuple[Literal["asymep", "oracle", "bptt"], ...] = ("asymep", "oracle", "bptt")
-    """Which estimators."""
+    estimators: str = "asymep,oracle,bptt"
+    """Which: asymep, oracle, bptt, holomorphic, dyadic, truncated, vector-field."""
+    nudged_steps: str = ""
+    """Run the nudged phases for just so many Euler steps (10,40,160, say) instead of to their tolerance."""
+    beta: str = ""
+    """Nudge by these β (0.04,0.2,0.8, say) instead of by a radius."""
     step: int | None = None
     """Which checkpoint; the newest if not given."""
     batch: int = 16
@@ -187,25 +195,77 @@ def _sample(command: Sample) -> None:
 
 
 def _compare(command: Compare) -> None:
+    import json
+
     from .analytic import cross_entropy
     from .gradients import compare
-    from .training.run import build_estimator, open_run, probe_batch, reference_oracle
+    from .plots import comparison, save
+    from .training.run import open_run, probe_batch, reference_oracle
 
+    names = [name.strip() for name in command.estimators.split(",")]
+    known = typing.get_args(EstimatorName)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--estimators: unknown `{name}`. Known: {', '.join(known)}.")
+    steps = [int(n) for n in _numbers("--nudged-steps", command.nudged_steps)]
+    betas = _numbers("--beta", command.beta)
     run = open_run(command.run, step=command.step)
     config = dataclasses.replace(run.config, batch=command.batch)
     run.config = config
-    estimators = [
-        build_estimator(dataclasses.replace(config, estimator=name)) for name in command.estimators
-    ]
     table = compare(
         run.model,
         cross_entropy,
         probe_batch(run),
-        estimators,
+        _variants(config, names, steps, betas),
         reference=reference_oracle(config),
         repeats=3,
     )
     print(table)
+    (command.run / "compare.json").write_text(json.dumps(table.to_dict(), indent=1), "utf-8")
+    save(comparison(table), command.run / "compare.png")
+    print(f"Written to {command.run}: compare.json, compare.png.")
+
+
+def _numbers(flag: str, text: str) -> list[float]:
+    try:
+        values = [float(part) for part in text.split(",")] if text else []
+    except ValueError:
+        raise ValueError(f"{flag} takes numbers with commas between them, got {text!r}.") from None
+    if not all(value > 0 for value in values):
+        raise ValueError(f"{flag} takes numbers above 0, got {text!r}.")
+    return values
+
+
+def _variants(config: TrainConfig, names: list[str], steps: list[int], betas: list[float]):
+    """The named estimators; those with nudged phases once for every step count and β that was asked for."""
+    import equinox as eqx
+    import jax.numpy as jnp
+
+    from .gradients.nudged import AbstractNudgedEstimator
+    from .relaxation import Picard
+    from .training.run import build_estimator
+
+    variants = {}
+    for name in names:
+        estimator = build_estimator(dataclasses.replace(config, estimator=name))
+        if not isinstance(estimator, AbstractNudgedEstimator) or not (steps or betas):
+            variants[name] = estimator
+            continue
+        for count in steps or [None]:
+            for beta in betas or [None]:
+                label, changed = name, estimator
+                if count is not None:
+                    label += f" T2={count}"
+                    euler = Picard(step_size=config.step_size)
+                    changed = dataclasses.replace(changed, nudged=euler, nudged_steps=count)
+                if beta is not None:
+                    label += f" β={beta:g}"
+                    changed = dataclasses.replace(changed, radius=None, beta=jnp.asarray(beta))
+                # A sweep is there to see what goes wrong: nothing is left out for its adjoint.
+                variants[label] = eqx.tree_at(
+                    lambda e: e.accept.adjoint_residual, changed, float("inf")
+                )
+    return variants
 
 
 _Command = (

@@ -72,6 +72,35 @@ def training(
     return figure
 
 
+def comparison(table: Any) -> Figure:
+    """A `Comparison` at a glance: error, adjoint residual and cost, one row per estimator.
+
+    **Arguments:** `table`: what `eqjax.compare` returns.
+    """
+    rows = table.rows
+    figure = Figure(figsize=(12, 1.4 + 0.32 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    columns = (
+        ("relative_error", f"relative error against {table.reference}"),
+        ("adjoint_residual", "worst adjoint residual"),
+        ("field_evaluations", "field evaluations"),
+    )
+    places = np.arange(len(rows))
+    for axes, (column, label) in zip(panels, columns, strict=True):
+        values = np.array([getattr(row, column) for row in rows], float)
+        shown = np.isfinite(values) & (values > 0)
+        for objective, colour in (("equilibrium", "C0"), ("finite horizon", "C1")):
+            mine = shown & np.array([row.objective == objective for row in rows])
+            axes.plot(values[mine], places[mine], "o", color=colour, label=objective)
+        if shown.any():
+            axes.set_xscale("log")
+        axes.set(xlabel=label, ylim=(len(rows) - 0.5, -0.5))
+        axes.grid(alpha=0.3)
+    panels[0].set_yticks(places, [row.estimator for row in rows])
+    panels[2].legend(title="objective", fontsize=8)
+    return figure
+
+
 def _cycle(n: int) -> list[tuple[str, str]]:
     return [_STYLE[i % len(_STYLE)] for i in range(n)]
 

@@ -57,9 +57,27 @@ def test_train_evaluate_sample_compare(text, tmp_path, capsys):
     main(["sample", str(out), "--prompt", "settle ", "--count", "20"])
     shown = capsys.readouterr().out
     assert shown.startswith("settle ") and len(shown) == len("settle ") + 20 + 1
-    main(["compare", str(out), "--estimators", "asymep", "bptt"])
+    main(["compare", str(out), "--estimators", "asymep,bptt"])
     shown = capsys.readouterr().out
-    assert "AsymEP" in shown and "BPTT" in shown and "against OracleAdjoint" in shown
+    assert "asymep" in shown and "bptt" in shown and "against OracleAdjoint" in shown
+    sweep = "--estimators oracle,asymep,vector-field --nudged-steps 2,40 --beta 0.2,0.8"
+    main(["compare", str(out), *sweep.split()])
+    shown = capsys.readouterr().out
+    rows = {r["estimator"]: r for r in json.loads((out / "compare.json").read_text())["rows"]}
+    assert len(rows) == 9 and (out / "compare.png").stat().st_size > 10_000
+    assert all(name in shown for name in rows)
+    # More nudged steps help, a smaller β does not.
+    few, many = rows["asymep T2=2 β=0.2"], rows["asymep T2=40 β=0.2"]
+    assert few["adjoint_residual"] > 5 * many["adjoint_residual"]
+    assert few["cosine"] == pytest.approx(rows["asymep T2=2 β=0.8"]["cosine"], abs=1e-3)
+    for flags in (
+        ["--estimators", "asymep,adam"],
+        ["--beta", "0.2,x"],
+        ["--nudged-steps", "0"],
+    ):
+        with pytest.raises(SystemExit):
+            main(["compare", str(out), *flags])
+        assert flags[0] in capsys.readouterr().err
 
 
 def test_config_file_is_accepted_back_and_flags_win(text, tmp_path):

@@ -20,6 +20,7 @@ FLOORS = {
     "fields": 2,
     "relaxation": 3,
     "gradients": 4,
+    "stability": 4,
     "language": 5,
     "training": 5.5,  # training may use language, never the other way round
     "plots": 6,

@@ -1,17 +1,34 @@
 """Force fields: Equinox modules with the Diffrax signature `field(t, z, x) -> dz/dt`."""
 
+from .associative import (
+    AssociativeMemory as AssociativeMemory,
+    LogCosh as LogCosh,
+    Polynomial as Polynomial,
+    Quadratic as Quadratic,
+    Softmax as Softmax,
+    Spherical as Spherical,
+)
 from .base import (
     AbstractEnergyField as AbstractEnergyField,
     AbstractForceField as AbstractForceField,
     AbstractSplitField as AbstractSplitField,
+    Realified as Realified,
     hyperparameter as hyperparameter,
     trainable as trainable,
 )
+from .mismatch import Mismatched as Mismatched, perturbed as perturbed
 from .model import (
     AbstractEquilibriumModel as AbstractEquilibriumModel,
     EquilibriumModel as EquilibriumModel,
 )
 from .monotone import MonotoneBlock as MonotoneBlock
+from .oscillators import (
+    Brusselator as Brusselator,
+    FitzHughNagumo as FitzHughNagumo,
+    Lorenz as Lorenz,
+    StuartLandau as StuartLandau,
+    VanDerPol as VanDerPol,
+)
 from .recurrent import RecurrentField as RecurrentField
 from .transformer import (
     EnergyBlock as EnergyBlock,

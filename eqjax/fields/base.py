@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -98,3 +99,23 @@ def _is_hyperparameter(node: Any, name: str) -> bool:
     return any(
         f.name == name and f.metadata.get("hyperparameter") for f in dataclasses.fields(node)
     )
+
+
+class Realified(eqx.Module):
+    """A complex field as a real one: the state is `(Re z, Im z)`, so that every real solver settles it.
+
+    `split` and `join` go between the two forms of a state.
+    """
+
+    field: Callable[..., Any]
+
+    def __call__(self, t: Any, z: PyTree[Array], x: PyTree) -> PyTree[Array]:
+        return self.split(self.field(t, self.join(z), x))
+
+    @staticmethod
+    def split(z: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array]]:
+        return jax.tree.map(jnp.real, z), jax.tree.map(jnp.imag, z)
+
+    @staticmethod
+    def join(z: tuple[PyTree[Array], PyTree[Array]]) -> PyTree[Array]:
+        return jax.tree.map(jax.lax.complex, *z)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -48,13 +48,15 @@ def on_common_samples(
 @dataclasses.dataclass(frozen=True)
 class Row:
     """One estimator's line in a `Comparison`. Residuals are the worst over accepted samples; cosine and
-    relative error are over the samples that the reference accepts too; `seconds` is the best repeat."""
+    relative error are over the samples that the reference accepts too; `spread` is the standard error that a random
+    estimate states of itself, relative to its norm; `seconds` is the best repeat."""
 
     estimator: str
     objective: str
     loss: float
     cosine: float
     relative_error: float
+    spread: float
     free_residual: float
     nudged_residual: float
     adjoint_residual: float
@@ -86,6 +88,14 @@ class Comparison:
 
     __repr__ = __str__
 
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dictionary; a quantity that an estimator does not have is None."""
+        rows = [
+            {k: None if v != v else v for k, v in dataclasses.asdict(row).items()}
+            for row in self.rows
+        ]
+        return {"reference": self.reference, "rows": rows}
+
     def __getitem__(self, estimator: str) -> Row:
         return next(row for row in self.rows if row.estimator == estimator)
 
@@ -100,7 +110,7 @@ def compare(
     model: Any,
     loss: Callable,
     batch: tuple,
-    estimators: Sequence[AbstractEstimator],
+    estimators: Sequence[AbstractEstimator] | Mapping[str, AbstractEstimator],
     *,
     key: Any = None,
     reference: AbstractEstimator | None = None,
@@ -111,7 +121,7 @@ def compare(
     **Arguments:**
 
     - `model`, `loss`, `batch`, `key`: as for an estimator.
-    - `estimators`: those to compare. Two of a kind are numbered in the table.
+    - `estimators`: those to compare; a mapping names them, in a list two of a kind are numbered.
     - `reference`: whose gradient the others are measured against; by default the first `OracleAdjoint` of the
       list, or else the first estimator.
     - `repeats`: timed calls after the one that compiles.
@@ -122,18 +132,15 @@ def compare(
         raise ValueError(
             "`estimators` is empty: name at least one, for example [AsymEP(), OracleAdjoint()]."
         )
-    for estimator in estimators:
+    named = _named(estimators)
+    for estimator in named.values():
         if not isinstance(estimator, AbstractEstimator):
             raise ValueError(f"`estimators` holds {estimator!r}, which is no estimator.")
     if reference is None:
-        reference = next((e for e in estimators if isinstance(e, OracleAdjoint)), estimators[0])
-    names = [type(e).__name__ for e in estimators]
-    names = [
-        f"{name} #{names[: i + 1].count(name)}" if names.count(name) > 1 else name
-        for i, name in enumerate(names)
-    ]
+        oracles = (e for e in named.values() if isinstance(e, OracleAdjoint))
+        reference = next(oracles, next(iter(named.values())))
     rows = []
-    for name, estimator in zip(names, estimators, strict=True):
+    for name, estimator in named.items():
         estimate, cosine, error = on_common_samples(
             model, loss, batch, estimator, reference, key=key
         )
@@ -150,9 +157,27 @@ def compare(
                 objective=estimator.objective,
                 cosine=float(cosine),
                 relative_error=float(error),
+                spread=_spread(estimate),
                 seconds=min(seconds),
                 **summary,
             )
         )
-    known = [n for n, e in zip(names, estimators, strict=True) if e is reference]
+    known = [name for name, estimator in named.items() if estimator is reference]
     return Comparison(tuple(rows), known[0] if known else type(reference).__name__)
+
+
+def _named(estimators) -> dict[str, AbstractEstimator]:
+    if isinstance(estimators, Mapping):
+        return dict(estimators)
+    names = [type(e).__name__ for e in estimators]
+    return {
+        f"{name} #{names[: i + 1].count(name)}" if names.count(name) > 1 else name: estimator
+        for i, (name, estimator) in enumerate(zip(names, estimators, strict=True))
+    }
+
+
+def _spread(estimate: GradientEstimate) -> float:
+    if estimate.variance is None:
+        return float("nan")
+    size = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(estimate.grads))
+    return (float(estimate.variance) / size) ** 0.5 if size else float("nan")

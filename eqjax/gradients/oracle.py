@@ -10,17 +10,11 @@ import optimistix as optx
 
 from ..fields import trainable
 from ..relaxation import GMRES, Anderson
-from .estimate import (
-    AbstractEquilibriumEstimator,
-    Accept,
-    Adjoint,
-    Response,
-    check_steps,
-    settle_adjoint,
-)
+from .estimate import Accept, check_steps
+from .response import AbstractAdjointEstimator, Adjoint, Response, settle_adjoint
 
 
-class OracleAdjoint(AbstractEquilibriumEstimator):
+class OracleAdjoint(AbstractAdjointEstimator):
     """The gradient of `L(z*)` by the implicit function theorem: `Jᵀa = -∂L/∂z*`, solved by products with Jᵀ.
 
     *Objective: equilibrium.* Pineda (1987), Almeida (1987); as in deep equilibrium models (Bai et al. 2019).
@@ -69,5 +63,6 @@ class OracleAdjoint(AbstractEquilibriumEstimator):
         def residual(a):
             return jax.tree.map(jnp.add, response.vjp(a), response.pull)
 
-        solution = settle_adjoint(residual, response, self.adjoint_solver, self.adjoint_steps)
+        start = jax.tree.map(jnp.zeros_like, response.pull)
+        solution = settle_adjoint(residual, start, self.adjoint_solver, self.adjoint_steps)
         return Adjoint(solution.value, solution.stats["field_evaluations"])

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, PyTree
 
+from ..fields import Realified
 from .anderson import Anderson
-from .gmres import GMRES
+from .gmres import adjoint_solver
 from .implicit import attach
-from .residual import RESULTS, residual_ratio
+from .refine import Refine, loosened
+from .residual import RESULTS, evaluations_told, residual_ratio
 
 
 class Equilibrium(eqx.Module):
@@ -20,7 +22,8 @@ class Equilibrium(eqx.Module):
 
     `value`: the state. `residual`: its force residual `‖F‖ / max(‖z‖, scale)`, recomputed there. `result`: a
     `RESULTS` value. `stats`: `field_evaluations` (calls of F and products with its Jacobian; -1 when a foreign
-    solver does not say) and `num_steps`.
+    solver does not say) and `num_steps`; from a `Fallback` also `handed_over`, under a `Refine`
+    `coarse_evaluations`, a part of the first.
     """
 
     value: PyTree[Array]
@@ -51,7 +54,7 @@ def equilibrium(
     adjoint: optx.AbstractAdjoint | None = None,
     max_steps: int = 256,
     throw: bool = True,
-    precision: str | None = "highest",
+    precision: str | Refine | None = "highest",
 ) -> Equilibrium:
     """Find `z` with `F(z) = 0` by a solver, for one sample (`jax.vmap` for a batch).
 
@@ -61,14 +64,16 @@ def equilibrium(
 
     - `field`: callable `field(t, z, x) -> dz/dt`; evaluated at t = 0.
     - `z0`: initial state, or the `value` of a previous equilibrium (warm start). `x`: clamped input.
-    - `solver`: `Anderson`, `Picard`, `NewtonKrylov` or any Optimistix fixed-point solver or root finder.
+    - `solver`: `Anderson`, `Broyden`, `Picard`, `NewtonKrylov`, `PseudoTransient`, `TimeStepping`, a `Fallback`
+      from one to another, or any Optimistix fixed-point solver or root finder.
     - `adjoint`: how `jax.grad` passes through: by default implicitly, by a matrix-free `GMRES` (rtol 1e-4 in
       float32, 1e-10 in float64); or any Optimistix adjoint.
     - `max_steps`: steps of the solver.
     - `throw`: raise when the state did not settle, or the adjoint solve fails. With `throw=False` look at
       `result`; the default adjoint is then reverse-mode only, and where it fails that sample's gradient is NaN.
     - `precision`: of matrix products while settling (`jax.default_matmul_precision`); float32 products in the
-      reduced precision that accelerators default to are too coarse to settle. None leaves it alone.
+      reduced precision that accelerators default to are too coarse to settle. The residual is measured at
+      "highest" in any case. None leaves all of it alone; a `Refine` settles coarsely first.
 
     **Returns:** an `Equilibrium`. "successful" is overridden when the residual recomputed at the returned
     state exceeds the solver's tolerance.
@@ -78,18 +83,35 @@ def equilibrium(
     if not isinstance(solver, (optx.AbstractFixedPointSolver, optx.AbstractRootFinder)):
         raise ValueError(
             f"`solver` must be an Optimistix fixed-point solver or root finder, got {solver!r}. "
-            "For a Diffrax solver use `relax`."
+            "For a Diffrax solver use `relax`, or wrap it in `TimeStepping`."
         )
     # The residual is measured as the solver measures it; foreign solvers have another notion of error.
     ours = hasattr(solver, "scale")
     norm, scale = (solver.norm, solver.scale) if ours else (optx.two_norm, 1.0)  # pyright: ignore
     z0 = jax.tree.map(jnp.asarray, z0)
+    if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(z0)):
+        # As real and imaginary parts: every solver can do that, and Optimistix asks for it.
+        real = Realified(field)
+        settings = {"adjoint": adjoint, "max_steps": max_steps, "throw": throw}
+        found = equilibrium(real, real.split(z0), x, solver=solver, precision=precision, **settings)
+        return eqx.tree_at(lambda e: e.value, found, real.join(found.value))
+    if isinstance(precision, Refine):
+        return _refined(
+            field, z0, x, solver, precision, adjoint=adjoint, max_steps=max_steps, throw=throw
+        )
     _check_structure(field, z0, x)
-    eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(z0))
-    # As tight as the dtype allows on a stiff field, whose solves stagnate above the rounding unit.
-    linear = GMRES(rtol=1e-4 if eps > 1e-10 else 1e-10)
-    # Whatever the field closes over becomes visible to differentiation.
-    force = eqx.filter_closure_convert(lambda z, x: field(0.0, z, x), z0, x)
+    exact = None if precision is None else "highest"
+    linear = adjoint_solver(z0)
+    # Whatever the field closes over becomes visible to differentiation. The precision of a product is fixed
+    # when it is traced, which is here.
+    with jax.default_matmul_precision(precision):
+        force = eqx.filter_closure_convert(lambda z, x: field(0.0, z, x), z0, x)
+    with jax.default_matmul_precision(exact):
+        exact_force = (
+            force
+            if precision == exact
+            else eqx.filter_closure_convert(lambda z, x: field(0.0, z, x), z0, x)
+        )
     # What the solve itself must not differentiate, because `attach` does.
     isolated = adjoint is None and not throw
     start, args = _held((z0, (force, x))) if isolated else (z0, (force, x))
@@ -99,10 +121,14 @@ def equilibrium(
     fn = _map if fixed_point else _force
     with jax.default_matmul_precision(precision):
         solution = verb(fn, solver, start, args, adjoint=adjoint, max_steps=max_steps, throw=False)
-        value = solution.value
-        final = force(value, x)
+    value = solution.value
+    with jax.default_matmul_precision(exact):
+        final = exact_force(value, x)
     residual = residual_ratio(*_held((final, value)), norm=norm, scale=scale)
     result = RESULTS.promote(solution.result)
+    # What the solver itself says of a failure, in more words than Optimistix has.
+    told = solution.stats.get("result", RESULTS.successful)
+    result = RESULTS.where(told == RESULTS.successful, result, told)
     if solver.rtol is not None and solver.atol is not None:
         asked = solver.rtol + solver.atol / jnp.maximum(norm(value), scale)
         # A hair of slack: the solver's own check used the same formula at the same state.
@@ -116,13 +142,31 @@ def equilibrium(
     if throw:
         value = result.error_if(value, result != RESULTS.successful)
     steps = solution.stats["num_steps"]
-    counted = solution.stats.get("field_evaluations")
-    if counted is None:
-        counted = steps if isinstance(solver, optx.FixedPointIteration) else None
-    evaluations = jnp.asarray(-1) if counted is None else counted + 1
-    return Equilibrium(
-        value, residual, result, {"field_evaluations": evaluations, "num_steps": steps}
+    counted = evaluations_told(solver, solution.stats)
+    evaluations = jnp.where(counted < 0, -1, counted + 1)
+    stats = {"field_evaluations": evaluations, "num_steps": steps}
+    if "handed_over" in solution.stats:
+        stats["handed_over"] = solution.stats["handed_over"]
+    return Equilibrium(value, residual, result, stats)
+
+
+def _refined(field, z0, x, solver, refine, **kwargs):
+    coarse = equilibrium(
+        field,
+        *_held((z0, x)),
+        solver=loosened(solver, refine.rtol),
+        max_steps=kwargs["max_steps"],
+        throw=False,
+        precision=refine.coarse,
     )
+    usable = coarse.result != RESULTS.nonfinite
+    start = jax.tree.map(lambda a, b: jnp.where(usable, a, b), _held(coarse.value), _held(z0))
+    found = equilibrium(field, start, x, solver=solver, precision="highest", **kwargs)
+    first, then = (part.stats["field_evaluations"] for part in (coarse, found))
+    evaluations = jnp.where((first < 0) | (then < 0), -1, first + then)
+    steps = coarse.stats["num_steps"] + found.stats["num_steps"]
+    stats = {"field_evaluations": evaluations, "coarse_evaluations": first, "num_steps": steps}
+    return Equilibrium(found.value, found.residual, found.result, found.stats | stats)
 
 
 def _check_structure(field, z0, x):

@@ -1,6 +1,7 @@
 """Inexact Newton with a matrix-free linear solve, as an Optimistix root finder."""
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,7 +11,7 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
 from .gmres import GMRES
-from .residual import check_tolerance
+from .residual import check_tolerance, is_met
 
 
 class _NewtonState(eqx.Module):
@@ -35,7 +36,8 @@ class NewtonKrylov(optx.AbstractRootFinder):
     - `forcing`: largest η, in (0, 1). `restart`, `krylov_steps`: cycle length and product budget of GMRES.
     - `halvings`: most backtracking steps. `norm`, `scale`: of the residual.
 
-    It may converge to a fixed point that is *unstable* for the relaxation.
+    It may converge to a fixed point that is *unstable* for the relaxation (`PseudoTransient` will hardly). To check,
+    `relax` from the fixed point with a small perturbation: from an unstable one the state leaves.
     """
 
     rtol: ScalarLike
@@ -59,13 +61,10 @@ class NewtonKrylov(optx.AbstractRootFinder):
             force=force,
             size=size,
             forcing=jnp.asarray(self.forcing, size.dtype),
-            converged=self._met(size, y),
+            converged=is_met(self, size, y),
             stuck=jnp.asarray(False),
             evaluations=jnp.asarray(1),
         )
-
-    def _met(self, size, y):
-        return size <= self.atol + self.rtol * jnp.maximum(self.norm(y), self.scale)
 
     def step(self, fn, y, args, options, state, tags):
         _, aux = fn(y, args)  # only for its aux: an unused force is compiled away
@@ -99,20 +98,15 @@ class NewtonKrylov(optx.AbstractRootFinder):
         new, force = jax.tree.map(
             lambda a, b: jnp.where(better, a, b), (candidate, force), (y, state.force)
         )
-        ratio = jnp.where(better, size / state.size, 1.0)
-        # Safeguard of choice 2: tighten gradually, and never past what the tolerance itself needs.
-        forcing = jnp.maximum(
-            0.9 * ratio**2, jnp.where(0.9 * state.forcing**2 > 0.1, 0.9 * state.forcing**2, 0)
-        )
-        target = self.atol + self.rtol * jnp.maximum(self.norm(new), self.scale)
         new_size = jnp.where(better, size, state.size)
-        floor = 0.5 * target / jnp.where(new_size > 0, new_size, 1.0)
-        forcing = jnp.clip(jnp.maximum(forcing, floor), 1e-6, self.forcing)
+        target = self.atol + self.rtol * jnp.maximum(self.norm(new), self.scale)
+        ratio = jnp.where(better, size / state.size, 1.0)
+        forcing = eisenstat_walker(state.forcing, ratio, target / _positive(new_size), self.forcing)
         state = _NewtonState(
             force=force,
             size=new_size,
             forcing=forcing,
-            converged=better & self._met(size, new),
+            converged=better & is_met(self, size, new),
             stuck=~better,
             evaluations=state.evaluations + solution.stats["num_steps"] + tries,
         )
@@ -127,3 +121,20 @@ class NewtonKrylov(optx.AbstractRootFinder):
 
     def postprocess(self, fn, y, aux, args, options, state, tags, result):
         return y, aux, {"field_evaluations": state.evaluations}
+
+
+def eisenstat_walker(
+    previous: Array, ratio: Array, remaining: Any, most: ScalarLike
+) -> Float[Array, ""]:
+    """The next forcing term (Eisenstat & Walker 1996, choice 2).
+
+    **Arguments:** the last one; `ratio` `‖F⁺‖/‖F‖`; what remains, `target/‖F⁺‖`; the largest allowed.
+    """
+    # Safeguard of choice 2: tighten gradually, and never past what the tolerance itself needs.
+    held = 0.9 * previous**2
+    forcing = jnp.maximum(0.9 * ratio**2, jnp.where(held > 0.1, held, 0))
+    return jnp.clip(jnp.maximum(forcing, 0.5 * remaining), 1e-6, most)
+
+
+def _positive(size):
+    return jnp.where(size > 0, size, 1.0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Bool, Int, PyTree, ScalarLike
 
-from .residual import check_tolerance
+from .residual import check_tolerance, is_met
 
 
 class _PicardState(eqx.Module):
@@ -45,8 +45,7 @@ class Picard(optx.AbstractFixedPointSolver):
     def step(self, fn, y, args, options, state, tags):
         image, aux = fn(y, args)
         force = jax.tree.map(jnp.subtract, image, y)
-        extent = jnp.maximum(self.norm(y), self.scale)
-        converged = self.norm(force) <= self.atol + self.rtol * extent
+        converged = is_met(self, self.norm(force), y)
         new = jax.tree.map(lambda a, f: a + self.step_size * f, y, force)
         return new, _PicardState(converged, state.evaluations + 1), aux
 

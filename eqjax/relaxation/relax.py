@@ -1,7 +1,7 @@
 """`relax`: let a field settle in time."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_origin
 
 import diffrax as dfx
 import equinox as eqx
@@ -11,6 +11,7 @@ import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ..fields import AbstractSplitField
 from .residual import RESULTS, residual_ratio
 
 
@@ -55,7 +56,9 @@ def relax(
     **Arguments:**
 
     - `field`: callable `field(t, z, x) -> dz/dt`. `z0`: initial state. `x`: clamped input.
-    - `solver`: any Diffrax solver; with Euler, `step` is ε of `z ← z + ε F(z)`.
+    - `solver`: any Diffrax solver; with Euler, `step` is ε of `z ← z + ε F(z)`. `BackwardEuler` for stiff
+      fields. `IMEXEuler`, or Diffrax' `KenCarp3` and its like, take an `AbstractSplitField`: its reciprocal part
+      implicitly, its non-reciprocal part explicitly.
     - `step`: the (initial) step. `controller`: a Diffrax step-size controller; None keeps the step fixed.
     - `steps` or `t1`: exactly one of the number of fixed steps and the final time.
     - `max_steps`: bound on the steps when only `t1` is known.
@@ -67,6 +70,10 @@ def relax(
 
     **Returns:** a `Relaxation`. `successful` says that the horizon was reached with finite numbers, not that
     the state has settled: that is what `residual` says.
+
+    To see whether a fixed point is stable, start at it plus a small perturbation, some 1e-3 of it, and relax for
+    several times the slowest time of the field: the state returns to a stable fixed point and leaves an
+    unstable one.
     """
     if (steps is None) == (t1 is None):
         raise ValueError(f"Give exactly one of `steps` and `t1`, got steps={steps} and t1={t1}.")
@@ -85,8 +92,12 @@ def relax(
     step = jnp.asarray(step, real)
     t0 = jnp.zeros((), real)
     end = steps * step if steps is not None else jnp.asarray(t1, real)
-    terms = dfx.ODETerm(field)
+    terms = _terms(field, solver)
     if temperature is not None:
+        if isinstance(terms, dfx.MultiTerm):
+            raise ValueError(
+                f"`temperature` goes with a solver of one drift term, got {solver!r}. Try `diffrax.Euler()`."
+            )
         terms = dfx.MultiTerm(terms, _langevin_noise(z0, temperature, t0, end, step, key))
     extra = [] if saveat is None else [saveat.subs]
     with jax.default_matmul_precision(precision):
@@ -104,7 +115,8 @@ def relax(
             max_steps=max_steps if steps is None else steps,
             throw=False,
         )
-        value = jax.tree.map(lambda a: a[0], solution.ys[0])
+    value = jax.tree.map(lambda a: a[0], solution.ys[0])
+    with jax.default_matmul_precision(None if precision is None else "highest"):
         residual = residual_ratio(field(end, value, x), value, norm=norm, scale=scale)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(value)]))
     # Diffrax calls a NaN state "max_steps_reached".
@@ -112,9 +124,25 @@ def relax(
     if throw:
         value = result.error_if(value, result != RESULTS.successful)
     taken = solution.stats["num_steps"]
-    stats = {"field_evaluations": _evaluations(solver, taken), "num_steps": taken}
+    counted = count_evaluations(solver, taken)
+    evaluations = jnp.asarray(-1) if counted is None else counted + 1  # one for the residual
+    stats = {"field_evaluations": evaluations, "num_steps": taken}
     times, trajectory = (None, None) if saveat is None else (solution.ts[1], solution.ys[1])
     return Relaxation(value, jax.lax.stop_gradient(residual), result, stats, times, trajectory)
+
+
+def _terms(field, solver):
+    """The force as one term, or split in two where the solver treats one part implicitly."""
+    implicit = isinstance(solver, dfx.AbstractImplicitSolver)
+    if not implicit or get_origin(solver.term_structure) is not dfx.MultiTerm:
+        return dfx.ODETerm(field)
+    if not isinstance(field, AbstractSplitField):
+        raise ValueError(
+            f"`solver` {type(solver).__name__} needs a field split into an explicit and an implicit part, got "
+            f"{type(field).__name__}. Give an `AbstractSplitField` (with `reciprocal` and `nonreciprocal`), or a "
+            "solver of the whole force such as `BackwardEuler`."
+        )
+    return dfx.MultiTerm(dfx.ODETerm(field.nonreciprocal), dfx.ODETerm(field.reciprocal))
 
 
 def _langevin_noise(z0, temperature, t0, end, step, key):
@@ -130,13 +158,13 @@ def _langevin_noise(z0, temperature, t0, end, step, key):
     return dfx.ControlTerm(diffusion, path)
 
 
-def _evaluations(solver, taken):
-    """Field evaluations of an explicit Runge–Kutta solve, the one for the reported residual included."""
+def count_evaluations(solver: dfx.AbstractSolver, steps: Array) -> Array | None:
+    """Field evaluations of `steps` explicit Runge–Kutta steps; None for solvers that do not let them be counted."""
     if isinstance(solver, dfx.Euler):
-        return taken + 1
+        return steps
     if isinstance(solver, dfx.AbstractERK):
         tableau: Any = solver.tableau
         if tableau.fsal:  # the last stage of a step is the first of the next
-            return taken * (tableau.num_stages - 1) + 2
-        return taken * tableau.num_stages + 1
-    return jnp.asarray(-1)
+            return steps * (tableau.num_stages - 1) + 1
+        return steps * tableau.num_stages
+    return None

@@ -37,6 +37,12 @@ def force_residual(field, z: PyTree[Array], x: PyTree = None, *, t: float = 0.0,
     return residual_ratio(field(t, z, x), z, **kwargs)
 
 
+def is_met(solver: Any, size: Array, y: PyTree[Array]) -> Array:
+    """Whether `size`, the norm of the force at `y`, meets the tolerance of `solver`; never where it overflowed."""
+    extent = jnp.maximum(solver.norm(y), solver.scale)
+    return (size <= solver.atol + solver.rtol * extent) & jnp.isfinite(size)
+
+
 def check_tolerance(rtol: Any, atol: Any, *, both_zero: bool = False) -> None:
     """Refuse tolerances that no solve can meet. Arrays are left alone: they may be traced."""
     for name, value in (("rtol", rtol), ("atol", atol)):
@@ -48,3 +54,10 @@ def check_tolerance(rtol: Any, atol: Any, *, both_zero: bool = False) -> None:
             "`rtol` and `atol` are both 0, a tolerance that rounding never meets. "
             "Pass, for example, rtol=1e-4."
         )
+
+
+def evaluations_told(solver: Any, stats: dict[str, Any]) -> Array:
+    """Field evaluations that a solve reports in its `stats`; -1 for a foreign solver that does not say."""
+    if isinstance(solver, optx.FixedPointIteration):
+        return stats["num_steps"]
+    return jnp.asarray(stats.get("field_evaluations", -1))

@@ -9,6 +9,12 @@ from typing import Any, Literal
 
 import yaml
 
+EstimatorName = Literal[
+    "asymep", "oracle", "bptt", "holomorphic", "dyadic", "truncated", "vector-field"
+]
+
+SolverName = Literal["anderson", "broyden", "picard", "newton-krylov", "pseudo-transient"]
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -38,10 +44,10 @@ class TrainConfig:
     embedding_scale: float = 6.0
     """Standard deviation of the initial token embeddings."""
 
-    estimator: Literal["asymep", "oracle", "bptt"] = "asymep"
+    estimator: EstimatorName = "asymep"
     """How the gradient is found."""
-    solver: Literal["anderson", "picard", "newton-krylov"] = "anderson"
-    """How the free phase settles (asymep and oracle)."""
+    solver: SolverName = "anderson"
+    """How the free phase settles (all but bptt)."""
     free_rtol: float = 5e-5
     """Force residual at which the free phase stops."""
     nudged_rtol: float = 3e-3
@@ -49,11 +55,11 @@ class TrainConfig:
     max_steps: int = 150
     """Solver steps of a phase at the most."""
     radius: float | None = None
-    """AsymEP's settled displacement relative to the state. Chosen by the dtype if not given."""
+    """Settled displacement of the nudged phases relative to the state. Chosen by the dtype if not given."""
     accept_free: float = 1e-4
-    """A sample with a larger free residual does not contribute (asymep and oracle)."""
+    """A sample with a larger free residual does not contribute (all but bptt)."""
     accept_adjoint: float = 1e-2
-    """A sample with a larger adjoint residual does not contribute (asymep and oracle)."""
+    """A sample with a larger adjoint residual does not contribute (the unbiased ones)."""
     bptt_steps: int = 60
     """Relaxation steps of BPTT, the horizon T."""
     step_size: float = 0.1

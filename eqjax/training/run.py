@@ -18,7 +18,18 @@ from jaxtyping import Array
 
 from ..analytic import cross_entropy
 from ..fields import AbstractEquilibriumModel, EnergyBlock, MonotoneBlock, RealBlock, ThickBlock
-from ..gradients import BPTT, AbstractEstimator, Accept, AsymEP, OracleAdjoint
+from ..gradients import (
+    BPTT,
+    AbstractEstimator,
+    Accept,
+    AsymEP,
+    DyadicEP,
+    HolomorphicEP,
+    OracleAdjoint,
+    SharedAdjoint,
+    TruncatedAdjoint,
+    VectorFieldEP,
+)
 from ..gradients.compare import on_common_samples
 from ..language import (
     CharTokenizer,
@@ -29,7 +40,7 @@ from ..language import (
     split,
     tiles,
 )
-from ..relaxation import GMRES, Anderson, NewtonKrylov, Picard
+from ..relaxation import GMRES, Anderson, Broyden, NewtonKrylov, Picard, PseudoTransient
 from .checkpoint import CheckpointError, Checkpoints
 from .config import TrainConfig
 from .metrics import Metrics
@@ -40,6 +51,14 @@ BLOCKS = {
     "real": RealBlock,
     "monotone": MonotoneBlock,
     "energy": EnergyBlock,
+}
+
+
+SOLVERS: dict[str, Any] = {
+    "anderson": Anderson,
+    "broyden": Broyden,
+    "newton-krylov": NewtonKrylov,
+    "pseudo-transient": PseudoTransient,
 }
 
 
@@ -68,7 +87,7 @@ def build_solver(config: TrainConfig, rtol: float):
     """The free-phase solver that a configuration names, at tolerance `rtol`."""
     if config.solver == "picard":
         return Picard(rtol=rtol, step_size=config.step_size)
-    return (Anderson if config.solver == "anderson" else NewtonKrylov)(rtol=rtol)
+    return SOLVERS[config.solver](rtol=rtol)
 
 
 def build_estimator(config: TrainConfig) -> AbstractEstimator:
@@ -76,22 +95,29 @@ def build_estimator(config: TrainConfig) -> AbstractEstimator:
     if config.estimator == "bptt":
         return BPTT(steps=config.bptt_steps, step=config.step_size)
     free = build_solver(config, config.free_rtol)
-    accept = Accept(config.accept_free, config.accept_adjoint)
-    if config.estimator == "oracle":
-        return OracleAdjoint(
-            free=free,
-            adjoint_solver=GMRES(rtol=config.nudged_rtol),
-            free_steps=config.max_steps,
-            accept=accept,
-        )
-    return AsymEP(
-        free=free,
-        nudged=Anderson(rtol=config.nudged_rtol),
-        radius=config.radius,
-        free_steps=config.max_steps,
-        nudged_steps=config.max_steps,
-        accept=accept,
-    )
+    shared = {"free": free, "free_steps": config.max_steps}
+    gate = Accept(config.accept_free, config.accept_adjoint)
+    # Biased by design: their adjoint residual is reported, not held against them.
+    open_gate = Accept(config.accept_free, float("inf"))
+    nudge = {
+        "nudged": Anderson(rtol=config.nudged_rtol),
+        "radius": config.radius,
+        "nudged_steps": config.max_steps,
+        "contrast": SharedAdjoint(),  # the fastest
+    }
+    match config.estimator:
+        case "oracle":
+            solver = GMRES(rtol=config.nudged_rtol)
+            return OracleAdjoint(adjoint_solver=solver, accept=gate, **shared)
+        case "holomorphic":
+            return HolomorphicEP(accept=gate, **shared, **nudge)
+        case "vector-field":
+            return VectorFieldEP(accept=open_gate, **shared, **nudge)
+        case "dyadic":
+            return DyadicEP(radius=config.radius, accept=gate, **shared)
+        case "truncated":
+            return TruncatedAdjoint(terms=5, damping=0.5, accept=open_gate, **shared)
+    return AsymEP(accept=gate, **shared, **nudge)
 
 
 def reference_oracle(config: TrainConfig) -> OracleAdjoint:
