@@ -48,6 +48,7 @@ from .gradients import (
     ProbeCorrection as ProbeCorrection,
     RandomDirections as RandomDirections,
     RawStates as RawStates,
+    Reversible as Reversible,
     SharedAdjoint as SharedAdjoint,
     TruncatedAdjoint as TruncatedAdjoint,
     VectorFieldEP as VectorFieldEP,

@@ -18,6 +18,7 @@ from jaxtyping import install_import_hook
 
 install_import_hook("eqjax", "beartype.beartype")
 
+import equinox as eqx
 import hypothesis
 import jax.numpy as jnp
 import pytest
@@ -37,6 +38,14 @@ def x64():
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget():
+    """Compiled programs are kept for as long as a file of tests runs: thousands of them exhaust a process."""
+    yield
+    eqx.clear_caches()
+    jax.clear_caches()
 
 
 @pytest.fixture

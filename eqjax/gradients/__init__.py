@@ -37,5 +37,6 @@ from .response import (
     Adjoint as Adjoint,
     Response as Response,
 )
+from .reversible import Reversible as Reversible
 from .stencils import Central as Central, OneSided as OneSided, RootsOfUnity as RootsOfUnity
 from .truncated import TruncatedAdjoint as TruncatedAdjoint

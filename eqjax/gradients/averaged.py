@@ -39,11 +39,8 @@ class Averaged(AbstractEstimator):
 
     def __call__(self, model, loss, batch, *, key=None, subset=None):
         check_key(key, "`Averaged`")
-
-        def once(key):
-            return self.estimator(model, loss, batch, key=key, subset=subset)
-
-        every = eqx.filter_jit(jax.lax.map)(once, jax.random.split(key, self.repeats))
+        keys = jax.random.split(key, self.repeats)
+        every = _repeated(self.estimator, model, loss, batch, keys, subset)
         used = jnp.any(every.report.accepted, axis=1)
         count = jnp.sum(used)
 
@@ -63,3 +60,8 @@ class Averaged(AbstractEstimator):
         loss_value = jnp.sum(jnp.where(used, every.loss, 0)) / count.astype(every.loss.dtype)
         grads = jax.tree.map(mean, every.grads)
         return GradientEstimate(loss_value, grads, report, total_variance(every.grads))
+
+
+@eqx.filter_jit
+def _repeated(estimator, model, loss, batch, keys, subset):
+    return jax.lax.map(lambda k: estimator(model, loss, batch, key=k, subset=subset), keys)

@@ -21,6 +21,7 @@ from .estimate import (
     check_steps,
     zero_unless,
 )
+from .reversible import Reversible
 
 
 class BPTT(AbstractEstimator):
@@ -31,7 +32,8 @@ class BPTT(AbstractEstimator):
 
     **Arguments:**
 
-    - `steps`: T. `step`: ε, a float or an array. `solver`: a Diffrax solver.
+    - `steps`: T. `step`: ε, a float or an array. `solver`: a Diffrax solver, or `Reversible(...)`, which keeps one
+      state only.
     - `truncate`: backpropagate through the last so many steps only (Williams & Peng 1990), the state before them
       held fixed: biased, cheaper. None for all.
     - `adjoint`: how Diffrax keeps the trajectory; checkpointed by default (memory grows as √T);
@@ -46,7 +48,7 @@ class BPTT(AbstractEstimator):
     objective: ClassVar[str] = "finite horizon"
     steps: int = 100
     step: Any = 0.1
-    solver: dfx.AbstractSolver = dfx.Euler()
+    solver: dfx.AbstractSolver | Reversible = dfx.Euler()
     truncate: int | None = None
     adjoint: dfx.AbstractAdjoint = dfx.RecursiveCheckpointAdjoint()
     trains: Callable = trainable
@@ -63,6 +65,8 @@ class BPTT(AbstractEstimator):
         return self._relax(field, z0, x, self.steps)
 
     def _relax(self, field, z0, x, steps):
+        if isinstance(self.solver, Reversible):
+            return self.solver.relax(field, z0, x, step=self.step, steps=steps)
         return relax(
             field,
             z0,

@@ -1,0 +1,102 @@
+"""Backpropagation that runs the relaxation backwards instead of remembering it."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from ..relaxation import RESULTS, Relaxation, residual_ratio
+
+
+class Reversible(eqx.Module):
+    """An algebraically reversible pair of Euler steps (McCallum & Foster 2024), as the solver of `BPTT`:
+
+    `y ← λ y + (1 - λ) w + ε F(w)`, `w ← w + ε F(y)`, from `y = w = z₀`; y is the answer.
+
+    Each step can be undone, so backpropagation keeps one state whatever the horizon. What contracts going
+    forward grows going back: rounding grows like `λ^-T`, and a mode of rate k is stable for `εk < 1 - λ`. So it is for
+    short horizons or mild fields: with λ = .9, T = 100 loses five digits.
+
+    **Arguments:** `coupling`: λ in (0, 1).
+    """
+
+    coupling: float = eqx.field(default=0.9, static=True)
+
+    def __check_init__(self):
+        if not 0 < self.coupling < 1:
+            raise ValueError(f"`coupling` must lie between 0 and 1, got {self.coupling}.")
+
+    def relax(self, field: Any, z0: PyTree[Array], x: PyTree, *, step: Any, steps: int):
+        """`steps` steps of size `step`, with a reverse-mode derivative that reconstructs the states."""
+        real = jnp.finfo(jnp.result_type(*jax.tree.leaves(z0))).dtype
+        force = eqx.filter_closure_convert(lambda z, x: field(0.0, z, x), z0, x)
+        with jax.default_matmul_precision("highest"):
+            value = _run((z0, force, x), jnp.asarray(step, real), steps, self.coupling)
+            residual = residual_ratio(force(value, x), value)
+        stats = {"field_evaluations": jnp.asarray(2 * steps + 1), "num_steps": jnp.asarray(steps)}
+        finite = jnp.isfinite(residual)
+        result = RESULTS.where(finite, RESULTS.successful, RESULTS.nonfinite)  # pyright: ignore
+        return Relaxation(value, jax.lax.stop_gradient(residual), result, stats)
+
+
+def _add(y, step, force):
+    return jax.tree.map(lambda a, f: a + step * f, y, force)
+
+
+def _mix(y, w, coupling):
+    return jax.tree.map(lambda a, b: coupling * a + (1 - coupling) * b, y, w)
+
+
+def _forward(vjp_arg, step, steps, coupling):
+    z0, force, x = vjp_arg
+
+    def advance(pair, _):
+        y, w = pair
+        y = _add(_mix(y, w, coupling), step, force(w, x))
+        return (y, _add(w, step, force(y, x))), None
+
+    return jax.lax.scan(advance, (z0, z0), length=steps)[0]
+
+
+@eqx.filter_custom_vjp
+def _run(vjp_arg, step, steps, coupling):
+    return _forward(vjp_arg, step, steps, coupling)[0]
+
+
+@_run.def_fwd
+def _(perturbed, vjp_arg, step, steps, coupling):
+    y, w = _forward(vjp_arg, step, steps, coupling)
+    return y, (y, w)
+
+
+@_run.def_bwd
+def _(residuals, cotangent, perturbed, vjp_arg, step, steps, coupling):
+    _, force, x = vjp_arg
+    arrays, rest = eqx.partition((force, x), eqx.is_inexact_array)
+
+    def forced(z, arrays):
+        force, x = eqx.combine(arrays, rest)
+        return force(z, x)
+
+    def undo(carry, _):
+        y, w, gy, gw, collected = carry
+        value, back = jax.vjp(forced, y, arrays)
+        w = _add(w, -step, value)
+        along, through = back(gw)
+        gy, collected = _add(gy, step, along), _add(collected, step, through)
+
+        value, back = jax.vjp(forced, w, arrays)
+        along, through = back(gy)
+        gw = jax.tree.map(lambda g, h, a: g + (1 - coupling) * h + step * a, gw, gy, along)
+        collected = _add(collected, step, through)
+        y = jax.tree.map(
+            lambda a, b, f: (a - (1 - coupling) * b - step * f) / coupling, y, w, value
+        )
+        return (y, w, jax.tree.map(lambda g: coupling * g, gy), gw, collected), None
+
+    nothing = jax.tree.map(jnp.zeros_like, arrays)
+    start = (*residuals, cotangent, jax.tree.map(jnp.zeros_like, cotangent), nothing)
+    (_, _, gy, gw, collected), _ = jax.lax.scan(undo, start, length=steps)
+    return (jax.tree.map(jnp.add, gy, gw), *collected)
