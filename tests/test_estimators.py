@@ -44,7 +44,7 @@ from eqjax.gradients import (
     agreement,
     check_holomorphic,
 )
-from eqjax.relaxation import GMRES, Anderson, NewtonKrylov, equilibrium
+from eqjax.relaxation import GMRES, Anderson, Fallback, NewtonKrylov, Picard, equilibrium
 
 ORACLE = OracleAdjoint(free=TIGHT, adjoint_solver=GMRES(1e-12))
 AT_EQUILIBRIUM = {
@@ -394,6 +394,15 @@ def test_a_mismatched_device_has_its_own_exact_gradient():
     assert jnp.isclose(along(grads, direction), want, rtol=1e-6)
     nominal = AT_EQUILIBRIUM["asymep"](model, squared_error, batch).grads
     assert agreement(grads.field.field, nominal.field)[1] > 1e-3
+
+
+def test_a_nudged_phase_may_fall_back_from_one_solver_to_another():
+    model, batch = network()
+    hopeless = Picard(1e-10, step_size=2.0)
+    settle = Fallback(hopeless, Anderson(1e-10), first_steps=20)
+    estimate = AsymEP(free=TIGHT, nudged=settle)(model, squared_error, batch)
+    oracle = ORACLE(model, squared_error, batch).grads
+    assert agreement(estimate.grads, oracle)[1] < 1e-8
 
 
 def test_truncated_adjoint_is_the_neumann_series():

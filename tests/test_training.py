@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import typing
 from pathlib import Path
 
 import equinox as eqx
@@ -16,7 +17,7 @@ import optax
 import pytest
 
 from eqjax.analytic import cross_entropy
-from eqjax.gradients import Accept, AsymEP, OracleAdjoint
+from eqjax.gradients import Accept, AsymEP, OracleAdjoint, agreement
 from eqjax.training import (
     CheckpointError,
     Checkpoints,
@@ -31,6 +32,8 @@ from eqjax.training import (
     start_run,
     train,
 )
+from eqjax.training.config import EstimatorName, SolverName
+from eqjax.training.run import build_estimator, reference_oracle
 
 WORDS = (
     "the quick brown fox jumps over the lazy dog and then settles down by the river bank to rest "
@@ -351,3 +354,20 @@ def test_metrics_survive_a_torn_line_and_forget_what_comes_after(tmp_path):
     assert [json.loads(x)["step"] for x in path.read_text().splitlines()] == [1, 2]
     assert read_metrics(path)[0] == {"step": 1, "loss": 0.5, "bad": None, "name": "x"}
     assert read_metrics(tmp_path / "none") == []
+
+
+def test_every_estimator_and_solver_that_has_a_name_works(language_batch):
+    model, batch = language_batch
+    base = TrainConfig(free_rtol=1e-7, nudged_rtol=1e-4, x64=True)
+    truth = reference_oracle(base)(model, cross_entropy, batch).grads
+    biased = {"vector-field": 0.5, "truncated": 0.9, "bptt": 0.99}
+    for name in typing.get_args(EstimatorName):
+        estimate = build_estimator(dataclasses.replace(base, estimator=name))(
+            model, cross_entropy, batch
+        )
+        assert estimate.report.accepted.all(), name
+        assert agreement(estimate.grads, truth)[0] > biased.get(name, 0.99999), name
+    x = model.encode(batch[0][0])
+    for name in typing.get_args(SolverName):
+        chosen = build_estimator(dataclasses.replace(base, solver=name, estimator="oracle"))
+        assert chosen.settle(model.field, x, x).residual <= 1e-7, name
