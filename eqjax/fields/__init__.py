@@ -22,6 +22,13 @@ from .model import (
     EquilibriumModel as EquilibriumModel,
 )
 from .monotone import MonotoneBlock as MonotoneBlock
+from .oscillators import (
+    Brusselator as Brusselator,
+    FitzHughNagumo as FitzHughNagumo,
+    Lorenz as Lorenz,
+    StuartLandau as StuartLandau,
+    VanDerPol as VanDerPol,
+)
 from .recurrent import RecurrentField as RecurrentField
 from .transformer import (
     EnergyBlock as EnergyBlock,
