@@ -144,10 +144,22 @@ def horizon_loss(model, batch):
     return jnp.mean(jax.vmap(one)(*batch))
 
 
-@pytest.mark.parametrize("kind", ["normal", "non-normal", "tanh", "thick", "memory"])
-@settings(max_examples=2, phases=[Phase.generate])  # shrinking would compile for minutes
+# Without a phase that shrinks: it would compile for minutes.
+@pytest.mark.parametrize("kind", ["normal", "non-normal", "tanh"])
+@settings(max_examples=2, phases=[Phase.generate])
 @given(n=st.integers(2, 5), seed=st.integers(0, 2**16))
 def test_every_unbiased_estimator_is_the_derivative_of_its_objective(kind, n, seed):
+    check_all(kind, n, seed)
+
+
+@pytest.mark.parametrize("kind", ["thick", "memory"])
+@settings(max_examples=1, phases=[Phase.generate])
+@given(n=st.integers(2, 3), seed=st.integers(0, 2**16))
+def test_the_same_on_larger_fields(kind, n, seed):
+    check_all(kind, n, seed)
+
+
+def check_all(kind, n, seed):
     model, batch = drawn(kind, n, seed)
     for estimators, loss in (
         (AT_EQUILIBRIUM, eqx.filter_jit(lambda m: equilibrium_loss(m, squared_error, batch))),

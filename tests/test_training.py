@@ -249,8 +249,10 @@ def test_a_flipped_byte_anywhere_is_noticed_or_harmless(saved, orbax_debris):
 
 @debris
 def test_a_truncated_checkpoint_is_refused_and_the_older_one_intact(saved, orbax_debris):
-    biggest = max(files(saved.config.out / "checkpoints" / "4"), key=lambda p: p.stat().st_size)
-    biggest.write_bytes(biggest.read_bytes()[:-40])
+    # The end of a single file may be a leftover that no array lives in: cut them all.
+    for path in files(saved.config.out / "checkpoints" / "4"):
+        if path.stat().st_size > 1000:
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(CheckpointError, match="checkpoint 4 is damaged"):
         open_run(saved.config.out)
     assert int(open_run(saved.config.out, step=0).state.step) == 0
@@ -321,7 +323,7 @@ def test_configuration_round_trips_and_refuses_what_it_does_not_know(config, tmp
     for line, message in (
         ("width: many", "`width` must be int, got 'many'"),
         ("width: true", "`width` must be int, got True"),
-        ("estimator: magic", "`estimator` must be 'asymep' or 'oracle' or 'bptt', got 'magic'"),
+        ("estimator: magic", "`estimator` must be 'asymep' or .*'vector-field', got 'magic'"),
         ("solver: 3", "`solver` must be"),
         ("- a list", "must hold lines `name: value`"),
         ("width: 30", "--width 30 is not divisible by --heads 4"),
