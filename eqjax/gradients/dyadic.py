@@ -16,6 +16,7 @@ from .response import (
     Settled,
     adjoint_surrogate,
 )
+from .stencils import relative_radius
 
 
 class DyadicEP(AbstractEquilibriumEstimator):
@@ -46,8 +47,7 @@ class DyadicEP(AbstractEquilibriumEstimator):
 
     def respond(self, sample):
         real = jnp.finfo(jnp.result_type(*jax.tree.leaves(sample.z0))).dtype
-        default = 0.2 * float(jnp.finfo(real).eps) ** (1 / 3)
-        radius = jnp.asarray(default if self.radius is None else self.radius, real)
+        radius = relative_radius(self.radius, 2, real)
         first = optx.two_norm(jax.grad(sample.loss)(sample.z0))
         unit = jnp.where(first > 0, first, jnp.ones_like(first))
 

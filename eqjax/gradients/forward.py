@@ -114,7 +114,7 @@ class LowRank(AbstractEligibility):
         check_steps(draws=self.draws)
 
     def run(self, initial, advance, theta, steps, key) -> Any:
-        first, *later = jax.random.split(key, 2)
+        first, later = jax.random.split(key)
         z, back = jax.vjp(initial, theta)
         signs = jax.random.rademacher(first, (self.draws, z.size), theta.dtype)
         sketch = signs, jax.vmap(lambda s: back(s)[0])(signs)
@@ -133,7 +133,7 @@ class LowRank(AbstractEligibility):
 
             return (new, jax.vmap(one)(state, parameter, signs)), None
 
-        keys = jax.random.split(later[0], steps)
+        keys = jax.random.split(later, steps)
         (z, (state, parameter)), _ = jax.lax.scan(step, (z, sketch), keys)
         return z, lambda g: (state @ g)[:, None] * parameter
 

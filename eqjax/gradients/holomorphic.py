@@ -48,13 +48,15 @@ class HolomorphicEP(AbstractNudgedEstimator):
     accept: Accept = Accept()
     trains: Callable = trainable
 
+    def __check_init__(self):
+        RootsOfUnity(self.points)  # which refuses fewer than two
+
     @property
     def stencil(self) -> AbstractStencil:
         return RootsOfUnity(self.points)
 
     def check(self, model, loss, batch, key):
         super().check(model, loss, batch, key)
-        RootsOfUnity(self.points)
         inputs, target = jax.eval_shape(lambda b: jax.tree.map(lambda a: a[0], b), batch)
         x = jax.eval_shape(model.encode, inputs)
         z = jax.eval_shape(model.initial, x)
@@ -101,10 +103,7 @@ class LockIn(AbstractContrast):
         response = phases.response
         if not np.iscomplexobj(phases.nodes):
             raise ValueError("`LockIn` turns a complex nudge: use it with `HolomorphicEP`.")
-        if settings.beta is not None:
-            beta = jnp.asarray(settings.beta, response.extent.dtype) * response.pull_size
-        else:
-            beta = settings.relative_radius(response.extent) * response.extent
+        beta = phases.step_size(response.pull, settings)  # a unit pull stands in for a
         per_period = round(self.period / self.step)
         omega = 2 * np.pi / self.period
         start = self.transient * self.period

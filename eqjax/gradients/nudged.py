@@ -26,7 +26,7 @@ from .response import (
     is_complex,
     settle_adjoint,
 )
-from .stencils import AbstractStencil
+from .stencils import AbstractStencil, relative_radius
 
 
 class Contrast(NamedTuple):
@@ -192,10 +192,7 @@ class RawStates(AbstractContrast):
 
     def settle(self, phases, settings):
         response = phases.response
-        if settings.beta is not None:
-            beta = jnp.asarray(settings.beta, response.extent.dtype) * response.pull_size
-        else:
-            beta = settings.relative_radius(response.extent) * response.extent
+        beta = phases.step_size(response.pull, settings)  # a unit pull stands in for a
 
         def phase(k, step):
             def nudged(t, state, x):
@@ -246,11 +243,8 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
         self.correction.check(key)
 
     def relative_radius(self, like: Array) -> Array:
-        """The asked displacement relative to ‖z*‖; by default a fifth of where rounding, ∝ 1/β, meets the
-        stencil's own error, ∝ β^order."""
-        order = self.stencil.order
-        default = 0.2 * float(jnp.finfo(like.dtype).eps) ** (1 / (order + 1))
-        return jnp.asarray(default if self.radius is None else self.radius, like.dtype)
+        """The asked displacement relative to ‖z*‖, or the stencil's default."""
+        return relative_radius(self.radius, self.stencil.order, like.dtype)
 
     def respond(self, sample):
         contrast, settled = self.nudge(sample)
