@@ -14,7 +14,7 @@ from .anderson import Anderson
 from .gmres import adjoint_solver
 from .implicit import attach
 from .refine import Refine, loosened
-from .residual import RESULTS, evaluations_told, residual_ratio
+from .residual import RESULTS, check_structure, evaluations_told, residual_ratio
 
 
 class Equilibrium(eqx.Module):
@@ -99,7 +99,7 @@ def equilibrium(
         return _refined(
             field, z0, x, solver, precision, adjoint=adjoint, max_steps=max_steps, throw=throw
         )
-    _check_structure(field, z0, x)
+    check_structure(z0, jax.eval_shape(lambda z, x: field(0.0, z, x), z0, x))
     exact = None if precision is None else "highest"
     linear = adjoint_solver(z0)
     # Whatever the field closes over becomes visible to differentiation. The precision of a product is fixed
@@ -167,14 +167,3 @@ def _refined(field, z0, x, solver, refine, **kwargs):
     steps = coarse.stats["num_steps"] + found.stats["num_steps"]
     stats = {"field_evaluations": evaluations, "coarse_evaluations": first, "num_steps": steps}
     return Equilibrium(found.value, found.residual, found.result, found.stats | stats)
-
-
-def _check_structure(field, z0, x):
-    """The force must look like the state, leaf by leaf; say where it does not."""
-    out = jax.eval_shape(lambda z, x: field(0.0, z, x), z0, x)
-    ours, theirs = (jax.tree.map(lambda a: (a.shape, a.dtype.name), t) for t in (z0, out))
-    if jax.tree.structure(z0) != jax.tree.structure(out) or ours != theirs:
-        raise ValueError(
-            f"`field(t, z, x)` must return an array for every leaf of `z`, of the same shape and dtype. "
-            f"z: {ours}; force: {theirs}. Give `z0` the shape of the state, and model and data one dtype."
-        )

@@ -23,7 +23,28 @@ class _NewtonState(eqx.Module):
     evaluations: Int[Array, ""]
 
 
-class NewtonKrylov(optx.AbstractRootFinder):
+class AbstractInexactNewton(optx.AbstractRootFinder):
+    """Root finders that end, `converged` or `stuck`, at their last iterate, and count evaluations in their state."""
+
+    forcing: eqx.AbstractVar[ScalarLike]
+
+    def __check_init__(self):
+        check_tolerance(self.rtol, self.atol)
+        if isinstance(self.forcing, (int, float)) and not 0 < self.forcing < 1:
+            raise ValueError(f"`forcing` must lie between 0 and 1, got {self.forcing}.")
+
+    def terminate(self, fn, y, args, options, state, tags):
+        stuck = state.stuck & ~state.converged
+        result = optx.RESULTS.where(
+            stuck, optx.RESULTS.nonlinear_divergence, optx.RESULTS.successful
+        )
+        return state.converged | stuck, result
+
+    def postprocess(self, fn, y, aux, args, options, state, tags, result):
+        return y, aux, {"field_evaluations": state.evaluations}
+
+
+class NewtonKrylov(AbstractInexactNewton):
     """Newton–Krylov with Eisenstat–Walker forcing and a backtracking line search (Kelley 1995, ch. 8).
 
     Each step solves `J d = -F(y)` by `GMRES` to the relative tolerance η of Eisenstat & Walker (1996, choice 2:
@@ -48,11 +69,6 @@ class NewtonKrylov(optx.AbstractRootFinder):
     halvings: int = eqx.field(default=8, static=True)
     norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
     scale: ScalarLike = 1.0
-
-    def __check_init__(self):
-        check_tolerance(self.rtol, self.atol)
-        if isinstance(self.forcing, (int, float)) and not 0 < self.forcing < 1:
-            raise ValueError(f"`forcing` must lie between 0 and 1, got {self.forcing}.")
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
         force, _ = fn(y, args)
@@ -101,7 +117,8 @@ class NewtonKrylov(optx.AbstractRootFinder):
         new_size = jnp.where(better, size, state.size)
         target = self.atol + self.rtol * jnp.maximum(self.norm(new), self.scale)
         ratio = jnp.where(better, size / state.size, 1.0)
-        forcing = eisenstat_walker(state.forcing, ratio, target / _positive(new_size), self.forcing)
+        remaining = target / jnp.where(new_size > 0, new_size, 1.0)
+        forcing = eisenstat_walker(state.forcing, ratio, remaining, self.forcing)
         state = _NewtonState(
             force=force,
             size=new_size,
@@ -111,16 +128,6 @@ class NewtonKrylov(optx.AbstractRootFinder):
             evaluations=state.evaluations + solution.stats["num_steps"] + tries,
         )
         return new, state, aux
-
-    def terminate(self, fn, y, args, options, state, tags):
-        stuck = state.stuck & ~state.converged
-        result = optx.RESULTS.where(
-            stuck, optx.RESULTS.nonlinear_divergence, optx.RESULTS.successful
-        )
-        return state.converged | stuck, result
-
-    def postprocess(self, fn, y, aux, args, options, state, tags, result):
-        return y, aux, {"field_evaluations": state.evaluations}
 
 
 def eisenstat_walker(
@@ -134,7 +141,3 @@ def eisenstat_walker(
     held = 0.9 * previous**2
     forcing = jnp.maximum(0.9 * ratio**2, jnp.where(held > 0.1, held, 0))
     return jnp.clip(jnp.maximum(forcing, 0.5 * remaining), 1e-6, most)
-
-
-def _positive(size):
-    return jnp.where(size > 0, size, 1.0)

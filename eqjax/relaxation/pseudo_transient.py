@@ -10,8 +10,8 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
 from .gmres import GMRES
-from .newton_krylov import eisenstat_walker
-from .residual import check_tolerance, is_met
+from .newton_krylov import AbstractInexactNewton, eisenstat_walker
+from .residual import is_met
 
 
 class _TransientState(eqx.Module):
@@ -24,7 +24,7 @@ class _TransientState(eqx.Module):
     evaluations: Int[Array, ""]
 
 
-class PseudoTransient(optx.AbstractRootFinder):
+class PseudoTransient(AbstractInexactNewton):
     """Pseudo-transient continuation with switched evolution relaxation (Kelley & Keyes 1998).
 
     Each step is one of linearly implicit Euler, `(I/δ - J) d = F(y)` by `GMRES`, and `δ⁺ = δ ‖F‖/‖F⁺‖`: small δ
@@ -57,9 +57,6 @@ class PseudoTransient(optx.AbstractRootFinder):
     scale: ScalarLike = 1.0
 
     def __check_init__(self):
-        check_tolerance(self.rtol, self.atol)
-        if isinstance(self.forcing, (int, float)) and not 0 < self.forcing < 1:
-            raise ValueError(f"`forcing` must lie between 0 and 1, got {self.forcing}.")
         low, first, high = self.min_step, self.step_size, self.max_step
         if not any(eqx.is_array(step) for step in (low, first, high)) and not (
             0 < low <= first <= high  # pyright: ignore[reportOperatorIssue]
@@ -116,13 +113,3 @@ class PseudoTransient(optx.AbstractRootFinder):
             evaluations=state.evaluations + solution.stats["num_steps"] + 1,
         )
         return new, state, aux
-
-    def terminate(self, fn, y, args, options, state, tags):
-        stuck = state.stuck & ~state.converged
-        result = optx.RESULTS.where(
-            stuck, optx.RESULTS.nonlinear_divergence, optx.RESULTS.successful
-        )
-        return state.converged | stuck, result
-
-    def postprocess(self, fn, y, aux, args, options, state, tags, result):
-        return y, aux, {"field_evaluations": state.evaluations}

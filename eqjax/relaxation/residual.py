@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import diffrax as dfx
+import jax
 import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, PyTree
@@ -53,6 +54,16 @@ def check_tolerance(rtol: Any, atol: Any, *, both_zero: bool = False) -> None:
         raise ValueError(
             "`rtol` and `atol` are both 0, a tolerance that rounding never meets. "
             "Pass, for example, rtol=1e-4."
+        )
+
+
+def check_structure(z: Any, force: Any) -> None:
+    """The force must look like the state, leaf by leaf (arrays or their shapes); say where it does not."""
+    ours, theirs = (jax.tree.map(lambda a: (a.shape, a.dtype.name), t) for t in (z, force))
+    if jax.tree.structure(z) != jax.tree.structure(force) or ours != theirs:
+        raise ValueError(
+            f"`field(t, z, x)` must return an array for every leaf of `z`, of the same shape and dtype. "
+            f"z: {ours}; force: {theirs}. Give `z0` the shape of the state, and model and data one dtype."
         )
 
 

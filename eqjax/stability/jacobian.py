@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from ..relaxation.residual import check_structure
+
 
 class Jacobian(NamedTuple):
     """`J = ∂F/∂z` on flat vectors: `force`, F itself; `mv`, `v -> J v`; `transposed`, `v -> Jᵀ v`; `unravel`, from
@@ -36,12 +38,7 @@ def jacobian(field: Callable[..., Any], z: PyTree[Array], x: PyTree = None) -> J
     state_dtype(z)
     z = jax.tree.map(jnp.asarray, z)
     force, product = jax.linearize(lambda state: field(0.0, state, x), z)
-    ours, theirs = (jax.tree.map(lambda a: (a.shape, a.dtype.name), t) for t in (z, force))
-    if jax.tree.structure(z) != jax.tree.structure(force) or ours != theirs:
-        raise ValueError(
-            "`field(t, z, x)` must return an array for every leaf of `z`, of the same shape and dtype. "
-            f"z: {ours}; force: {theirs}."
-        )
+    check_structure(z, force)
     transpose = jax.linear_transpose(product, z)
     unravel = ravel_pytree(z)[1]
     return Jacobian(
