@@ -1,4 +1,4 @@
-"""The command line: `eqjax demo | train | evaluate | sample | compare`."""
+"""The command line: `eqjax demo | train | evaluate | sample | compare | spectrum | continue`."""
 
 import dataclasses
 import os
@@ -101,6 +101,56 @@ class Compare:
     """Which checkpoint; the newest if not given."""
     batch: int = 16
     """Windows in the batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Spectrum:
+    """How stable are a trained model's fixed points? Their leading eigenvalues, for the flow and for Euler.
+
+    Prints a verdict and a table for the window nearest to instability, and the spread over all; writes spectrum.zip (read by
+    eqjax.stability.load) and spectrum.png to the run's folder.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    step: int | None = None
+    """Which checkpoint; the newest if not given."""
+    windows: int = 4
+    """Validation windows to look at."""
+    k: int = 6
+    """Eigenvalues of each."""
+    step_size: float | None = None
+    """ε of the Euler relaxation; the run's own if not given."""
+    x64: bool = False
+    """Look in float64."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Continue:
+    """Follow a trained model's fixed point through a parameter, and say how it loses its stability, if it does.
+
+    Every special point is labelled twice, for the flow and for Euler with the step of the relaxation. Prints a table and a
+    verdict; writes branch.zip (read by eqjax.stability.load) and branch.png to the run's folder.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """The run's folder."""
+    parameter: str = "attention_gain"
+    """A scalar parameter of the field: attention_gain, leak."""
+    bounds: tuple[float, float] = (0.0, 1.5)
+    """Where the branch ends."""
+    start: float | None = None
+    """Where it begins; if not given, the lowest of five values up to the trained one where flow and Euler are stable."""
+    window: int = 0
+    """Which validation window, of 64 spread over the text."""
+    step: int | None = None
+    """Which checkpoint; the newest if not given."""
+    k: int = 6
+    """Eigenvalues followed."""
+    step_size: float | None = None
+    """ε of the Euler relaxation; the run's own if not given."""
+    x64: bool = False
+    """Follow it in float64."""
 
 
 def _demo(command: Demo) -> None:
@@ -226,6 +276,91 @@ def _compare(command: Compare) -> None:
     print(f"Written to {command.run}: compare.json, compare.png.")
 
 
+def _spectrum(command: Spectrum) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    from . import plots
+    from .stability import save
+    from .training.examine import check_windows, windows
+
+    run, model, step = _opened(command)
+    found = check_windows(model, windows(run, command.windows), step=step, k=command.k)
+    worst = int(jnp.argmax(found.abscissa))
+    print(f"Window {worst} of {command.windows}, Euler step {step:g}:")
+    print(jax.tree.map(lambda leaf: leaf[worst], found))
+    fixed, flow, euler = (
+        f"{int(jnp.sum(held))} of {command.windows}"
+        for held in (found.fixed_point, found.holds, jnp.asarray(found.holds_euler))
+    )
+    low, high = float(found.abscissa.min()), float(found.abscissa.max())
+    print(
+        f"Fixed points found: {fixed} windows; the flow stays at {flow}, Euler at {euler}. "
+        f"Largest growth rate {low:+.4g} to {high:+.4g}."
+    )
+    save(command.run / "spectrum.zip", found.spectrum)
+    plots.save(plots.spectrum(found.spectrum, step=step), command.run / "spectrum.png")
+    print(f"Written to {command.run}: spectrum.zip, spectrum.png.")
+
+
+def _continue(command: Continue) -> None:
+    from rich.console import Console
+
+    from . import plots
+    from .stability import classify, save
+    from .training.examine import follow, parameter, windows
+
+    run, model, step = _opened(command)
+    if not 0 <= command.window < 64:
+        raise ValueError(f"--window must lie between 0 and 63, got {command.window}.")
+    trained = parameter(model.field, command.parameter)
+    inputs = windows(run, 64)
+    with Console(stderr=True).status("") as status:
+
+        def told(value, state, spectrum):
+            rate = float(spectrum.values.real.max())
+            status.update(f"{command.parameter} {value:.4f}: largest growth rate {rate:+.3f}")
+
+        branch = follow(
+            model,
+            inputs[command.window % len(inputs)],
+            path=command.parameter,
+            bounds=command.bounds,
+            start=command.start,
+            step=step,
+            k=command.k,
+            callback=told,
+        )
+    print(branch)
+    begun = branch.unstable[0] or (branch.unstable_euler is not None and branch.unstable_euler[0])
+    if begun:
+        print(
+            "It begins unstable: --start it where the model settles to learn how stability is lost."
+        )
+    else:
+        first = classify(branch)
+        lost = f"First loss of stability: {first}." if first.point else "It is stable all along."
+        print(lost)
+        if first.point and command.bounds[0] <= trained <= command.bounds[1]:
+            print(f"At the trained value {trained:g}: {classify(branch, at=trained)}.")
+    save(command.run / "branch.zip", branch)
+    figure = plots.branch(branch, labels=(command.parameter, "‖z‖"))
+    plots.save(figure, command.run / "branch.png")
+    print(f"Written to {command.run}: branch.zip, branch.png.")
+
+
+def _opened(command: Spectrum | Continue):
+    """The run, its model in the precision asked for, and the Euler step."""
+    from .training.examine import in_double
+    from .training.run import open_run
+
+    run = open_run(command.run, step=command.step)
+    step = run.config.step_size if command.step_size is None else command.step_size
+    if not step > 0:
+        raise ValueError(f"--step-size must be above 0, got {step}.")
+    return run, in_double(run) if command.x64 else run.model, step
+
+
 def _numbers(flag: str, text: str) -> list[float]:
     try:
         values = [float(part) for part in text.split(",")] if text else []
@@ -274,8 +409,18 @@ _Command = (
     | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
     | Annotated[Sample, tyro.conf.subcommand("sample")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
+    | Annotated[Spectrum, tyro.conf.subcommand("spectrum")]
+    | Annotated[Continue, tyro.conf.subcommand("continue")]
 )
-_RUN = {Demo: _demo, Train: _train, Evaluate: _evaluate, Sample: _sample, Compare: _compare}
+_RUN = {
+    Demo: _demo,
+    Train: _train,
+    Evaluate: _evaluate,
+    Sample: _sample,
+    Compare: _compare,
+    Spectrum: _spectrum,
+    Continue: _continue,
+}
 
 
 def _parse(argv: list[str]):

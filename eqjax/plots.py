@@ -1,13 +1,28 @@
-"""Pictures: how a state settles, and how training went. Every function draws and returns a Matplotlib figure."""
+"""Pictures: how a state settles, how it loses its stability, and how training went. Every function draws and returns
+a Matplotlib figure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .stability import Branch, CycleBranch, Spectrum
+
 _STYLE = (("C0", "-"), ("C1", "--"), ("C2", ":"), ("C3", "-."))
+_MARKERS = {
+    "fold": "s",
+    "branch point": "D",
+    "Hopf": "o",
+    "flip": "^",
+    "Neimark–Sacker": "v",
+    "period doubling": "^",
+    "torus": "v",
+}
 
 
 def save(figure: Figure, path: str | Path) -> None:
@@ -99,6 +114,203 @@ def comparison(table: Any) -> Figure:
     panels[0].set_yticks(places, [row.estimator for row in rows])
     panels[2].legend(title="objective", fontsize=8)
     return figure
+
+
+def branch(
+    branch: Branch,
+    *,
+    value: Callable[[Any], Any] | None = None,
+    labels: tuple[str, str] = ("parameter", "‖z‖"),
+) -> Figure:
+    """A bifurcation diagram: a number of the state against the parameter, and below it the growth of the fastest mode.
+
+    Solid where the fixed point is stable, in another colour where only Euler leaves it, dashed where the flow does.
+    Special points are marked, with the label of the flow and that of the Euler map.
+
+    **Arguments:** `branch`: from `stability.continuation`. `value`: the number of a state; its norm by default. `labels`:
+    of the two axes.
+    """
+    value = _norm if value is None else value
+    along = np.array([float(value(_at(branch.states, i))) for i in range(branch.parameters.size)])
+    points = branch.special_points
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    euler = branch.unstable_euler
+    # Between neighbouring points the counts change at the special points, and the line there.
+    nodes = []
+    for i, p in enumerate(np.asarray(branch.parameters)):
+        counts = [int(branch.unstable[i]), 0 if euler is None else int(euler[i])]
+        nodes.append((p, along[i], _look(*counts)))
+        for point in (s for s in points if s.index == i):
+            counts[0] += point.change
+            counts[1] += 0 if euler is None else point.change_euler
+            nodes.append((point.parameter, float(value(point.state)), _look(*counts)))
+    _draw_runs(above, nodes)
+    for point in points:
+        text = point.flow if euler is None else f"flow: {point.flow}, Euler: {point.euler}"
+        _mark(above, point.type, point.parameter, float(value(point.state)), text)
+    parameters = np.asarray(branch.parameters)
+    below.plot(
+        parameters, np.max(np.real(np.asarray(branch.spectra.values)), axis=1), label="max Re μ"
+    )
+    if branch.multipliers is not None:
+        size = np.max(np.abs(np.asarray(branch.multipliers)), axis=1)
+        below.plot(parameters, size - 1, "C1-", label="max |λ| - 1")
+    for point in points:
+        below.axvline(point.parameter, color="0.8", linewidth=0.8, zorder=0)
+    below.axhline(0, color="0.3", linewidth=0.8)
+    above.set(ylabel=labels[1])
+    below.set(xlabel=labels[0], ylabel="growth")
+    below.legend(fontsize=8)
+    figure.legend(
+        *above.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8
+    )
+    for axes in (above, below):
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def spectrum(spectrum: Spectrum, *, step: float | None = None) -> Figure:
+    """Eigenvalues μ in the complex plane, with the imaginary axis, where the flow loses them, and the circle
+    `|1 + εμ| = 1`, where Euler does.
+
+    **Arguments:** `spectrum`: from `stability.spectrum`, of one sample or a batch. `step`: ε; by default that of the
+    spectrum, and without either no circle.
+    """
+    values = np.asarray(spectrum.values).ravel()
+    if step is None and spectrum.step is not None:
+        step = float(np.ravel(np.asarray(spectrum.step))[0])
+    figure = Figure(figsize=(7, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    re, im = np.real(values), np.imag(values)
+    grows = re > 0
+    leaves = ~grows & (abs(1 + (step or 0) * values) > 1)
+    kinds = (("decays", ~grows & ~leaves, "C0o"), ("Euler alone leaves", leaves, "C1^"))
+    for name, mine, style in (*kinds, ("grows", grows, "C3X")):
+        if mine.any():
+            axes.plot(re[mine], im[mine], style, label=f"{name} ({mine.sum()})")
+    axes.axvline(0, color="0.3", linewidth=0.8)
+    axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
+    # As much of the plane as the eigenvalues and the origin ask for, of a disc that may be far larger.
+    width, height = np.ptp(np.append(re, 0)), 2 * np.max(abs(im))
+    margin = 0.12 * max(width, height, 1e-12)
+    left, right = min(re.min(), 0) - margin, max(re.max(), 0) + margin
+    top = 0.5 * height + margin
+    if step is not None:
+        angle = np.linspace(0, 2 * np.pi, 2001)
+        circle = (np.exp(1j * angle) - 1) / step
+        axes.fill(circle.real, circle.imag, color="C0", alpha=0.08)
+        axes.plot(
+            circle.real, circle.imag, "C0-", linewidth=1, label=f"|1 + εμ| = 1, ε = {step:.4g}"
+        )
+    axes.set(xlim=(left, right), ylim=(-top, top), xlabel="Re μ", ylabel="Im μ")
+    axes.set_aspect("equal" if 0.2 < (right - left) / (2 * top) < 5 else "auto")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8)
+    return figure
+
+
+def cycles(branch: CycleBranch, *, label: str = "parameter") -> Figure:
+    """A branch of cycles: amplitude, period and the size of the multipliers, solid where the cycle is stable.
+
+    **Arguments:** `branch`: from `stability.cycle_continuation`. `label`: of the parameter.
+    """
+    figure = Figure(figsize=(13, 4.4), layout="constrained")
+    panels = figure.subplots(1, 3)
+    parameters = np.asarray(branch.parameters)
+    for axes, values, name in (
+        (panels[0], np.asarray(branch.amplitudes), "amplitude"),
+        (panels[1], np.asarray(branch.periods), "period T"),
+    ):
+        nodes = []
+        for i, (p, value) in enumerate(zip(parameters, values, strict=True)):
+            count = int(branch.unstable[i])
+            nodes.append((p, value, _look(count, 0)))
+            for point in (s for s in branch.special_points if s.index == i):
+                count += point.change
+                there = point.amplitude if name == "amplitude" else point.period
+                nodes.append((point.parameter, there, _look(count, 0)))
+        _draw_runs(axes, nodes)
+        for point in branch.special_points:
+            there = point.amplitude if name == "amplitude" else point.period
+            _mark(axes, point.type, point.parameter, there, point.type)
+        axes.set(ylabel=name)
+    sizes = np.abs(np.asarray(branch.multipliers))
+    for i in range(sizes.shape[1]):
+        panels[2].plot(parameters, sizes[:, i], color=f"C{i}")
+    if np.max(sizes) > 10:  # linear around 1 all the same, where it matters
+        panels[2].set_yscale("symlog", linthresh=2)
+    panels[2].axhline(1, color="0.3", linewidth=0.8)
+    panels[2].set(ylabel="|multipliers|")
+    for axes in panels:
+        axes.set(xlabel=label)
+        axes.grid(alpha=0.3)
+    for point in branch.special_points:
+        panels[2].axvline(point.parameter, color="0.8", linewidth=0.8, zorder=0)
+    handles = panels[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=4, fontsize=8)
+    return figure
+
+
+def phase_portrait(
+    field: Callable[..., Any],
+    limits: tuple[tuple[Any, Any], tuple[Any, Any]],
+    x: Any = None,
+    *,
+    curves: Mapping[str, Any] | None = None,
+    points: int = 60,
+) -> Figure:
+    """The flow of a field on the plane, with its nullclines.
+
+    **Arguments:** `field`, `x`: as for `relax`, of a state of shape (2,). `limits`: of the first coordinate and of the
+    second. `curves`: name to states `(m, 2)`, drawn over it: trajectories, cycles; a single one as a dot. `points`: of
+    the grid, along either side.
+    """
+    first, second = (np.linspace(*limit, points) for limit in limits)
+    grid = jnp.asarray(np.stack(np.meshgrid(first, second), axis=-1).reshape(-1, 2))
+    force = np.asarray(jax.vmap(lambda z: field(0.0, z, x))(grid)).reshape(points, points, 2)
+    figure = Figure(figsize=(6.5, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.streamplot(first, second, force[..., 0], force[..., 1], color="0.75", linewidth=0.7)
+    for i, (style, colour) in enumerate((("--", "C0"), (":", "C1"))):
+        name = f"$\\dot z_{i + 1} = 0$"
+        axes.contour(first, second, force[..., i], [0.0], colors=colour, linestyles=style)
+        axes.plot([], [], color=colour, linestyle=style, label=name)
+    for i, (name, states) in enumerate((curves or {}).items()):
+        path = np.atleast_2d(np.asarray(states))
+        axes.plot(*path.T, f"C{i + 2}", marker="o" if len(path) == 1 else "", label=name)
+    axes.set(xlabel="$z_1$", ylabel="$z_2$", xlim=limits[0], ylim=limits[1])
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8)
+    return figure
+
+
+def _norm(state: Any) -> float:
+    return float(np.sqrt(sum(np.sum(np.abs(np.asarray(a)) ** 2) for a in jax.tree.leaves(state))))
+
+
+def _at(tree: Any, i: int) -> Any:
+    return jax.tree.map(lambda a: a[i], tree)
+
+
+def _look(unstable: int, unstable_euler: int) -> str:
+    return "unstable" if unstable > 0 else "Euler leaves" if unstable_euler > 0 else "stable"
+
+
+def _draw_runs(axes: Axes, nodes: Sequence[tuple[float, float, str]]) -> None:
+    """A line through nodes (parameter, value, look), each piece as its first node looks."""
+    styles = {"stable": "C0-", "Euler leaves": "C1-", "unstable": "C3--"}
+    start, named = 0, set()
+    for i in range(1, len(nodes)):
+        if i == len(nodes) - 1 or nodes[i][2] != nodes[start][2]:
+            look = nodes[start][2]
+            p, value, _ = zip(*nodes[start : i + 1], strict=True)
+            axes.plot(p, value, styles[look], label=None if look in named else look)
+            named.add(look)
+            start = i
+
+
+def _mark(axes: Axes, kind: str, p: float, value: float, text: str) -> None:
+    axes.plot(p, value, "k" + _MARKERS.get(kind, "*"), label=f"{text}, at {p:.6g}", zorder=5)
 
 
 def _cycle(n: int) -> list[tuple[str, str]]:

@@ -16,12 +16,18 @@ from .base import (
     hyperparameter as hyperparameter,
     trainable as trainable,
 )
+from .kuramoto import (
+    Kuramoto as Kuramoto,
+    KuramotoNetwork as KuramotoNetwork,
+    order_parameter as order_parameter,
+)
 from .mismatch import Mismatched as Mismatched, perturbed as perturbed
 from .model import (
     AbstractEquilibriumModel as AbstractEquilibriumModel,
     EquilibriumModel as EquilibriumModel,
 )
 from .monotone import MonotoneBlock as MonotoneBlock
+from .neurons import HodgkinHuxley as HodgkinHuxley, MorrisLecar as MorrisLecar
 from .oscillators import (
     Brusselator as Brusselator,
     FitzHughNagumo as FitzHughNagumo,
@@ -30,6 +36,19 @@ from .oscillators import (
     VanDerPol as VanDerPol,
 )
 from .recurrent import RecurrentField as RecurrentField
+from .spiking import (
+    AbstractScheme as AbstractScheme,
+    AbstractSynapse as AbstractSynapse,
+    DeltaSynapse as DeltaSynapse,
+    EventDriven as EventDriven,
+    ExponentialSynapse as ExponentialSynapse,
+    FixedStep as FixedStep,
+    LeakyIntegrateAndFire as LeakyIntegrateAndFire,
+    SpikeTrain as SpikeTrain,
+    SpikingNetwork as SpikingNetwork,
+    SpikingState as SpikingState,
+    fire as fire,
+)
 from .transformer import (
     EnergyBlock as EnergyBlock,
     RealBlock as RealBlock,

@@ -62,8 +62,15 @@ class ThickBlock(AbstractSplitField):
         return shift(scale(z, -(1 + self.leak)), x)
 
     def nonreciprocal(self, t: Any, z: _State, x: _State) -> _State:
-        attended = scale(self.attention(self.norm1(z)), self.attention_gain)
-        return attended + self.mlp(self.norm2(z))
+        return self.attended(z) + self.transformed(z)
+
+    def attended(self, z: _State) -> _State:
+        """The attention branch, `α Attn(LN₁ z)`."""
+        return scale(self.attention(self.norm1(z)), self.attention_gain)
+
+    def transformed(self, z: _State) -> _State:
+        """The MLP branch, `MLP(LN₂ z)`."""
+        return self.mlp(self.norm2(z))
 
 
 class EnergyBlock(AbstractEnergyField):

@@ -14,7 +14,7 @@ class Averaged(AbstractEstimator):
 
     *Objective: that of the estimator within.* For read noise, `ProbeCorrection`, or forward directions: the spread falls
     like 1/√repeats, the bias stays. The report states the worst residuals, the cost of all repeats together, and as
-    accepted what some repeat accepted.
+    accepted what some repeat accepted; `states` are those of the first repeat.
 
     **Arguments:** `estimator`; `repeats`: at least 2. Needs `key`.
     """
@@ -59,7 +59,8 @@ class Averaged(AbstractEstimator):
         )
         loss_value = jnp.sum(jnp.where(used, every.loss, 0)) / count.astype(every.loss.dtype)
         grads = jax.tree.map(mean, every.grads)
-        return GradientEstimate(loss_value, grads, report, total_variance(every.grads))
+        states = jax.tree.map(lambda leaf: leaf[0], every.states)
+        return GradientEstimate(loss_value, grads, report, states, total_variance(every.grads))
 
 
 @eqx.filter_jit

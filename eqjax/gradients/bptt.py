@@ -93,7 +93,8 @@ class BPTT(AbstractEstimator):
             settled = self._relax(model.field, z, x, last)
             value = loss(model.decode(settled.value), target)
             # One evaluation a step and, where it is differentiated, one product with Jᵀ: the least it can cost.
-            return value, settled.residual, before + 2 * settled.stats["field_evaluations"]
+            cost = before + 2 * settled.stats["field_evaluations"]
+            return value, settled.residual, cost, settled.value
 
         def objective(trained, batch, accepted):
             model = eqx.combine(trained, held)
@@ -116,7 +117,7 @@ class BPTT(AbstractEstimator):
             blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[2:])
             first = (jnp.asarray(True), everyone, *blank)
             _, accepted, outcome, grads = jax.lax.while_loop(lambda carry: carry[0], attempt, first)
-        value, residual, evaluations = outcome
+        value, residual, evaluations, states = outcome
         nothing = jnp.full_like(residual, jnp.nan)
         report = Report(
             loss=jnp.where(accepted, value, jnp.nan),
@@ -128,4 +129,4 @@ class BPTT(AbstractEstimator):
             accepted=accepted,
         )
         grads = zero_unless(jnp.any(accepted), grads)
-        return GradientEstimate(accepted_mean(report.loss, accepted), grads, report)
+        return GradientEstimate(accepted_mean(report.loss, accepted), grads, report, states)

@@ -54,13 +54,16 @@ class GradientEstimate(eqx.Module):
     """What an estimator returns.
 
     `loss`: mean over the accepted samples (NaN if there are none). `grads`: in the structure of the model, None
-    where nothing is trained; zero if no sample is accepted. `report`: per-sample diagnostics. `variance`: of a
-    random estimate that drew more than once, its estimated total variance `E‖ĝ - E ĝ‖²`; None otherwise.
+    where nothing is trained; zero if no sample is accepted. `report`: per-sample diagnostics. `states`: where the
+    loss was read off, per sample (a leading batch axis; of a sample that was not accepted, whatever was reached).
+    `variance`: of a random estimate that drew more than once, its estimated total variance `E‖ĝ - E ĝ‖²`; None
+    otherwise.
     """
 
     loss: Float[Array, ""]
     grads: PyTree
     report: Report
+    states: PyTree[Array]
     variance: Float[Array, ""] | None = None
 
 

@@ -221,11 +221,12 @@ def _carried(estimator, model, loss, batch, key, subset):
             residual,
             gradients,
             jnp.asarray(steps * (1 + estimator.eligibility.cost(z.size))),
+            state(z),
         )
 
     with jax.default_matmul_precision("highest"):
         keys = batch_keys(key, jax.tree.leaves(batch)[0].shape[0])
-        value, residual, gradients, evaluations = eqx.filter_vmap(one)(*batch, keys)
+        value, residual, gradients, evaluations, states = eqx.filter_vmap(one)(*batch, keys)
     finite = jnp.isfinite(value) & jnp.isfinite(residual)
     accepted = finite & jnp.all(jnp.isfinite(gradients), axis=(1, 2))
     accepted = accepted if subset is None else accepted & subset
@@ -244,4 +245,4 @@ def _carried(estimator, model, loss, batch, key, subset):
     )
     grads = unravel(jnp.mean(draws, axis=0))
     variance = total_variance(draws) if draws.shape[0] > 1 else None
-    return GradientEstimate(accepted_mean(report.loss, accepted), grads, report, variance)
+    return GradientEstimate(accepted_mean(report.loss, accepted), grads, report, states, variance)

@@ -49,6 +49,11 @@ class Response(NamedTuple):
     jvp: Callable
     vjp: Callable
 
+    def only_if(self, condition: Array) -> "Response":
+        """This response, or one without a pull, whose adjoint is zero."""
+        off = lambda tree: jax.tree.map(lambda a: jnp.where(condition, a, jnp.zeros_like(a)), tree)
+        return self._replace(pull=off(self.pull), pull_at=lambda state: off(self.pull_at(state)))
+
 
 class Sample(NamedTuple):
     """One sample before it has settled: its field, input, start, loss as a function of the state, and key."""
@@ -183,7 +188,9 @@ class AbstractAdjointEstimator(AbstractEquilibriumEstimator):
     def respond(self, sample):
         z, residual, evaluations = self.settle_freely(sample)
         response = sample.respond(z)
-        return Settled(response, residual, evaluations, self.adjoint(response))
+        # A state that will not be accepted has no use for an adjoint, and would be the slowest of its batch to get one.
+        adjoint = self.adjoint(response.only_if(residual <= self.accept.free_residual))
+        return Settled(response, residual, evaluations, adjoint)
 
     def surrogate(self, model, loss, inputs, target, z, a, memory):
         return adjoint_surrogate(model, loss, inputs, target, z, a)
@@ -215,7 +222,7 @@ def _estimate(estimator, model, loss, batch, key, subset):
             return accepted_mean(one(samples), accepted)
 
         grads = zero_unless(jnp.any(accepted), jax.grad(objective)(trained))
-    return GradientEstimate(accepted_mean(report.loss, accepted), grads, report)
+    return GradientEstimate(accepted_mean(report.loss, accepted), grads, report, z)
 
 
 def _settle(estimator, model, loss, inputs, target, key):

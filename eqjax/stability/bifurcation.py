@@ -63,6 +63,11 @@ def table(points: Sequence[SpecialPoint]) -> str:
         width = f"{abs(p.interval[1] - p.interval[0]) / 2:.0e}"
         value, frequency = f"{p.parameter:.12g}", f"{p.frequency:.8g}"
         lines.append([p.outcome, value, width, p.status, change, frequency, p.flow, p.euler])
+    return aligned(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]]) -> str:
+    """Rows of cells, the first one the head, as text."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = [
         "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
@@ -101,9 +106,9 @@ def special_points(
     length: float,
     first: Sample,
     last: Sample,
+    index: int,
     tol: float,
     step: float | None,
-    index: int,
 ) -> list[SpecialPoint]:
     """What happens on a leg of a branch, `at(s)` being its points from `first` at s = 0 to `last` at s = length.
 
@@ -123,8 +128,8 @@ def special_points(
         )
         points.append((s, point))
 
-    def locate(test):
-        return _locate(test, at, length, first, last, tol)
+    def search(test):
+        return locate(test, at, length, first, last, tol)
 
     folds = first.slope * last.slope < 0
     up = 1 if last.unstable > first.unstable else -1
@@ -134,9 +139,9 @@ def special_points(
         def growth(p, i=i):
             return p.values[i].real
 
-        found = locate(growth)
+        found = search(growth)
         value = found[1].values[i]
-        if _is_complex(value, found[1].values):
+        if is_complex(value, found[1].values):
             add(found, "Hopf", NOTHING, 2 * up, 0, value, abs(value.imag))
             i += 2
         elif folds:
@@ -144,21 +149,21 @@ def special_points(
             i, folds = i + 1, False
         else:
             if found[3] == "bracketed":
-                found, value = _interpolate(growth, at, length, found, tol), 0
+                found, value = interpolate(growth, at, length, found, tol), 0
             add(found, "branch point", "branch point", up, up, value, 0)
             i += 1
     if folds:  # seen in the tangent alone
-        found = locate(lambda p: p.slope)
+        found = search(lambda p: p.slope)
         value = min(found[1].values, key=abs)
         add(found, "fold", "fold", 0, 0, value, 0)
 
     up = 1 if last.unstable_euler > first.unstable_euler else -1
     i, end = sorted((first.unstable_euler, last.unstable_euler))
     while i < end:
-        found = locate(lambda p, i=i: np.log(abs(p.multipliers[i])))
+        found = search(lambda p, i=i: np.log(abs(p.multipliers[i])))
         multiplier = found[1].multipliers[i]
         value = (multiplier - 1) / epsilon
-        if _is_complex(multiplier, found[1].multipliers):
+        if is_complex(multiplier, found[1].multipliers):
             frequency = abs(np.angle(multiplier)) / epsilon
             add(found, NOTHING, "Neimark–Sacker", 0, 2 * up, value, frequency)
             i += 2
@@ -169,11 +174,11 @@ def special_points(
     return [point for _, point in sorted(points, key=lambda pair: pair[0])]
 
 
-def _is_complex(value, among):
+def is_complex(value, among):
     return abs(value.imag) > np.sqrt(np.finfo(among.dtype).eps) * np.max(abs(among))
 
 
-def _locate(test, at, length, first, last, tol):
+def locate(test, at, length, first, last, tol):
     """A zero of `test` by Brent's method: its place, the sample there, an interval of the parameter, the status."""
     seen = {0.0: (float(test(first)), first), length: (float(test(last)), last)}
 
@@ -199,7 +204,7 @@ def _locate(test, at, length, first, last, tol):
     return s, seen[s][1], (parameters[0], parameters[1]), status
 
 
-def _interpolate(test, at, length, found, tol):
+def interpolate(test, at, length, found, tol):
     """A branch point from around it: at the point itself Newton's method meets a singular system, and two branches
     are one to within the root of its tolerance."""
     centre, radius, degree = found[0], max(0.5 * length, 0.01), 7

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarL
 
 from ..relaxation import Equilibrium
 from .krylov_schur import AbstractTransform
+from .propagation import euler_map
 from .spectrum import RESULTS, Spectrum, spectrum
 
 
@@ -122,11 +123,6 @@ def leading_modes(
     flow = spectrum(field, z, x, transform=transform, step=step, **settings)
     if step is None:
         return flow, None, flow.result
-
-    def euler(t, z, x):
-        force = field(t, z, x)
-        return jax.tree.map(lambda a, f: a + jnp.asarray(step).astype(f.dtype) * f, z, force)
-
-    mapped = spectrum(euler, z, x, which="LM", **settings)
+    mapped = spectrum(euler_map(field, step), z, x, which="LM", **settings)
     result = RESULTS.where(flow.result == RESULTS.successful, mapped.result, flow.result)
     return flow, mapped.values, result  # pyright: ignore[reportReturnType]

@@ -76,18 +76,21 @@ def _(primals, tangents, *, settings):
     found = spectrum(lambda t, z, x: force(z, x), z, x, left=True, **settings)
     v, w = (jax.tree.map(lambda leaf: leaf[0], u) for u in (found.vectors, found.left_vectors))
 
-    def quotient(problem):
-        """`wᴴ J v` with the vectors held; `wᴴ v = 1`."""
-        force, z, x = problem
-        image = _product(lambda state: force(state, x), z, v)
-        terms = jax.tree.map(lambda a, b: jnp.sum(a.conj() * b), w, image)
-        return jax.tree.reduce(jnp.add, terms)
-
     with jax.default_matmul_precision(settings["precision"]):
-        _, derivative = eqx.filter_jvp(quotient, (problem,), (tangent,))
+        _, derivative = eqx.filter_jvp(
+            lambda problem: quotient(problem[0], problem[1], problem[2], v, w),
+            (problem,),
+            (tangent,),
+        )
     # A factor, because a `where` would turn NaN into zero in reverse mode.
     usable = jnp.where(found.result == RESULTS.successful, 1, jnp.nan)
     return found.values[0], usable.astype(derivative.dtype) * derivative
+
+
+def quotient(force, z, x, v, w):
+    """`wᴴ J v` of eigenvectors with `wᴴ v = 1`: the eigenvalue, and by `dμ = wᴴ (dJ) v` its derivative with v, w held."""
+    image = _product(lambda state: force(state, x), z, v)
+    return jax.tree.reduce(jnp.add, jax.tree.map(lambda a, b: jnp.sum(a.conj() * b), w, image))
 
 
 def _product(force, z, v):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
 from .host import criss_cross, on_host, sum_of_squares
-from .jacobian import jacobian
+from .jacobian import Jacobian, jacobian
 from .krylov_schur import check_sizes, krylov_schur, norm
 
 
@@ -154,7 +154,11 @@ def numerical_abscissa(
 
 @eqx.filter_jit
 def _numerical_abscissa(field, z, x, ncv, tol, max_restarts, key):
-    J = jacobian(field, z, x)
+    return fastest_growth(jacobian(field, z, x), ncv, tol, max_restarts, key)[0]
+
+
+def fastest_growth(J: Jacobian, ncv: int, tol: Any, max_restarts: int, key: PRNGKeyArray):
+    """The numerical abscissa as an `Estimate`, and the unit vector that grows so fast."""
 
     def symmetric(v):
         return 0.5 * (J.mv(v) + J.adjoint(v))
@@ -168,7 +172,7 @@ def _numerical_abscissa(field, z, x, ncv, tol, max_restarts, key):
     v = v / norm(v).astype(v.dtype)
     image = symmetric(v)
     value = jnp.sum(v.conj() * image).real
-    return Estimate(value, norm(image - value.astype(v.dtype) * v))
+    return Estimate(value, norm(image - value.astype(v.dtype) * v)), v
 
 
 def pseudospectral_abscissa(

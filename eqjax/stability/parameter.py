@@ -11,8 +11,17 @@ from jaxtyping import Array
 
 
 def find(field: Any, where: Callable[[Any], Any]) -> tuple[int, float]:
-    """Which leaf of `field` the parameter is, and its present value. By number it says the same of every field of
-    this structure, where a fresh `lambda` would compile anew."""
+    """Which leaf of `field` the parameter is, and its present value, a number."""
+    index, leaf = find_leaf(field, where)
+    value = float(leaf)
+    if not np.isfinite(value):
+        raise ValueError(f"The parameter that `where` picks is {value}: set it to a number.")
+    return index, value
+
+
+def find_leaf(field: Any, where: Callable[[Any], Any]) -> tuple[int, Any]:
+    """Which leaf of `field` the parameter is, and that leaf. By number it says the same of every field of this
+    structure, where a fresh `lambda` would compile anew."""
     cure = (
         "Name a scalar float leaf, for example `lambda f: f.leak`, declared in the field as an array "
         "(`eqjax.fields.hyperparameter()`)."
@@ -28,10 +37,7 @@ def find(field: Any, where: Callable[[Any], Any]) -> tuple[int, float]:
     if not (is_scalar or isinstance(leaf, float)):
         told = f"{leaf.dtype}{list(leaf.shape)}" if eqx.is_array(leaf) else repr(leaf)
         raise ValueError(f"`where` must pick a scalar float leaf of `field`, got {told}. {cure}")
-    value = float(leaf)
-    if not np.isfinite(value):
-        raise ValueError(f"The parameter that `where` picks is {value}: set it to a number.")
-    return index, value
+    return index, leaf
 
 
 def replaced(field: Any, index: int, value: Array) -> Any:

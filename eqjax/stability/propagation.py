@@ -1,9 +1,10 @@
-"""One step of a field by a Diffrax solver, as a map that is differentiated exactly."""
+"""One step of a field as a map that is differentiated exactly."""
 
 from collections.abc import Callable
 from typing import Any
 
 import diffrax as dfx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
@@ -16,3 +17,13 @@ def one_step(
     zero = jnp.zeros_like(step)
     state = solver.init(term, zero, step, z, x)
     return solver.step(term, zero, step, z, x, state, made_jump=False)[0]
+
+
+def euler_map(field: Callable[..., Any], step: Any) -> Callable[..., Any]:
+    """`z + ε F(z)` as a function of (t, z, x): its Jacobian has the multipliers `1 + εμ` for eigenvalues."""
+
+    def stepped(t, z, x):
+        force = field(t, z, x)
+        return jax.tree.map(lambda a, f: a + jnp.asarray(step).astype(f.dtype) * f, z, force)
+
+    return stepped

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .bifurcation import SpecialPoint
-from .continuation import Branch, Problem, advance, corrector, product_at
+from .continuation import Branch, Problem
 from .jacobian import state_dtype
 from .parameter import find, replaced
+from .path import advance, corrector, product_at
 from .spectrum import spectrum
 
 
@@ -68,14 +69,14 @@ def switch(
     overlap = inner(along, null)
     aside = _unit(jax.tree.map(lambda n, a: n - overlap * a, null, along), inner)
     problem = Problem(
-        field,
-        x,
-        low,
-        span,
-        None,
-        corrector(real),
-        None,
-        key,
+        field=field,
+        x=x,
+        low=low,
+        span=span,
+        step=None,
+        solver=corrector(real),
+        transform=None,
+        key=key,
         index=index,
         k=1,
         ncv=None,

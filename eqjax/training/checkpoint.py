@@ -43,17 +43,19 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of one run, in a folder, newest `keep` of them.
+    """The checkpoints of one run, in a folder, newest `keep` of them (0: all).
 
     Written by Orbax, atomically: a crash at any moment leaves the older ones as they were. Every array and
     the description carry a SHA-256, since Orbax restores a flipped byte as wrong numbers without a word.
 
-    **Arguments:** `folder`; `keep`: how many to keep.
+    **Arguments:** `folder`; `keep`: how many to keep, 0 for all.
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 2):
         self.folder = Path(folder).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep or None, enable_async_checkpointing=False
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def close(self) -> None:
@@ -68,6 +70,10 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The step of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """The steps of the complete checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
 
     def save(self, step: int, state: PyTree, about: dict[str, Any]) -> None:
         """Store the arrays of `state` and the JSON value `about`: whatever is needed to rebuild the rest."""
@@ -137,7 +143,7 @@ class Checkpoints:
         step = self.latest() if step is None else step
         if step is None:
             raise CheckpointError(f"{self.folder}: no complete checkpoint here.")
-        if step not in (steps := sorted(self._manager.all_steps())):
+        if step not in (steps := self.steps()):
             raise CheckpointError(
                 f"{self.folder}: no checkpoint at step {step}; there are: {', '.join(map(str, steps))}."
             )

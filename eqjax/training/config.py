@@ -13,6 +13,12 @@ EstimatorName = Literal[
     "asymep", "oracle", "bptt", "holomorphic", "dyadic", "truncated", "vector-field"
 ]
 
+HomeostatName = Literal[
+    "none", "growth", "spectral", "lognorm", "jacobian", "antisymmetry", "residual"
+]
+
+ControllerName = Literal["constant", "multiplicative", "pi"]
+
 SolverName = Literal["anderson", "broyden", "picard", "newton-krylov", "pseudo-transient"]
 
 
@@ -65,6 +71,22 @@ class TrainConfig:
     step_size: float = 0.1
     """ε of BPTT's relaxation and of the picard solver."""
 
+    homeostat: HomeostatName = "none"
+    """Penalty that keeps the field settled while it learns."""
+    homeostat_weight: float = 10.0
+    """Weight of the penalty, or where its controller starts. Of residual: relative to the task's gradient."""
+    homeostat_margin: float = 0.3
+    """Rate of decay that growth and spectral ask for, and lognorm."""
+    homeostat_controller: ControllerName = "constant"
+    """What moves the weight: nothing, or a controller that holds the penalty (with jacobian, antisymmetry and residual: the
+    fraction of samples that are not accepted) at the target."""
+    homeostat_target: float = 0.01
+    """Target of the controller."""
+    homeostat_samples: int | None = None
+    """Samples of a batch on which the penalty is taken. All of them if not given."""
+    homeostat_gate: float = 0.0
+    """A batch of which a smaller fraction is accepted moves the weights by the penalty only."""
+
     steps: int = 1200
     """Updates."""
     batch: int = 16
@@ -92,6 +114,8 @@ class TrainConfig:
     """Validation windows of an evaluation (spread evenly; all of them if there are fewer)."""
     save_every: int = 100
     """Updates between two checkpoints."""
+    keep: int = 2
+    """How many checkpoints to keep, the newest; 0: all."""
 
     def __post_init__(self):
         _check(self)
@@ -161,13 +185,15 @@ def _convert(where: str, name: str, value: Any, hint: Any) -> Any:
 def _check(config: TrainConfig) -> None:
     positive = (
         "width heads length free_rtol nudged_rtol max_steps accept_free accept_adjoint bptt_steps step_size "
-        "steps batch learning_rate clip log_every evaluate_every evaluate_windows save_every embedding_scale"
+        "steps batch learning_rate clip log_every evaluate_every evaluate_windows save_every embedding_scale "
+        "homeostat_weight homeostat_target"
     )
     for name in positive.split():
         value = getattr(config, name)
         if not value > 0:
             raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}.")
-    for name in ("leak", "warmup", "weight_decay", "probe_every", "residual_scale", "seed"):
+    not_negative = "leak warmup weight_decay probe_every keep residual_scale seed homeostat_margin homeostat_gate"
+    for name in not_negative.split():
         value = getattr(config, name)
         if not value >= 0:
             raise ValueError(f"--{name.replace('_', '-')} must be at least 0, got {value}.")

@@ -41,6 +41,20 @@ from ..language import (
     tiles,
 )
 from ..relaxation import GMRES, Anderson, Broyden, NewtonKrylov, Picard, PseudoTransient
+from ..stability import (
+    PI,
+    Constant,
+    Homeostat,
+    Multiplicative,
+    antisymmetry_penalty,
+    growth_penalty,
+    jacobian_penalty,
+    lognorm_penalty,
+    penalty_signal,
+    rejected_signal,
+    residual_penalty,
+    spectral_penalty,
+)
 from .checkpoint import CheckpointError, Checkpoints
 from .config import TrainConfig
 from .metrics import Metrics
@@ -130,6 +144,47 @@ def reference_oracle(config: TrainConfig) -> OracleAdjoint:
     )
 
 
+PENALTIES: dict[str, Callable] = {
+    "growth": growth_penalty,
+    "spectral": spectral_penalty,
+    "lognorm": lognorm_penalty,
+    "jacobian": jacobian_penalty,
+    "antisymmetry": antisymmetry_penalty,
+    "residual": residual_penalty,
+}
+
+
+def build_homeostat(config: TrainConfig) -> Homeostat | None:
+    """The homeostat that a configuration names."""
+    name, weight, target = (
+        config.homeostat,
+        config.homeostat_weight,
+        config.homeostat_target,
+    )
+    if name == "none":
+        return None
+    # A hinge says by itself how far the margin is violated; the others never reach zero, and are needed as far as
+    # samples are lost.
+    hinged = name in ("growth", "spectral", "lognorm")
+    penalty = PENALTIES[name]
+    limits = {"floor": 1e-2 * weight, "ceiling": 1e2 * weight}
+    match config.homeostat_controller:
+        case "constant":
+            controller = Constant(weight)
+        case "multiplicative":
+            controller = Multiplicative(weight, target, **limits)
+        case "pi":
+            controller = PI(weight, target, **limits)
+    return Homeostat(
+        eqx.Partial(penalty, margin=config.homeostat_margin) if hinged else penalty,
+        controller,
+        signal=penalty_signal if hinged else rejected_signal,
+        gate=config.homeostat_gate,
+        relative=name == "residual",
+        samples=config.homeostat_samples,
+    )
+
+
 def build_optimiser(config: TrainConfig) -> optax.GradientTransformation:
     """AdamW with warm-up, cosine decay and clipping."""
     warmup = min(config.warmup, config.steps - 1)
@@ -208,6 +263,7 @@ def _text(folder: str | os.PathLike) -> Path:
 def _assemble(config: TrainConfig, text: str, source: str, tokenizer: CharTokenizer) -> Run:
     train_ids, validation_ids = split(tokenizer.encode(text), config.length)
     estimator, optimiser = build_estimator(config), build_optimiser(config)
+    homeostat = build_homeostat(config)
     model_key, run_key = jax.random.split(jax.random.key(config.seed))
     model = build_model(config, tokenizer.size, model_key)
     return Run(
@@ -217,8 +273,10 @@ def _assemble(config: TrainConfig, text: str, source: str, tokenizer: CharTokeni
         train_ids=train_ids,
         validation_ids=validation_ids,
         estimator=estimator,
-        step=make_step(estimator, optimiser),
-        state=TrainState.create(model, optimiser, key=run_key, trains=estimator.trains),
+        step=make_step(estimator, optimiser, homeostat),
+        state=TrainState.create(
+            model, optimiser, key=run_key, trains=estimator.trains, homeostat=homeostat
+        ),
         data=batches(train_ids, length=config.length, batch=config.batch, seed=config.seed),
         text_sha256=hashlib.sha256(text.encode()).hexdigest(),
     )
@@ -413,7 +471,7 @@ def train(run: Run, *, on_step: Callable[[int, dict[str, float]], None] | None =
         if on_step is not None:
             on_step(step, values)
 
-    with Checkpoints(_checkpoints(config)) as checkpoints:
+    with Checkpoints(_checkpoints(config), keep=config.keep) as checkpoints:
         if checkpoints.latest() is None:
             checkpoints.save(0, run.state, run.about())
         if first == 0 and config.probe_every:

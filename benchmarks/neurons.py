@@ -1,0 +1,222 @@
+"""Neuron·steps per second: Hodgkin–Huxley populations and integrate-and-fire networks, beside Brian2.
+
+    python benchmarks/neurons.py --brian2 /tmp/brian2/bin/python    # that environment: see experiments/brian2_traces.py
+
+Both integrate the same equations by the same scheme with the same fixed step: Hodgkin–Huxley by explicit Euler at 0.01
+ms (eqjax through `relax`), the network by exact membrane steps of 0.1 ms with exponential synapses, a tenth of all
+pairs connected. Brian2 runs its Cython target, and with `--standalone` its C++ standalone one, on the CPU. Compilation is not
+counted; the best of three runs is. What runs beside it on the machine counts, so read ratios.
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+
+import numpy as np
+
+HH_STEP, LIF_STEP = 0.01, 0.1
+
+
+def best(run, repeats=3):
+    run()
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        result = run()
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds), result
+
+
+def coupling(n):
+    """A tenth of all pairs, from a fixed seed; mV."""
+    rng = np.random.default_rng(0)
+    drive = rng.uniform(9.5, 13.0, n)
+    weight = rng.normal(0.0, 10 / n, (n, n)) * (rng.random((n, n)) < 0.1)
+    np.fill_diagonal(weight, 0.0)
+    return drive, weight
+
+
+def eqjax_hh(n, steps, dtype):
+    import diffrax as dfx
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+
+    import eqjax as ej
+
+    field = ej.tree_cast(
+        ej.fields.HodgkinHuxley(current=jnp.linspace(5.0, 20.0, n)), jnp.dtype(dtype)
+    )
+    z0 = jnp.broadcast_to(field.clamped(jnp.asarray(-65.0, dtype))[:, None], (4, n))
+
+    @eqx.filter_jit
+    def run(field, z0):
+        return ej.relax(
+            field, z0, step=HH_STEP, steps=steps, adjoint=dfx.ForwardMode(), throw=False
+        ).value
+
+    seconds, z = best(lambda: jax.block_until_ready(run(field, z0)))
+    return {"seconds": seconds, "check": float(jnp.mean(z[0]))}
+
+
+def eqjax_lif(n, steps, dtype):
+    import equinox as eqx
+    import jax
+    import jax.numpy as jnp
+
+    import eqjax as ej
+
+    drive, weight = (jnp.asarray(a, dtype) for a in coupling(n))
+    f = ej.fields
+    net = f.SpikingNetwork(
+        f.LeakyIntegrateAndFire(current=drive), weight, f.ExponentialSynapse(5.0)
+    )
+    net = ej.tree_cast(net, jnp.dtype(dtype))
+    scheme, t1, capacity = f.FixedStep(LIF_STEP), steps * LIF_STEP, steps * n // 50
+
+    @eqx.filter_jit
+    def run(net, v0):
+        return f.fire(net, v0, t1=t1, capacity=capacity, scheme=scheme, throw=False).counts
+
+    seconds, counts = best(lambda: jax.block_until_ready(run(net, jnp.zeros(n, dtype))))
+    return {"seconds": seconds, "check": float(jnp.sum(counts)) / n / t1 * 1000}
+
+
+def brian2_run(group, others, step, steps, standalone):
+    import brian2 as b2
+
+    network = b2.Network(group, *others)
+    duration = steps * step * b2.ms
+    if standalone:
+        network.run(duration, namespace={})
+        return b2.device._last_run_time
+    network.store()
+
+    def run():
+        network.restore()
+        begin = time.perf_counter()
+        network.run(duration, namespace={})
+        return time.perf_counter() - begin
+
+    run()
+    return min(run() for _ in range(3))
+
+
+def brian2_hh(n, steps, dtype, standalone):
+    import brian2 as b2
+
+    b2.defaultclock.dt = HH_STEP * b2.ms
+    equations = """
+    dv/dt = (drive - 120*m**3*h*(v - 50) - 36*n**4*(v + 77) - 0.3*(v + 54.387))/ms : 1
+    dm/dt = (1/exprel(-(v + 40)/10)*(1 - m) - 4*exp(-(v + 65)/18)*m)/ms : 1
+    dh/dt = (0.07*exp(-(v + 65)/20)*(1 - h) - h/(1 + exp(-(v + 35)/10)))/ms : 1
+    dn/dt = (0.1/exprel(-(v + 55)/10)*(1 - n) - 0.125*exp(-(v + 65)/80)*n)/ms : 1
+    drive : 1
+    """
+    group = b2.NeuronGroup(n, equations, method="euler")
+    group.drive = np.linspace(5.0, 20.0, n)
+    group.v, group.m, group.h, group.n = -65.0, 0.0529325, 0.5961208, 0.3176769
+    seconds = brian2_run(group, [], HH_STEP, steps, standalone)
+    return {"seconds": seconds, "check": float(np.mean(group.v[:]))}
+
+
+def brian2_lif(n, steps, dtype, standalone):
+    import brian2 as b2
+
+    b2.defaultclock.dt = LIF_STEP * b2.ms
+    group = b2.NeuronGroup(
+        n,
+        """dv/dt = (drive - v + s)/(10*ms) : 1 (unless refractory)
+        ds/dt = -s/(5*ms) : 1
+        drive : 1""",
+        threshold="v >= 10",
+        reset="v = 0",
+        refractory=5 * b2.ms,
+        method="exact",
+    )
+    drive, weight = coupling(n)
+    group.drive = drive
+    synapses = b2.Synapses(group, group, "w : 1", on_pre="s += w")
+    post, pre = np.nonzero(weight)
+    synapses.connect(i=pre, j=post)
+    synapses.w = weight[post, pre]
+    monitor = b2.SpikeMonitor(group)
+    seconds = brian2_run(group, [synapses, monitor], LIF_STEP, steps, standalone)
+    return {"seconds": seconds, "check": monitor.num_spikes / n / (steps * LIF_STEP) * 1000}
+
+
+def one(options):
+    """One measurement, in a process of its own; prints JSON."""
+    what, n, steps, dtype = options.what, options.n, options.steps, options.dtype
+    if options.peer:
+        import brian2 as b2
+
+        b2.prefs.core.default_float_dtype = np.dtype(dtype).type
+        if options.standalone:
+            b2.set_device("cpp_standalone", directory=None)
+        else:
+            b2.prefs.codegen.target = "cython"
+        found = {"hh": brian2_hh, "lif": brian2_lif}[what](n, steps, dtype, options.standalone)
+        found["device"] = f"brian2 {b2.__version__}, {platform.machine()}"
+    else:
+        import jax
+
+        jax.config.update("jax_enable_x64", dtype == "float64")
+        found = {"hh": eqjax_hh, "lif": eqjax_lif}[what](n, steps, dtype)
+        found["device"] = f"{jax.devices()[0].device_kind} (jax {jax.__version__})"
+    print(json.dumps(found))
+
+
+def measured(python, *arguments):
+    command = [python, __file__, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        return {"error": done.stderr.strip().splitlines()[-1]}
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--brian2", help="the Python of an environment that has Brian2")
+    parser.add_argument("--standalone", action="store_true", help="Brian2's C++ standalone target")
+    parser.add_argument("--hh", type=int, nargs="*", default=[1000, 10_000, 100_000])
+    parser.add_argument("--lif", type=int, nargs="*", default=[100, 1000, 4000])
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "float64"])
+    parser.add_argument("--work", type=float, default=2e7, help="neuron·steps of a run, about")
+    for name in ("--what", "--dtype"):
+        parser.add_argument(name, help=argparse.SUPPRESS)
+    for name in ("--n", "--steps"):
+        parser.add_argument(name, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.what:
+        return one(options)
+    print("| neurons | steps | type | eqjax: neuron·steps/s | check | Brian2 | check | ratio |")
+    print("|---" * 8 + "|")
+    for what, sizes in (("hh", options.hh), ("lif", options.lif)):
+        for n in sizes:
+            steps = int(np.clip(options.work / n, 100, 5000))
+            for dtype in options.dtypes:
+                case = ("--what", what, "--n", n, "--steps", steps, "--dtype", dtype)
+                ours = measured(sys.executable, *case)
+                extra = ["--standalone"] if options.standalone else []
+                theirs = (
+                    measured(options.brian2, *case, "--peer", *extra) if options.brian2 else None
+                )
+                cells = [f"{what} {n}", steps, dtype]
+                for found in (ours, theirs or {"error": "–"}):
+                    if "error" in found:
+                        cells += [found["error"], ""]
+                    else:
+                        cells += [f"{n * steps / found['seconds']:.3g}", f"{found['check']:.5g}"]
+                both = theirs and "seconds" in ours and "seconds" in theirs
+                cells.append(f"{theirs['seconds'] / ours['seconds']:.2f}" if both else "")
+                print("| " + " | ".join(map(str, cells)) + " |", flush=True)
+    print(f"\n{ours.get('device')}; {(theirs or {}).get('device', 'no Brian2')}")
+
+
+if __name__ == "__main__":
+    main()

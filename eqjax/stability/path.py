@@ -1,0 +1,272 @@
+"""How a branch of solutions is followed through a parameter: the steps, their corrector, and the loop over them."""
+
+import abc
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import optimistix as optx
+from jaxtyping import Array, Float, PyTree
+
+from ..relaxation import GMRES, NewtonKrylov
+
+
+class AbstractPath(eqx.Module):
+    """How a continuation steps. Lengths are fractions of the parameter's range, and of the size of the state.
+
+    - `first`, `least`, `most`: length of the first step, of the shortest before giving up, and of the longest.
+    - `turn`: a step whose tangent turns by more (radians) is halved; by less than a third, the next one is longer.
+    """
+
+    first: eqx.AbstractVar[float]
+    least: eqx.AbstractVar[float]
+    most: eqx.AbstractVar[float]
+    turn: eqx.AbstractVar[float]
+
+    @abc.abstractmethod
+    def frame(self, tangent: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array]]:
+        """Predictor d and normal c for a unit tangent (state, parameter): the step of length s solves
+        `⟨c, y - y₀ - s d⟩ = 0`."""
+
+
+class PseudoArclength(AbstractPath):
+    """Pseudo-arclength continuation (Keller 1977): steps along the tangent, and so passes folds."""
+
+    first: float = 0.01
+    least: float = 1e-6
+    most: float = 0.05
+    turn: float = 0.3
+
+    def frame(self, tangent):
+        return tangent, tangent
+
+
+class Natural(AbstractPath):
+    """Natural continuation: steps in the parameter, from a predictor on the tangent. It ends at a fold."""
+
+    first: float = 0.01
+    least: float = 1e-6
+    most: float = 0.05
+    turn: float = 0.3
+
+    def frame(self, tangent):
+        return _along_parameter(tangent)
+
+
+class AbstractProblem(eqx.Module):
+    """What is solved along a branch, `G(state; q) = 0` with the parameter `low + q span`; the rest of it stays the same,
+    and so one compiled function serves all points."""
+
+    low: eqx.AbstractVar[Float[Array, ""]]
+    span: eqx.AbstractVar[Float[Array, ""]]
+    solver: eqx.AbstractVar[NewtonKrylov]
+    max_steps: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def equations(self, state: PyTree[Array], q: Array, base: PyTree[Array]) -> PyTree[Array]:
+        """G, in the structure of the state; `base` is the state from which the step sets out."""
+
+    @abc.abstractmethod
+    def inner(self, base: PyTree[Array]) -> Callable[[Any, Any], Array]:
+        """The inner product of (state, q) pairs near the state `base`, by which lengths are measured."""
+
+    @abc.abstractmethod
+    def findings(
+        self, state: PyTree[Array], q: Array, base: PyTree[Array]
+    ) -> tuple[Array, Array, Any]:
+        """At a solution: its residual, whether it is one of the kind looked for, and what else is told of it."""
+
+
+def product_at(z: PyTree[Array]) -> Callable[[Any, Any], Array]:
+    """The inner product of (state, parameter) pairs near z: mean square of the state, relative to that of z."""
+    leaves = jax.tree.leaves(z)
+    count = sum(leaf.size for leaf in leaves)
+    square = sum(jnp.sum(leaf * leaf) for leaf in leaves) / count
+    weight = 1 / (count * jnp.maximum(square, 1))
+
+    def inner(a, b):
+        state = sum(map(jnp.vdot, jax.tree.leaves(a[0]), jax.tree.leaves(b[0])))
+        return weight * state + a[1] * b[1]
+
+    return inner
+
+
+class Point(NamedTuple):
+    """A point of the branch: `y = (state, q)`, unit tangent, and what was found there."""
+
+    y: PyTree[Array]
+    tangent: PyTree[Array]
+    turned: Array
+    residual: Array
+    converged: Array
+    newton_steps: Array
+    found: Any
+
+
+@eqx.filter_jit
+def advance(problem: AbstractProblem, base, direction, normal, length) -> Point:
+    """The point of the branch with `⟨normal, y - base - length direction⟩ = 0`, by Newton's method on the bordered
+    system, and its tangent and findings."""
+    inner = problem.inner(base[0])
+
+    def equations(y):
+        return problem.equations(y[0], y[1], base[0])
+
+    def bordered(y, _):
+        gap = jax.tree.map(jnp.subtract, y, predicted)
+        return equations(y), inner(normal, gap)
+
+    predicted = jax.tree.map(lambda a, d: a + length * d, base, direction)
+    solver, steps = problem.solver, problem.max_steps
+    with jax.default_matmul_precision("highest"):
+        solution = optx.root_find(bordered, solver, predicted, max_steps=steps, throw=False)
+        y = solution.value
+        _, product = jax.linearize(equations, y)
+        system = lx.FunctionLinearOperator(
+            lambda v: (product(v), inner(normal, v)), jax.eval_shape(lambda: y)
+        )
+        one = jax.tree.map(jnp.zeros_like, base[0]), jnp.ones_like(base[1])
+        tight = 100 * jnp.finfo(base[1].dtype).eps
+        krylov = GMRES(float(tight), 0.0, solver.restart, solver.krylov_steps)
+        tangent = lx.linear_solve(system, one, krylov, throw=False).value
+    tangent = _scaled(tangent, 1 / jnp.sqrt(inner(tangent, tangent)))
+    # From the predictor, which lies along the tangent before; there is none at the first point.
+    turned = inner(tangent, direction) / jnp.sqrt(inner(direction, direction))
+    residual, proper, found = problem.findings(y[0], y[1], base[0])
+    converged = (solution.result == optx.RESULTS.successful) & jnp.isfinite(residual) & proper
+    return Point(y, tangent, turned, residual, converged, solution.stats["num_steps"], found)
+
+
+class Leg(NamedTuple):
+    """A step that was taken: the points between its ends can be had again, by their distance from its beginning."""
+
+    problem: AbstractProblem
+    base: PyTree[Array]
+    direction: PyTree[Array]
+    normal: PyTree[Array]
+    length: float
+    end: Point
+
+    def at(self, s: float) -> Point:
+        length = jnp.asarray(s, self.problem.low.dtype)
+        return advance(self.problem, self.base, self.direction, self.normal, length)
+
+
+def next_leg(problem, path, last, length) -> tuple[Leg | None, float, str]:
+    """The next step, how long to make the one after it, and why the branch ends, if it does."""
+
+    def go(direction, normal, length):
+        size = jnp.asarray(length, problem.low.dtype)
+        end = advance(problem, last.y, direction, normal, size)
+        return Leg(problem, last.y, direction, normal, length, end)
+
+    while length >= path.least:
+        direction, normal = path.frame(last.tangent)
+        leg = go(direction, normal, length)
+        turn = float(jnp.arccos(jnp.clip(leg.end.turned, -1, 1)))
+        if not leg.end.converged or not turn <= path.turn:
+            length = 0.5 * length
+            continue
+        q, before = float(leg.end.y[1]), float(last.y[1])
+        if not 0 <= q <= 1:
+            bound = float(np.clip(q, 0, 1))
+            direction, normal = _along_parameter(last.tangent)
+            if float(normal[1]) * (bound - before) < 0:  # it turned between the two points
+                direction, normal = (jax.tree.map(jnp.negative, d) for d in (direction, normal))
+            leg = go(direction, normal, abs(bound - before)) if bound != before else leg
+            return leg if leg.end.converged and bound != before else None, length, "left the bounds"
+        if turn < path.turn / 3 and leg.end.newton_steps <= 5:
+            length = min(1.5 * length, path.most)
+        return leg, length, ""
+    return None, length, "stopped: no shorter step could be corrected"
+
+
+def checked_bounds(bounds: tuple[Any, Any], value: float) -> tuple[float, float]:
+    """`bounds` as floats, if they are in order and hold the parameter's present value."""
+    low, high = (float(bound) for bound in bounds)
+    if not (low < high and np.isfinite([low, high]).all()):
+        raise ValueError(
+            f"`bounds` must be (low, high) with low < high, both finite, got {tuple(bounds)}. To follow the branch "
+            "downwards pass backwards=True."
+        )
+    if not low <= value <= high:
+        raise ValueError(
+            f"`bounds` {(low, high)} do not hold the parameter's present value, {value:.6g}, where the branch begins. "
+            "Widen them, or set it by `eqx.tree_at(where, field, value)` and begin at a solution there."
+        )
+    return low, high
+
+
+def corrector(dtype: Any) -> NewtonKrylov:
+    """The default solver: as tight as rounding allows with a little to spare."""
+    return NewtonKrylov(float(jnp.finfo(dtype).eps) ** 0.75, restart=60, krylov_steps=240)
+
+
+def first_point(
+    problem: AbstractProblem, state: PyTree[Array], value: float, backwards: bool
+) -> Point:
+    """The solution at the parameter's present value, from a state near it; perhaps not converged."""
+    real = problem.low.dtype
+    q = (jnp.asarray(value, real) - problem.low) / problem.span
+    ahead = jax.tree.map(jnp.zeros_like, state), jnp.asarray(-1.0 if backwards else 1.0, real)
+    nothing = jax.tree.map(jnp.zeros_like, ahead)
+    return advance(problem, (state, q), nothing, ahead, jnp.zeros_like(q))
+
+
+def follow(
+    problem: AbstractProblem,
+    path: AbstractPath,
+    start: Point,
+    *,
+    sample: Callable[[Point], Any],
+    examine: Callable[..., tuple[list, str]],
+    stop: Callable[[Point, Any], Any] | None,
+    max_points: int,
+) -> tuple[list[Point], list[Any], list[Any], str]:
+    """The branch from `start`: its points, their samples, what `examine` found between them, and why it ends.
+
+    `examine(at, length, first, last, index)` is given the leg from one sample to the next, `at(s)` being the sample at
+    any distance along it; it returns special points and, should the branch end at `last`, why.
+    """
+    points, samples, special = [start], [sample(start)], []
+    length, ended = path.first, ""
+    while True:
+        if stop is not None and stop(points[-1], samples[-1]):
+            ended = ended or "stopped by the callback"
+        if len(points) >= max_points:
+            ended = ended or f"stopped after {max_points} points"
+        if ended:
+            break
+        leg, length, ended = next_leg(problem, path, points[-1], length)
+        if leg is None:
+            break
+        last = sample(leg.end)
+        found, cut = examine(
+            lambda s, leg=leg: sample(leg.at(s)), leg.length, samples[-1], last, len(points) - 1
+        )
+        special += found
+        points.append(leg.end)
+        samples.append(last)
+        ended = ended or cut
+    return points, samples, special, ended
+
+
+def stack(points: list[Point]) -> Any:
+    """The points' arrays, with a leading axis."""
+    return jax.tree.map(lambda *a: jnp.stack(a), *(eqx.filter(p, eqx.is_array) for p in points))
+
+
+def _along_parameter(tangent):
+    """A frame that steps in the parameter, forwards along the tangent."""
+    state, q = tangent
+    ahead = jnp.where(q < 0, -1.0, 1.0).astype(q.dtype)
+    steep = jnp.maximum(jnp.abs(q), 1e-3)
+    return (_scaled(state, 1 / steep), ahead), (jax.tree.map(jnp.zeros_like, state), ahead)
+
+
+def _scaled(tree, factor):
+    return jax.tree.map(lambda a: factor * a, tree)

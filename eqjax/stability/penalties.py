@@ -1,0 +1,259 @@
+"""Penalties that hold a field settled while it learns: pure functions of (field, z, x, key), for one sample.
+
+`field` is a module, `z` a real state. All are differentiated in the field's parameters at a fixed z, usually where the free
+phase ended, whether or not it settled. Each returns a scalar that does not grow with the number of a state's entries.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
+
+from ..fields import AbstractSplitField
+from ..relaxation import residual_ratio
+from .eigenvalue import quotient
+from .jacobian import jacobian
+from .krylov_schur import AbstractTransform
+from .normality import fastest_growth
+from .propagation import euler_map
+from .spectrum import RESULTS, spectrum
+
+_Scalar = Float[Array, ""]
+
+
+def jacobian_penalty(
+    field: Callable[..., Any],
+    z: PyTree[Array],
+    x: PyTree,
+    key: PRNGKeyArray,
+    *,
+    branches: Sequence[tuple[float, Callable[[Any, PyTree, PyTree], PyTree]]] | None = None,
+    probes: int = 1,
+) -> _Scalar:
+    """`‖N′‖_F² / n`, the mean squared singular value of the learned part's Jacobian (Bai, Koltun & Kolter 2021).
+
+    By Hutchinson's estimator: `E ‖N′v‖² = tr(N′ᵀN′ E vvᵀ) = ‖N′‖_F²` over random signs v.
+
+    **Arguments:** `branches`: pairs of a weight and a part `part(field, z, x)` of the force, penalised apart and summed,
+    such as `(1.0, lambda f, z, x: f.attended(z))`; by default one, N: the non-reciprocal part of an
+    `AbstractSplitField`, the whole force of any other field. `probes`: vectors v.
+    """
+    parts = [(1.0, _learned)] if branches is None else branches
+    total = jnp.zeros((), _real(z))
+    for (weight, part), draw in zip(parts, jax.random.split(key, len(parts)), strict=True):
+        product = jax.linearize(lambda state, part=part: part(field, state, x), z)[1]
+        total = total + weight * _hutchinson(product, z, draw, probes)
+    return total
+
+
+def antisymmetry_penalty(
+    field: Callable[..., Any],
+    z: PyTree[Array],
+    x: PyTree,
+    key: PRNGKeyArray,
+    *,
+    probes: int = 1,
+) -> _Scalar:
+    """`½ ‖J - Jᵀ‖_F² / n`, which vanishes for a gradient field (Laborieux & Zenke 2024, Jacobian homeostasis).
+
+    By `½ E ‖(J - Jᵀ)v‖²` over random signs v: every draw is ≥ 0, where one of the equal
+    `E [‖Jv‖² - vᵀJ²v] = ‖J‖_F² - tr J² = ½ ‖J - Jᵀ‖_F²` need not be. `probes`: vectors v.
+    """
+    product = jax.linearize(lambda state: field(0.0, state, x), z)[1]
+    transpose = jax.linear_transpose(product, z)
+
+    def skew(v):
+        return jax.tree.map(jnp.subtract, product(v), transpose(v)[0])
+
+    return 0.5 * _hutchinson(skew, z, key, probes)
+
+
+def residual_penalty(
+    field: Callable[..., Any], z: PyTree[Array], x: PyTree, key: PRNGKeyArray | None = None
+) -> _Scalar:
+    """`(‖F(z)‖ / max(‖z‖, 1))²`: pulls the parameters to where the state already is a fixed point.
+
+    Its gradient vanishes as z settles, and its size says nothing: use it in `Homeostat(..., relative=True)`. `key` is
+    not used.
+    """
+    return residual_ratio(field(0.0, z, x), z) ** 2
+
+
+def growth_rate(
+    field: Callable[..., Any],
+    z: PyTree[Array],
+    x: PyTree,
+    key: PRNGKeyArray,
+    *,
+    step: ScalarLike = 0.1,
+    warmup: int = 20,
+    steps: int = 6,
+    noise: float = 1e-6,
+) -> _Scalar:
+    """The rate at which the linearised relaxation grows what is left of the force: `log(‖v₆‖ / ‖v₀‖) / 6ε`.
+
+    v starts as F(z) plus noise, is carried and normalised through `warmup` Euler steps `v ← v + ε J v`, which turn it
+    towards the modes that decay slowest, and then through `steps` differentiable ones. Each of these is a matrix
+    product, so no eigenvector has to converge; the rate tends to `log|1 + εμ| / ε` of the leading mode, and to Re μ
+    as ε → 0. By the chain rule its gradient is that of `(log‖v₆‖)/6ε` with v₀ and z held fixed.
+
+    **Arguments:** `step`: ε; `noise`: its size in each number of the state, so that a settled state has a direction.
+    """
+
+    def linearised(field):
+        relaxation = euler_map(field, step)
+        return jax.linearize(lambda state: relaxation(0.0, state, x), z)[1]
+
+    def normalised(v):
+        size = optx.two_norm(v)
+        return jax.tree.map(lambda leaf: leaf / jnp.where(size > 0, size, 1), v)
+
+    held, free = linearised(_frozen(field)), linearised(field)
+    dither = _random(jax.random.normal, z, key)
+    start = jax.tree.map(lambda f, e: f + noise * e, _frozen(field)(0.0, z, x), dither)
+    v, _ = lax.scan(lambda v, _: (normalised(held(v)), None), normalised(start), length=warmup)
+    v, _ = lax.scan(lambda v, _: (free(v), None), lax.stop_gradient(v), length=steps)
+    return jnp.log(optx.two_norm(v)) / (steps * jnp.asarray(step, _real(z)))
+
+
+def growth_penalty(
+    field: Callable[..., Any],
+    z: PyTree[Array],
+    x: PyTree,
+    key: PRNGKeyArray,
+    *,
+    margin: ScalarLike = 0.3,
+    **settings: Any,
+) -> _Scalar:
+    """`relu(r + margin)²` of the `growth_rate` r, whose `settings` it takes: 0 as long as what is left of the force decays
+    at a rate of at least `margin` per unit of time."""
+    return _hinge(growth_rate(field, z, x, key, **settings), margin)
+
+
+def spectral_penalty(
+    field: Callable[..., Any],
+    z: PyTree[Array],
+    x: PyTree,
+    key: PRNGKeyArray,
+    *,
+    margin: ScalarLike = 0.3,
+    step: ScalarLike | None = None,
+    transform: AbstractTransform | None = None,
+    ncv: int = 24,
+    tol: ScalarLike = 1e-3,
+    max_restarts: int = 20,
+) -> _Scalar:
+    """`relu(Re μ + margin)²` of the rightmost eigenvalue μ of J; with `step` ε, `relu(log|1 + εμ| / ε + margin)²` of the
+    multiplier of largest magnitude.
+
+    Its gradient is exact at fixed z, by `dμ = wᴴ (dJ) v / wᴴ v` (Magnus 1985): the quotient `wᴴ J v / wᴴ v` is
+    differentiated with the right and left eigenvectors v and w held. Where they did not converge it returns 0, and has no
+    gradient. `transform`, `ncv`, `tol`, `max_restarts`: as for `spectrum`.
+    """
+    euler = step is not None
+    held = _frozen((field, z, x))
+    found = spectrum(
+        euler_map(held[0], step) if euler else held[0],
+        *held[1:],
+        k=1,
+        which=None if transform is not None else "LM" if euler else "LR",
+        transform=transform,
+        left=True,
+        ncv=_fitting(ncv, z),
+        tol=tol,
+        max_restarts=max_restarts,
+        key=key,
+        throw=False,
+    )
+    usable = found.result == RESULTS.successful
+    v, w = (
+        jax.tree.map(lambda leaf: jnp.where(usable, leaf[0], 1.0), u)
+        for u in (found.vectors, found.left_vectors)
+    )
+    force = euler_map(field, step) if euler else field
+    value = quotient(lambda state, x: force(0.0, state, x), z, x, v, w)
+    value = jnp.where(usable, value, 1.0)  # log 0 has no gradient, not even a masked one
+    rate = jnp.log(jnp.abs(value)) / jnp.asarray(step, value.real.dtype) if euler else value.real
+    return jnp.where(usable, _hinge(rate, margin), 0.0)
+
+
+def lognorm_penalty(
+    field: Callable[..., Any],
+    z: PyTree[Array],
+    x: PyTree,
+    key: PRNGKeyArray,
+    *,
+    margin: ScalarLike = 0.0,
+    ncv: int = 12,
+    tol: ScalarLike = 1e-2,
+    max_restarts: int = 4,
+) -> _Scalar:
+    """`relu(ω + margin)²` of the logarithmic norm `ω(J) = λ_max((J + Jᵀ)/2)`, the numerical abscissa.
+
+    Where ω < 0 every perturbation decays from the first instant (Söderlind 2006), which is more than stability asks for:
+    `Re μ ≤ ω`, far below it where J is not normal. By restarted Lanczos; the gradient is that of the Rayleigh quotient
+    `vᵀ J v` at its maximiser v, held, and a v that has not converged gives a lower bound, still safe to descend.
+
+    **Arguments:** `ncv`, `tol`, `max_restarts`: of the Lanczos search.
+    """
+    J = jacobian(*_frozen((field, z, x)))
+    _, v = fastest_growth(J, _fitting(ncv, z), jnp.asarray(tol, _real(z)), max_restarts, key)
+    v = J.unravel(lax.stop_gradient(v))
+    image = jax.jvp(lambda state: field(0.0, state, x), (z,), (v,))[1]
+    return _hinge(_dot(v, image), margin)
+
+
+def _hinge(rate: Array, margin: ScalarLike) -> _Scalar:
+    return jnp.maximum(rate + jnp.asarray(margin, rate.dtype), 0) ** 2
+
+
+def _learned(field: Any, z: PyTree, x: PyTree) -> PyTree:
+    if isinstance(field, AbstractSplitField):
+        return field.nonreciprocal(0.0, z, x)
+    return field(0.0, z, x)
+
+
+def _frozen(tree: Any) -> Any:
+    return jax.tree.map(lambda a: lax.stop_gradient(a) if eqx.is_array(a) else a, tree)
+
+
+def _hutchinson(product: Callable, z: PyTree[Array], key: PRNGKeyArray, probes: int) -> _Scalar:
+    """`E ‖A v‖² / n` over random signs."""
+    if probes < 1:
+        raise ValueError(f"`probes` must be at least 1, got {probes}.")
+
+    def sample(key):
+        image = product(_random(jax.random.rademacher, z, key))
+        return _dot(image, image)
+
+    return jnp.mean(jax.vmap(sample)(jax.random.split(key, probes))) / _size(z)
+
+
+def _random(draw: Callable, z: PyTree[Array], key: PRNGKeyArray) -> PyTree[Array]:
+    leaves, structure = jax.tree.flatten(z)
+    keys = jax.random.split(key, len(leaves))
+    return jax.tree.unflatten(
+        structure, [draw(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)]
+    )
+
+
+def _dot(a: PyTree[Array], b: PyTree[Array]) -> _Scalar:
+    return jax.tree.reduce(jnp.add, jax.tree.map(jnp.vdot, a, b))
+
+
+def _size(z: PyTree[Array]) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(z))
+
+
+def _fitting(ncv: int, z: PyTree[Array]) -> int:
+    """`ncv`, but at most the size of the space."""
+    return min(ncv, _size(z))
+
+
+def _real(z: PyTree[Array]) -> Any:
+    return jnp.result_type(*jax.tree.leaves(z))

@@ -1,0 +1,93 @@
+"""Optax transformations that keep parameters within bounds, after the optimiser has had its say."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PyTree
+
+
+class CapState(NamedTuple):
+    """The largest norm of each weight."""
+
+    caps: PyTree[Array]
+
+
+def cap_norms(
+    factor: float, *, where: Callable[[Any], Any] = lambda params: params
+) -> optax.GradientTransformation:
+    """Keep the Frobenius norm of every weight of two axes or more at most `factor` times what it was at initialisation.
+
+    The last of an `optax.chain`: it shrinks what the update would make too large, radially (a projected step).
+
+    **Arguments:** `factor` > 0; `where`: which part of the model, all of it by default: `lambda m: m.field.attention`.
+    **Raises:** `ValueError` if nothing there is trained.
+    """
+    if not factor > 0:
+        raise ValueError(f"`factor` must be above 0, got {factor}.")
+
+    def init(params):
+        weights = [a for a in jax.tree.leaves(where(params)) if jnp.ndim(a) >= 2]
+        if not weights:
+            raise ValueError("`where` picks no trained weight of two axes or more.")
+        return CapState([factor * jnp.linalg.norm(a) for a in weights])
+
+    def update(updates, state, params=None):
+        _need(params, "cap_norms")
+        caps = iter(state.caps)
+
+        def capped(step, param):
+            if jnp.ndim(param) < 2:
+                return step
+            cap, new = next(caps), param + step
+            size = jnp.linalg.norm(new)
+            return (
+                new * jnp.minimum(1, cap / jnp.where(size > 0, size, 1)).astype(new.dtype) - param
+            )
+
+        return _at(where, updates, params, capped), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def rails(low: float, high: float, *, where: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """Keep parameters between `low` and `high`: rails for an attention gain that is trained, say.
+
+    The last of an `optax.chain`. A parameter that starts outside is brought to the nearest rail by the first update.
+
+    **Arguments:** `where`: which, as in `eqx.tree_at`: `lambda m: m.field.attention_gain`. A `hyperparameter` must first be
+    trained: see `eqjax.trainable`. **Raises:** `ValueError` if nothing there is trained, or `low` ≥ `high`.
+    """
+    if not low < high:
+        raise ValueError(f"`low` must be below `high`, got {low} and {high}.")
+
+    def init(params):
+        if not jax.tree.leaves(where(params)):
+            raise ValueError(
+                "`where` picks nothing that is trained. To train a hyperparameter, hand the estimator a `trains` that flips "
+                "its entry in `eqjax.trainable(model)`, and the same to `TrainState.create`."
+            )
+        return optax.EmptyState()
+
+    def update(updates, state, params=None):
+        _need(params, "rails")
+        railed = lambda step, param: jnp.clip(param + step, low, high) - param
+        return _at(where, updates, params, railed), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _at(where, updates, params, function):
+    old, now = where(updates), where(params)
+    new = jax.tree.map(function, old, now)
+    return new if old is updates else eqx.tree_at(where, updates, new)
+
+
+def _need(params: Any, name: str) -> None:
+    if params is None:
+        raise ValueError(
+            f"`{name}` acts on parameters: call `update(updates, state, params)` with them."
+        )
