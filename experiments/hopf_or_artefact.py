@@ -164,7 +164,8 @@ def along(options, steps: list[int]) -> list[dict[str, Any]]:
         found = check_windows(model, inputs, step=epsilon, k=4)
         end = tails(model, inputs, epsilon)
         value = np.asarray(found.spectrum.values[:, 0])
-        worst = int(np.argmax(value.real))
+        # What was not found, a ghost of a fixed point that is gone, has no spectrum to speak of.
+        worst = int(np.argmax(np.where(np.asarray(found.fixed_point), value.real, -np.inf)))
         result = ej.training.evaluate(run, run.validation_ids)
         rows.append(
             {
@@ -399,6 +400,8 @@ def picture(rows: list[dict[str, Any]], e: dict[str, Any]) -> Figure:
         "s--",
         label="median window",
     )
+    f.set_xticks(STEPS, map(str, STEPS))
+    f.minorticks_off()
     f.set(xlabel="Euler step ε", ylabel="force residual", title=f"at t = {HORIZON:g}")
     f.legend(fontsize=8)
     for (name, value), style in zip(e["parts"].items(), ("o", "^", "s"), strict=True):

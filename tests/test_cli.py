@@ -4,12 +4,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import matplotlib.image
 import numpy as np
 import pytest
 
+from eqjax import stability
 from eqjax.cli import main
 from eqjax.training import TrainConfig, open_run
+from eqjax.training.examine import settle, windows
 
 SMALL = (
     "--width 8 --heads 2 --length 8 --batch 4 --steps 4 --warmup 1 --evaluate-windows 16".split()
@@ -78,6 +81,43 @@ def test_train_evaluate_sample_compare(text, tmp_path, capsys):
         with pytest.raises(SystemExit):
             main(["compare", str(out), *flags])
         assert flags[0] in capsys.readouterr().err
+
+
+def test_spectrum_and_continue_see_what_dense_algebra_sees(text, tmp_path, capsys):
+    out = tmp_path / "held"
+    held = "--estimator oracle --homeostat growth --homeostat-controller pi --keep 0 --save-every 2"
+    main(["train", "--text", str(text), "--out", str(out), *SMALL, *held.split(), "--x64"])
+    assert "penalty_weight" in (out / "metrics.jsonl").read_text()
+    main(["spectrum", str(out), "--windows", "2", "--step", "2"])  # the one before the last
+    shown = capsys.readouterr().out
+    assert "the flow stays" in shown and "critical step" in shown and "2 of 2 windows" in shown
+    found = stability.load(out / "spectrum.zip")
+    run = open_run(out, step=2)
+    for i, inputs in enumerate(windows(run, 2)):
+        x, settled = settle(run.model, inputs)
+        force = jax.jit(lambda z, x=x, field=run.model.field: field(0.0, z, x))
+        dense = np.asarray(jax.jacfwd(force)(settled.value)).reshape(64, 64)
+        assert found.values[i, 0].real == pytest.approx(np.linalg.eigvals(dense).real.max())
+    main(["continue", str(out), "--bounds", "0.5", "1.5", "--window", "3"])
+    shown = capsys.readouterr().out
+    assert "points from" in shown and ("First loss" in shown or "stable all along" in shown)
+    branch = stability.load(out / "branch.zip")
+    assert branch.parameters[0] >= 0.5 and branch.parameters[-1] == pytest.approx(1.5)
+    assert float(branch.residuals.max()) < 1e-9
+    for name in ("spectrum.png", "branch.png"):
+        assert matplotlib.image.imread(out / name).std() > 0.02
+    for arguments, message in (
+        (["spectrum", out, "--windows", 0], "--windows"),
+        (["spectrum", out, "--k", 0], "`k`"),
+        (["spectrum", out, "--step-size", -1], "--step-size"),
+        (["spectrum", out, "--step", 3], "there are: 0, 2, 4"),
+        (["continue", out, "--parameter", "mlp.up"], "attention_gain"),
+        (["continue", out, "--parameter", "wings"], "leak"),
+        (["continue", out, "--bounds", 2, 1], "--bounds"),
+        (["continue", out, "--start", 7], "--start"),
+        (["continue", out, "--window", 64], "--window"),
+    ):
+        assert message in fails(capsys, *arguments), arguments
 
 
 def test_config_file_is_accepted_back_and_flags_win(text, tmp_path):

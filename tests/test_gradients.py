@@ -295,6 +295,25 @@ def test_report_is_true():
     assert not jnp.any(strict(model, squared_error, batch).report.accepted)
 
 
+@pytest.mark.parametrize("estimator", [OracleAdjoint, AsymEP])
+def test_a_sample_that_did_not_settle_asks_for_no_adjoint(estimator):
+    """Under `vmap` it would be the slowest of its batch."""
+    model, batch = network()
+    loose = Anderson(1e-3)
+    x = jax.vmap(model.encode)(batch[0])
+    settle = estimator(free=loose).settle
+    z = jax.vmap(lambda x: settle(model.field, model.initial(x), x))(x)
+    closed = estimator(free=loose, accept=Accept(free_residual=1e-30))
+    estimate = closed(model, squared_error, batch)
+    assert not jnp.any(estimate.report.accepted)
+    assert jnp.allclose(estimate.report.adjoint_residual, 1, rtol=1e-12)  # that of a = 0
+    spent = estimate.report.field_evaluations - z.stats["field_evaluations"]
+    assert jnp.all(spent <= 20), spent  # what one look at each phase costs
+    open_gate = estimator(free=loose)(model, squared_error, batch)
+    assert jnp.all(open_gate.report.field_evaluations >= estimate.report.field_evaluations + 3)
+    assert jnp.array_equal(estimate.states, open_gate.states)
+
+
 @pytest.mark.parametrize(
     "estimator",
     [

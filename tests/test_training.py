@@ -32,8 +32,8 @@ from eqjax.training import (
     start_run,
     train,
 )
-from eqjax.training.config import EstimatorName, SolverName
-from eqjax.training.run import build_estimator, reference_oracle
+from eqjax.training.config import ControllerName, EstimatorName, HomeostatName, SolverName
+from eqjax.training.run import build_estimator, build_homeostat, reference_oracle
 
 WORDS = (
     "the quick brown fox jumps over the lazy dog and then settles down by the river bank to rest "
@@ -187,6 +187,43 @@ def test_kill_at_any_moment_then_resume_is_bit_identical(config, tmp_path):
     logs = [read_metrics(Path(r.config.out) / "metrics.jsonl") for r in (whole, resumed)]
     assert [x["step"] for x in logs[0]] == [x["step"] for x in logs[1]]
     assert [x["loss"] for x in logs[0]] == [x["loss"] for x in logs[1]]
+
+
+def test_the_homeostat_goes_on_where_it_was(config, tmp_path):
+    config = dataclasses.replace(
+        config, estimator="bptt", probe_every=0, homeostat="growth", homeostat_controller="pi"
+    )
+    whole = start_run(config)
+    train(whole)
+    config = dataclasses.replace(config, out=tmp_path / "stopped")
+
+    def stop(step, values):
+        if step == 8:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(start_run(config), on_step=stop)
+    resumed = open_run(config.out)
+    assert int(resumed.state.step) == 5
+    assert not jnp.isnan(resumed.state.homeostat.controller.log_weight)
+    train(resumed)
+    assert same(whole, resumed)
+    assert bool(eqx.tree_equal(whole.state.homeostat, resumed.state.homeostat))
+    line = read_metrics(config.out / "metrics.jsonl")[-1]
+    assert line["penalty_weight"] == pytest.approx(
+        float(jnp.exp(resumed.state.homeostat.controller.log_weight))
+    )
+
+
+@pytest.mark.parametrize("name", typing.get_args(HomeostatName))
+def test_every_homeostat_that_has_a_name_can_be_built(config, name):
+    for controller in typing.get_args(ControllerName):
+        settings = dataclasses.replace(config, homeostat=name, homeostat_controller=controller)
+        homeostat = build_homeostat(settings)
+        assert (homeostat is None) == (name == "none")
+        if homeostat is not None:
+            weight, _ = homeostat.controller(homeostat.controller.init(), jnp.asarray(0.01))
+            assert weight == pytest.approx(10.0, rel=0.05)
 
 
 def test_a_run_is_rebuilt_from_its_folder_alone(config):

@@ -264,7 +264,8 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
 
         residual: Any = jnp.nan
         evaluations: Any = 0
-        if z is None:
+        settled_here = z is None
+        if settled_here:
             z, residual, evaluations = self.settle_freely(sample, realised(free_key))
         response = sample.respond(z)
         real = response.extent.dtype
@@ -274,6 +275,8 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
             nodes = jnp.asarray(nodes, np.result_type(real, np.complex64))
         else:
             lifted, nodes = response, jnp.asarray(nodes, real)
+        if settled_here:
+            lifted = lifted.only_if(residual <= self.accept.free_residual)
         if noisy:
             keys = jax.random.split(noise_key, nodes.size)
             here = lambda k: sample.respond(response.z, realised(keys[k]))

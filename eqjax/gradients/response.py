@@ -50,7 +50,8 @@ class Response(NamedTuple):
     vjp: Callable
 
     def only_if(self, condition: Array) -> "Response":
-        """This response, or one without a pull, whose adjoint is zero."""
+        """This response, or one without a pull, whose adjoint is zero: a state that will not be accepted has no use for an
+        adjoint, and would be the slowest of its batch to get one."""
         off = lambda tree: jax.tree.map(lambda a: jnp.where(condition, a, jnp.zeros_like(a)), tree)
         return self._replace(pull=off(self.pull), pull_at=lambda state: off(self.pull_at(state)))
 
@@ -188,7 +189,6 @@ class AbstractAdjointEstimator(AbstractEquilibriumEstimator):
     def respond(self, sample):
         z, residual, evaluations = self.settle_freely(sample)
         response = sample.respond(z)
-        # A state that will not be accepted has no use for an adjoint, and would be the slowest of its batch to get one.
         adjoint = self.adjoint(response.only_if(residual <= self.accept.free_residual))
         return Settled(response, residual, evaluations, adjoint)
 
