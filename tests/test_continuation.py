@@ -459,6 +459,10 @@ def test_check_tells_a_stable_fixed_point_from_one_that_newton_found():
     broken = check(field, jnp.array([jnp.nan]))
     assert not broken.holds and not broken.fixed_point
     batch = jax.vmap(lambda z: check(field, z, step=1.1))(jnp.array([[1.0], [0.0], [0.5]]))
+    shown = str(batch).split("sample ")
+    assert (
+        len(shown) == 4 and "stays" in shown[1] and "leaves" in shown[2] and "no fixed" in shown[3]
+    )
     assert batch.holds.tolist() == [True, False, False]
     assert batch.holds_euler.tolist() == [False, False, False]
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarL
 from ..relaxation import Equilibrium
 from .krylov_schur import AbstractTransform
 from .propagation import euler_map
-from .spectrum import RESULTS, Spectrum, spectrum
+from .spectrum import RESULTS, Spectrum, per_sample, spectrum
 
 
 class Check(eqx.Module):
@@ -35,8 +35,10 @@ class Check(eqx.Module):
     result: RESULTS
 
     def __str__(self) -> str:
-        if isinstance(self.holds, Tracer) or self.holds.ndim:
+        if isinstance(self.holds, Tracer):
             return repr(self)
+        if self.holds.ndim:
+            return per_sample(self)
         if not self.fixed_point:
             verdict = f"no fixed point: force residual {float(self.residual):.1e}"
         elif self.result != RESULTS.successful:

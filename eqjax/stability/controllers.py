@@ -23,12 +23,12 @@ class AbstractController(eqx.Module):
 
 
 class Constant(AbstractController):
-    """The same weight whatever the signal."""
+    """The same weight whatever the signal. As an array it can be changed without compiling anew."""
 
-    weight: float = 1.0
+    weight: float | Array = 1.0
 
     def __check_init__(self):
-        if not self.weight >= 0:
+        if isinstance(self.weight, (int, float)) and not self.weight >= 0:
             raise ValueError(f"`weight` must be at least 0, got {self.weight}.")
 
     def init(self):

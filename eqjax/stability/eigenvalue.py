@@ -24,7 +24,7 @@ def eigenvalue(
     tol: ScalarLike | None = None,
     max_restarts: int = 1000,
     start: PyTree[Array] | None = None,
-    key: PRNGKeyArray,
+    key: PRNGKeyArray | None = None,
     throw: bool = True,
     precision: str | None = "highest",
 ) -> Complex[Array, ""]:

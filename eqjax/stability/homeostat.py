@@ -161,8 +161,8 @@ def _running(mean: Array, value: Array, counts: Array) -> Array:
 
 def growth_homeostat(
     *,
-    margin: float = 0.3,
-    weight: float = 10.0,
+    margin: float | Array = 0.3,
+    weight: float | Array = 10.0,
     controller: AbstractController | None = None,
     samples: int | None = None,
     gate: float = 0.0,
@@ -177,7 +177,7 @@ def growth_homeostat(
     step = ej.training.make_step(estimator, optimiser, ej.stability.growth_homeostat(margin=0.3))
     ```
     """
-    if not margin >= 0:
+    if isinstance(margin, (int, float)) and not margin >= 0:
         raise ValueError(f"`margin` is a rate of decay, at least 0, got {margin}.")
     penalty = eqx.Partial(penalties.growth_penalty, margin=margin, **settings)
     chosen = Constant(weight) if controller is None else controller

@@ -109,12 +109,7 @@ class Spectrum(eqx.Module):
         except jax.errors.TracerArrayConversionError:
             return repr(self)
         if self.values.ndim > 1:
-            arrays, rest = eqx.partition(self, eqx.is_array)
-            parts = [
-                eqx.combine(jax.tree.map(operator.itemgetter(i), arrays), rest)
-                for i in range(self.values.shape[0])
-            ]
-            return "\n\n".join(f"sample {i}\n{part}" for i, part in enumerate(parts))
+            return per_sample(self)
         columns = {
             "eigenvalue": [f"{v.real:+.6g} {v.imag:+.6g}i" for v in np.asarray(self.values)],
             "damping ratio": _column(self.damping_ratio),
@@ -141,6 +136,14 @@ class Spectrum(eqx.Module):
         return "\n".join(lines)
 
 
+def per_sample(batched: Any) -> str:
+    """A batched result, printed sample by sample."""
+    arrays, rest = eqx.partition(batched, eqx.is_array)
+    count = jax.tree.leaves(arrays)[0].shape[0]
+    parts = [eqx.combine(jax.tree.map(operator.itemgetter(i), arrays), rest) for i in range(count)]
+    return "\n\n".join(f"sample {i}\n{part}" for i, part in enumerate(parts))
+
+
 def _column(values, form=".4g"):
     return [format(v, form) for v in np.asarray(values)]
 
@@ -159,7 +162,7 @@ def spectrum(
     tol: ScalarLike | None = None,
     max_restarts: int = 1000,
     start: PyTree[Array] | None = None,
-    key: PRNGKeyArray,
+    key: PRNGKeyArray | None = None,
     throw: bool = True,
     precision: str | None = "highest",
 ) -> Spectrum:
@@ -177,7 +180,7 @@ def spectrum(
       ones of a stiff field; then leave `which` out.
     - `step`: ε of the explicit Euler relaxation, for `multipliers`.
     - `left`: also left eigenvectors, by products with Jᵀ, at about the same cost again.
-    - `start`: first Krylov vector, like `z`; by default drawn with `key`.
+    - `start`: first Krylov vector, like `z`; by default drawn with `key`, which is `jax.random.key(0)` by default.
     - `throw`: raise when a pair did not converge. With `throw=False` look at `converged` and `result`.
     - `precision`: of matrix products (`jax.default_matmul_precision`).
 
@@ -188,6 +191,7 @@ def spectrum(
     if isinstance(step, (int, float)) and not step > 0:
         raise ValueError(f"`step` must be above 0, got {step}.")
     transform = resolve(which, transform)
+    key = jax.random.key(0) if key is None else key
     real = jnp.finfo(state_dtype(z)).dtype
     check_sizes(k, ncv, max_restarts, sum(jnp.size(leaf) for leaf in jax.tree.leaves(z)))
     # Arrays, so that another step or tolerance does not compile anew.
