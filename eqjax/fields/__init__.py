@@ -1,12 +1,17 @@
 """Force fields: Equinox modules with the Diffrax signature `field(t, z, x) -> dz/dt`."""
 
 from .associative import (
+    AdiabaticMemory as AdiabaticMemory,
     AssociativeMemory as AssociativeMemory,
+    ClampedMemory as ClampedMemory,
     LogCosh as LogCosh,
     Polynomial as Polynomial,
     Quadratic as Quadratic,
     Softmax as Softmax,
     Spherical as Spherical,
+    hamming_memory as hamming_memory,
+    pattern_memory as pattern_memory,
+    xor_memory as xor_memory,
 )
 from .base import (
     AbstractEnergyField as AbstractEnergyField,
@@ -15,6 +20,19 @@ from .base import (
     Realified as Realified,
     hyperparameter as hyperparameter,
     trainable as trainable,
+)
+from .circuit import Crossbar as Crossbar, to_spice as to_spice
+from .energy_transformer import Blocks as Blocks, EnergyTransformer as EnergyTransformer
+from .hopfield import (
+    Asynchronous as Asynchronous,
+    BinaryHopfield as BinaryHopfield,
+    ContinuousHopfield as ContinuousHopfield,
+    Recall as Recall,
+    Synchronous as Synchronous,
+    hebb as hebb,
+    pseudo_inverse as pseudo_inverse,
+    recall as recall,
+    storkey as storkey,
 )
 from .kuramoto import (
     Kuramoto as Kuramoto,
