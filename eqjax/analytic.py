@@ -171,3 +171,10 @@ def tree_cast(tree, dtype):
         ),
         tree,
     )
+
+
+def tree_held(tree):
+    """`tree` with its arrays held fixed under differentiation."""
+    return jax.tree.map(
+        lambda leaf: lax.stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf, tree
+    )

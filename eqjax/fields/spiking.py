@@ -14,6 +14,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
+from ..analytic import tree_held
 from .base import AbstractForceField, hyperparameter, scalar
 from .kuramoto import check_coupling
 from .neurons import injected, linoid, rejected
@@ -296,11 +297,6 @@ def fire(
     return SpikeTrain(times, indices, counts, state, complete)
 
 
-def still(tree: Any) -> Any:
-    """The tree without gradient."""
-    return jax.tree.map(lambda a: lax.stop_gradient(a) if eqx.is_array(a) else a, tree)
-
-
 @eqx.filter_jit
 def _from_event_to_event(scheme, network, state, x, t0, t1, capacity):
     dtype, n, weight = state.v.dtype, state.v.size, network.weight
@@ -352,7 +348,7 @@ def _from_event_to_event(scheme, network, state, x, t0, t1, capacity):
         stay = over | (count > capacity) | (stop <= begin)
         end = jnp.where(stay, begin, lax.stop_gradient(stop))
         z = moved(z, begin - now, force(begin, z, args))
-        found = integrate(*still((begin, end, z, args)), event)
+        found = integrate(*tree_held((begin, end, z, args)), event)
         crossed = found.event_mask & ~stay
         there = lax.stop_gradient(jnp.where(crossed, found.ts[-1], end))
         solution = integrate(begin, there, z, args, None)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, PyTree
 
+from ..analytic import tree_held
 from ..fields import Realified
 from .anderson import Anderson
 from .gmres import adjoint_solver
@@ -39,10 +40,6 @@ def _force(z, args):
 
 def _map(z, args):
     return jax.tree.map(jnp.add, z, _force(z, args))
-
-
-def _held(tree):
-    return jax.tree.map(lambda a: jax.lax.stop_gradient(a) if eqx.is_array(a) else a, tree)
 
 
 def equilibrium(
@@ -114,7 +111,7 @@ def equilibrium(
         )
     # What the solve itself must not differentiate, because `attach` does.
     isolated = adjoint is None and not throw
-    start, args = _held((z0, (force, x))) if isolated else (z0, (force, x))
+    start, args = tree_held((z0, (force, x))) if isolated else (z0, (force, x))
     adjoint = optx.ImplicitAdjoint(linear) if adjoint is None else adjoint
     fixed_point = isinstance(solver, optx.AbstractFixedPointSolver)
     verb: Any = optx.fixed_point if fixed_point else optx.root_find
@@ -124,7 +121,7 @@ def equilibrium(
     value = solution.value
     with jax.default_matmul_precision(exact):
         final = exact_force(value, x)
-    residual = residual_ratio(*_held((final, value)), norm=norm, scale=scale)
+    residual = residual_ratio(*tree_held((final, value)), norm=norm, scale=scale)
     result = RESULTS.promote(solution.result)
     # What the solver itself says of a failure, in more words than Optimistix has.
     told = solution.stats.get("result", RESULTS.successful)
@@ -153,14 +150,16 @@ def equilibrium(
 def _refined(field, z0, x, solver, refine, **kwargs):
     coarse = equilibrium(
         field,
-        *_held((z0, x)),
+        *tree_held((z0, x)),
         solver=loosened(solver, refine.rtol),
         max_steps=kwargs["max_steps"],
         throw=False,
         precision=refine.coarse,
     )
     usable = coarse.result != RESULTS.nonfinite
-    start = jax.tree.map(lambda a, b: jnp.where(usable, a, b), _held(coarse.value), _held(z0))
+    start = jax.tree.map(
+        lambda a, b: jnp.where(usable, a, b), tree_held(coarse.value), tree_held(z0)
+    )
     found = equilibrium(field, start, x, solver=solver, precision="highest", **kwargs)
     first, then = (part.stats["field_evaluations"] for part in (coarse, found))
     evaluations = jnp.where((first < 0) | (then < 0), -1, first + then)

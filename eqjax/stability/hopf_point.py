@@ -10,6 +10,7 @@ import lineax as lx
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarLike
 
+from ..analytic import tree_held
 from ..relaxation import GMRES, residual_ratio
 from .eigenvalue import quotient
 from .jacobian import state_dtype
@@ -114,8 +115,8 @@ def hopf_point(
 
 @eqx.filter_jit
 def _hopf_point(field, z0, p0, x, frequency, index, tol, max_steps, settings):
-    held = _held((field, x))
-    start = _held((z0, p0))
+    held = tree_held((field, x))
+    start = tree_held((z0, p0))
     eps = jnp.finfo(tol.dtype).eps
     krylov = GMRES(float(100 * eps), 0.0, restart=60, max_steps=240)
 
@@ -147,7 +148,7 @@ def _hopf_point(field, z0, p0, x, frequency, index, tol, max_steps, settings):
 
     def stepped(problem, y, v, w):
         """One Newton step, whose matrix is that of the held problem."""
-        _, A = jax.linearize(lambda y: (force(held, y), rate(held, y, v, w).real), _held(y))
+        _, A = jax.linearize(lambda y: (force(held, y), rate(held, y, v, w).real), tree_held(y))
         G = force(problem, y), rate(problem, y, v, w).real
         operator = lx.FunctionLinearOperator(A, jax.eval_shape(lambda: y))
         change = lx.linear_solve(operator, G, krylov, throw=False).value
@@ -167,9 +168,9 @@ def _hopf_point(field, z0, p0, x, frequency, index, tol, max_steps, settings):
         y = stepped(held, y, v, w)
         return y, pair(y, value.imag), taken + 1
 
-    target = jnp.full_like(tol, jnp.nan) if frequency is None else _held(frequency)
+    target = jnp.full_like(tol, jnp.nan) if frequency is None else tree_held(frequency)
     carry = start, pair(start, target), jnp.asarray(0)
-    y, (value, v, w, fine), _ = _held(jax.lax.while_loop(unfinished, body, carry))
+    y, (value, v, w, fine), _ = tree_held(jax.lax.while_loop(unfinished, body, carry))
     residual, off = residuals(y, value)
     converged = (residual <= tol) & (off <= tol) & fine
     z, p = stepped((field, x), y, v, w)
@@ -181,7 +182,3 @@ def _hopf_point(field, z0, p0, x, frequency, index, tol, max_steps, settings):
         residual=residual,
         converged=converged,
     )
-
-
-def _held(tree):
-    return jax.tree.map(lambda a: jax.lax.stop_gradient(a) if eqx.is_array(a) else a, tree)

@@ -53,9 +53,9 @@ def _asymmetry(field, z, x, probes, key):
     J = jacobian(field, z, x)
 
     def sample(key):
-        v = _signs(key, J.force)
+        v = signs(key, J.force)
         image, reflected = J.mv(v), J.adjoint(v)
-        return _square(0.5 * (image - reflected)), _square(image)
+        return square(0.5 * (image - reflected)), square(image)
 
     part, whole = jax.lax.map(sample, jax.random.split(key, probes))
     return _root_ratio(part, whole, power=0.5)
@@ -88,9 +88,9 @@ def _commutator(field, z, x, probes, key):
     J = jacobian(field, z, x)
 
     def sample(key):
-        v = _signs(key, J.force)
+        v = signs(key, J.force)
         image = J.mv(v)
-        return _square(J.adjoint(image) - J.mv(J.adjoint(v))), _square(image)
+        return square(J.adjoint(image) - J.mv(J.adjoint(v))), square(image)
 
     part, whole = jax.lax.map(sample, jax.random.split(key, probes))
     ratio = _root_ratio(part, whole**2, power=0.25)  # an error only to first order: see below
@@ -213,11 +213,12 @@ def check_probes(probes: int) -> None:
         )
 
 
-def _signs(key, like):
+def signs(key, like):
+    """Random signs, in the shape and dtype of a flat vector."""
     return jax.random.rademacher(key, like.shape, like.real.dtype).astype(like.dtype)
 
 
-def _square(v):
+def square(v):
     return jnp.sum(jnp.abs(v) ** 2)
 
 

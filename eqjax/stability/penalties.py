@@ -7,19 +7,18 @@ phase ended, whether or not it settled. Each returns a scalar that does not grow
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
-import optimistix as optx
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
+from ..analytic import tree_held
 from ..fields import AbstractSplitField
 from ..relaxation import residual_ratio
 from .eigenvalue import quotient
-from .jacobian import jacobian
+from .jacobian import jacobian, state_dtype
 from .krylov_schur import AbstractTransform
-from .normality import fastest_growth
+from .normality import fastest_growth, signs, square
 from .propagation import euler_map
 from .spectrum import RESULTS, spectrum
 
@@ -44,10 +43,10 @@ def jacobian_penalty(
     `AbstractSplitField`, the whole force of any other field. `probes`: vectors v.
     """
     parts = [(1.0, _learned)] if branches is None else branches
-    total = jnp.zeros((), _real(z))
+    total = jnp.zeros((), state_dtype(z))
     for (weight, part), draw in zip(parts, jax.random.split(key, len(parts)), strict=True):
-        product = jax.linearize(lambda state, part=part: part(field, state, x), z)[1]
-        total = total + weight * _hutchinson(product, z, draw, probes)
+        J = jacobian(lambda t, state, x, part=part: part(field, state, x), z, x)
+        total = total + weight * _hutchinson(J.mv, J.force, draw, probes)
     return total
 
 
@@ -64,13 +63,8 @@ def antisymmetry_penalty(
     By `½ E ‖(J - Jᵀ)v‖²` over random signs v: every draw is ≥ 0, where one of the equal
     `E [‖Jv‖² - vᵀJ²v] = ‖J‖_F² - tr J² = ½ ‖J - Jᵀ‖_F²` need not be. `probes`: vectors v.
     """
-    product = jax.linearize(lambda state: field(0.0, state, x), z)[1]
-    transpose = jax.linear_transpose(product, z)
-
-    def skew(v):
-        return jax.tree.map(jnp.subtract, product(v), transpose(v)[0])
-
-    return 0.5 * _hutchinson(skew, z, key, probes)
+    J = jacobian(field, z, x)
+    return 0.5 * _hutchinson(lambda v: J.mv(v) - J.transposed(v), J.force, key, probes)
 
 
 def residual_penalty(
@@ -105,20 +99,19 @@ def growth_rate(
     **Arguments:** `step`: ε; `noise`: its size in each number of the state, so that a settled state has a direction.
     """
 
-    def linearised(field):
-        relaxation = euler_map(field, step)
-        return jax.linearize(lambda state: relaxation(0.0, state, x), z)[1]
+    def euler(J):
+        return lambda v: v + jnp.asarray(step, v.dtype) * J.mv(v)
 
     def normalised(v):
-        size = optx.two_norm(v)
-        return jax.tree.map(lambda leaf: leaf / jnp.where(size > 0, size, 1), v)
+        size = jnp.linalg.norm(v)
+        return v / jnp.where(size > 0, size, 1)
 
-    held, free = linearised(_frozen(field)), linearised(field)
-    dither = _random(jax.random.normal, z, key)
-    start = jax.tree.map(lambda f, e: f + noise * e, _frozen(field)(0.0, z, x), dither)
-    v, _ = lax.scan(lambda v, _: (normalised(held(v)), None), normalised(start), length=warmup)
+    held = jacobian(tree_held(field), z, x)
+    grow, free = euler(held), euler(jacobian(field, z, x))
+    start = normalised(held.force + noise * held.random(key))
+    v, _ = lax.scan(lambda v, _: (normalised(grow(v)), None), start, length=warmup)
     v, _ = lax.scan(lambda v, _: (free(v), None), lax.stop_gradient(v), length=steps)
-    return jnp.log(optx.two_norm(v)) / (steps * jnp.asarray(step, _real(z)))
+    return jnp.log(jnp.linalg.norm(v)) / (steps * jnp.asarray(step, v.dtype))
 
 
 def growth_penalty(
@@ -156,7 +149,7 @@ def spectral_penalty(
     gradient. `transform`, `ncv`, `tol`, `max_restarts`: as for `spectrum`.
     """
     euler = step is not None
-    held = _frozen((field, z, x))
+    held = tree_held((field, z, x))
     found = spectrum(
         euler_map(held[0], step) if euler else held[0],
         *held[1:],
@@ -164,7 +157,7 @@ def spectral_penalty(
         which=None if transform is not None else "LM" if euler else "LR",
         transform=transform,
         left=True,
-        ncv=_fitting(ncv, z),
+        ncv=min(ncv, sum(leaf.size for leaf in jax.tree.leaves(z))),
         tol=tol,
         max_restarts=max_restarts,
         key=key,
@@ -201,11 +194,11 @@ def lognorm_penalty(
 
     **Arguments:** `ncv`, `tol`, `max_restarts`: of the Lanczos search.
     """
-    J = jacobian(*_frozen((field, z, x)))
-    _, v = fastest_growth(J, _fitting(ncv, z), jnp.asarray(tol, _real(z)), max_restarts, key)
-    v = J.unravel(lax.stop_gradient(v))
-    image = jax.jvp(lambda state: field(0.0, state, x), (z,), (v,))[1]
-    return _hinge(_dot(v, image), margin)
+    held = jacobian(*tree_held((field, z, x)))
+    tol = jnp.asarray(tol, held.force.dtype)
+    _, v = fastest_growth(held, min(ncv, held.force.size), tol, max_restarts, key)
+    v = lax.stop_gradient(v)
+    return _hinge(jnp.vdot(v, jacobian(field, z, x).mv(v)), margin)
 
 
 def _hinge(rate: Array, margin: ScalarLike) -> _Scalar:
@@ -218,42 +211,9 @@ def _learned(field: Any, z: PyTree, x: PyTree) -> PyTree:
     return field(0.0, z, x)
 
 
-def _frozen(tree: Any) -> Any:
-    return jax.tree.map(lambda a: lax.stop_gradient(a) if eqx.is_array(a) else a, tree)
-
-
-def _hutchinson(product: Callable, z: PyTree[Array], key: PRNGKeyArray, probes: int) -> _Scalar:
+def _hutchinson(product: Callable, like: Array, key: PRNGKeyArray, probes: int) -> _Scalar:
     """`E ‖A v‖² / n` over random signs."""
     if probes < 1:
         raise ValueError(f"`probes` must be at least 1, got {probes}.")
-
-    def sample(key):
-        image = product(_random(jax.random.rademacher, z, key))
-        return _dot(image, image)
-
-    return jnp.mean(jax.vmap(sample)(jax.random.split(key, probes))) / _size(z)
-
-
-def _random(draw: Callable, z: PyTree[Array], key: PRNGKeyArray) -> PyTree[Array]:
-    leaves, structure = jax.tree.flatten(z)
-    keys = jax.random.split(key, len(leaves))
-    return jax.tree.unflatten(
-        structure, [draw(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)]
-    )
-
-
-def _dot(a: PyTree[Array], b: PyTree[Array]) -> _Scalar:
-    return jax.tree.reduce(jnp.add, jax.tree.map(jnp.vdot, a, b))
-
-
-def _size(z: PyTree[Array]) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(z))
-
-
-def _fitting(ncv: int, z: PyTree[Array]) -> int:
-    """`ncv`, but at most the size of the space."""
-    return min(ncv, _size(z))
-
-
-def _real(z: PyTree[Array]) -> Any:
-    return jnp.result_type(*jax.tree.leaves(z))
+    sample = lambda key: square(product(signs(key, like)))
+    return jnp.mean(jax.vmap(sample)(jax.random.split(key, probes))) / like.size
