@@ -29,7 +29,9 @@ import eqjax as ej
 from eqjax.fields.parts import MLP, Attention, LayerNorm
 from eqjax.language import tiles
 from eqjax.language.equilibrium_lm import Embedding, Readout
+from eqjax.stability.propagation import euler_map
 from eqjax.training import TrainConfig, read_metrics, start_run, train
+from eqjax.training.examine import settle, windows
 from eqjax.training.metrics import plain
 from eqjax.training.run import build_optimiser
 
@@ -146,31 +148,26 @@ def train_transformer(config: TrainConfig) -> dict[str, Any]:
 
 
 @eqx.filter_jit
-def leading(model, settle, step_size, windows, key):
+def leading(model, step_size, inputs, key):
     """Of each window: the force residual, the rightmost eigenvalue of J and the largest |1 + εμ|."""
 
     def one(inputs, key):
-        x = model.encode(inputs)
-        z = settle(model.field, model.initial(x), x)
+        x, z = settle(model, inputs)
+        # A bounded search, where `stability.check` would go on for as long as it takes.
         settings = {"k": 2, "tol": 1e-3, "max_restarts": 30, "throw": False, "key": key}
+        euler = euler_map(model.field, step_size)
         found = ej.stability.spectrum(model.field, z.value, x, **settings)
-        mapped = ej.stability.spectrum(
-            lambda t, z, x: z + step_size * model.field(t, z, x), z.value, x, which="LM", **settings
-        )
+        mapped = ej.stability.spectrum(euler, z.value, x, which="LM", **settings)
         return z.residual, found.values[0], found.residuals[0], jnp.abs(mapped.values[0])
 
-    return jax.vmap(one)(windows, jax.random.split(key, windows.shape[0]))
+    return jax.vmap(one)(inputs, jax.random.split(key, inputs.shape[0]))
 
 
 def run_row(config: TrainConfig, row: str) -> dict[str, Any]:
     if row == "pre-LN transformer":
         return train_transformer(config)
     run = start_run(config)
-    windows = jnp.asarray(tiles(run.validation_ids, length=config.length, count=WINDOWS)[0])
-    # Far tighter than in training, so that what is called a fixed point is one.
-    settle = ej.OracleAdjoint(
-        free=ej.Fallback(ej.Anderson(rtol=3e-6), ej.NewtonKrylov(rtol=3e-6)), free_steps=300
-    ).settle
+    inputs = windows(run, WINDOWS)
     spectra = []
 
     def look(step: int, metrics: dict[str, float]) -> None:
@@ -178,7 +175,7 @@ def run_row(config: TrainConfig, row: str) -> dict[str, Any]:
             return
         residual, value, error, multiplier = map(
             np.asarray,
-            leading(run.model, settle, jnp.asarray(config.step_size), windows, jax.random.key(0)),
+            leading(run.model, jnp.asarray(config.step_size), inputs, jax.random.key(0)),
         )
         spectra.append(
             {
@@ -211,10 +208,7 @@ def run_row(config: TrainConfig, row: str) -> dict[str, Any]:
 
 
 def configuration(options: argparse.Namespace, row: str, seed: int) -> TrainConfig:
-    settings = SIZES[options.size] | COMMON | ROWS[row]
-    if options.steps:
-        settings["steps"] = options.steps
-    settings |= dict(options.set)
+    settings = chosen(options, ROWS[row])
     folder = options.out / options.size / f"{row.replace(' ', '').replace(',', '-')}-{seed}"
     settings |= {"out": folder, "seed": seed, "evaluate_every": max(1, settings["steps"] // 5)}
     return TrainConfig.from_dict(
@@ -279,11 +273,34 @@ def setting(text: str) -> tuple[str, Any]:
     return name, int(value) if value.isdigit() else value
 
 
-def main():
+def training_options(description: str | None) -> argparse.ArgumentParser:
+    """A parser that knows what to train: size, updates, and any setting."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--size", choices=list(SIZES), default="short")
+    parser.add_argument("--steps", type=int, default=0, help="updates, instead of the size's own")
+    parser.add_argument(
+        "--set",
+        type=setting,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any training setting",
+    )
+    return parser
+
+
+def chosen(options: argparse.Namespace, row: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a row, as they were asked for."""
+    settings = SIZES[options.size] | COMMON | row
+    if options.steps:
+        settings["steps"] = options.steps
+    return settings | dict(options.set)
+
+
+def main():
+    parser = training_options(__doc__)
     parser.add_argument(
         "--rows",
         nargs="+",
@@ -293,15 +310,6 @@ def main():
         help=", ".join(ROWS),
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=0, help="instead of the size's own")
-    parser.add_argument(
-        "--set",
-        type=setting,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="any training setting",
-    )
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
     parser.add_argument("--gpus", type=int, default=0, help="to spread them over")
     parser.add_argument("--out", type=Path, default=Path("runs/homeostats"))
@@ -312,7 +320,7 @@ def main():
         config = configuration(options, row, seed)
         result = run_row(config, row)
         temporary = config.out / "result.tmp"
-        temporary.write_text(json.dumps(plain_lists(result)), "utf-8")
+        temporary.write_text(json.dumps(plain(result)), "utf-8")
         temporary.replace(config.out / "result.json")
         return
 
@@ -354,15 +362,6 @@ def main():
         if path.exists():
             results.setdefault(row, []).append(json.loads(path.read_text("utf-8")))
     print(table(results))
-
-
-def plain_lists(value: Any) -> Any:
-    """As `plain`, through lists."""
-    if isinstance(value, (list, tuple)):
-        return [plain_lists(v) for v in value]
-    if isinstance(value, dict):
-        return {k: plain_lists(v) for k, v in value.items()}
-    return plain(value)
 
 
 if __name__ == "__main__":

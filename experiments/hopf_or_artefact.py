@@ -4,13 +4,12 @@
     python experiments/hopf_or_artefact.py --train --size full        # width 256, 128 characters, on a GPU
     python experiments/hopf_or_artefact.py --run runs/mine            # a run of yours, at every checkpoint it kept
 
-Trains without any homeostat, keeping checkpoints; then takes the first whose relaxation is marginal through long relaxation,
+Trains without any homeostat, keeping checkpoints; then takes the last one that has lost a window through long relaxation,
 knockout of the attention, a sweep of the Euler step, spectra (whole, attention only, MLP only), a branch in the attention gain
 and the verdict of `classify`, and the leading pair at every checkpoint. Writes hopf.json and hopf.png to the run's folder and
 prints a row for each claim.
 """
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from homeostats import COMMON, SIZES, plain_lists, setting
+from homeostats import chosen, training_options
 from matplotlib.figure import Figure
 
 import eqjax as ej
@@ -27,6 +26,7 @@ from eqjax import plots, stability
 from eqjax.training import TrainConfig, open_run, start_run, train
 from eqjax.training.checkpoint import Checkpoints
 from eqjax.training.examine import check_windows, follow, in_double, settle, windows
+from eqjax.training.metrics import plain
 from eqjax.training.run import holds_run
 
 MARGINAL = 1e-3  # force residual after a long relaxation, above which a window has not settled
@@ -419,36 +419,18 @@ def picture(rows: list[dict[str, Any]], e: dict[str, Any]) -> Figure:
     return figure
 
 
-def arrays(value: Any) -> Any:
-    """JSON's lists and numbers for NumPy's."""
-    if isinstance(value, dict):
-        return {k: arrays(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [arrays(v) for v in value]
-    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
-
-
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = training_options(__doc__)
     parser.add_argument(
         "--run", type=Path, default=None, help="folder of a run; of the training's, with --train"
     )
     parser.add_argument("--train", action="store_true", help="train one to the wall first")
-    parser.add_argument("--size", choices=list(SIZES), default="short")
-    parser.add_argument("--steps", type=int, default=0, help="updates, instead of the size's own")
-    parser.add_argument(
-        "--set",
-        type=setting,
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="any training setting",
-    )
     parser.add_argument("--windows", type=int, default=8, help="validation windows looked at")
     parser.add_argument(
-        "--at", type=int, default=None, help="examine this checkpoint, not the first marginal one"
+        "--at",
+        type=int,
+        default=None,
+        help="examine this checkpoint, not the last one that has lost a window",
     )
     parser.add_argument("--x64", action="store_true", help="examine in float64")
     options = parser.parse_args()
@@ -457,9 +439,7 @@ def main():
             parser.error("name a run with --run, or --train one")
         options.run = Path("runs/hopf") / options.size
     if options.train and not holds_run(options.run):
-        settings = SIZES[options.size] | COMMON | dict(options.set)
-        if options.steps:
-            settings["steps"] = options.steps
+        settings = chosen(options, {})
         every = max(1, settings["steps"] // 8)
         settings |= {
             "out": str(options.run),
@@ -483,9 +463,7 @@ def main():
         for w in (64, 128, 256, 512)
     ]
     report = {"config": config.to_dict(), "along": rows, "examined": found, "learned_norm": widths}
-    (options.run / "hopf.json").write_text(
-        json.dumps(plain_lists(arrays(report)), indent=1), "utf-8"
-    )
+    (options.run / "hopf.json").write_text(json.dumps(plain(report), indent=1), "utf-8")
     plots.save(picture(rows, found), options.run / "hopf.png")
     print(claims(rows, found))
     print("\n| width | ‖N′‖₂, untrained | ‖N′‖_F / √n |\n|---|---|---|")

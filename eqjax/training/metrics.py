@@ -7,9 +7,13 @@ from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: numbers for arrays, None for NaN and infinities."""
+    """`value` as JSON can hold it: numbers and lists for arrays, None for NaN and infinities."""
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if getattr(value, "ndim", 0):
+        return plain(value.tolist())
     if isinstance(value, (str, bool, int)) or value is None:
         return value
     number = float(value)
