@@ -1,7 +1,6 @@
 """Controllers: how the weight of a penalty follows a signal. Values in, values out."""
 
 import abc
-from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -38,56 +37,66 @@ class Constant(AbstractController):
         return jnp.asarray(self.weight, signal.dtype), state
 
 
-class _Level(eqx.Module):
-    """`log_weight`; `signal`, smoothed; `error` of the step before. NaN before the first signal."""
+class Level(eqx.Module):
+    """`log_weight`; `signal`, smoothed, NaN before the first."""
 
     log_weight: _Scalar
     signal: _Scalar
-    error: _Scalar
 
 
-def _initial(controller: Any) -> _Level:
-    nothing = jnp.asarray(jnp.nan, jnp.result_type(float))
-    return _Level(jnp.log(jnp.asarray(controller.weight, nothing.dtype)), nothing, nothing)
+class AbstractLevelController(AbstractController):
+    """Controllers that move the logarithm of the weight, within limits, by what a smoothed signal does.
+
+    `weight`: at the start; `target` > 0: of the signal; `floor`, `ceiling`: of the weight; `smoothing`: share of the past in
+    the running mean of the signal, 0 for none.
+    """
+
+    weight: eqx.AbstractVar[float]
+    target: eqx.AbstractVar[float]
+    floor: eqx.AbstractVar[float]
+    ceiling: eqx.AbstractVar[float]
+    smoothing: eqx.AbstractVar[float]
+
+    @abc.abstractmethod
+    def change(self, before: _Scalar, signal: _Scalar) -> _Scalar:
+        """By how much the log-weight moves, from the smoothed signal and that of the step before."""
+
+    def __check_init__(self):
+        for name in ("target", "floor"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
+        if not self.floor <= self.weight <= self.ceiling:
+            raise ValueError(
+                f"`weight` = {self.weight} must lie between `floor` = {self.floor} and `ceiling` = {self.ceiling}."
+            )
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(
+                f"`smoothing`, the share of the past, must be at least 0 and below 1, got {self.smoothing}."
+            )
+
+    def init(self):
+        nothing = jnp.asarray(jnp.nan, jnp.result_type(float))
+        return Level(jnp.log(jnp.asarray(self.weight, nothing.dtype)), nothing)
+
+    def __call__(self, state, signal):
+        signal = jnp.asarray(signal, state.signal.dtype)
+        # Infinite, or no number: as bad as the log-ratio can tell, and forgotten in time.
+        signal = jnp.where(jnp.isfinite(signal), signal, 1e3 * self.target)
+        before = jnp.where(jnp.isnan(state.signal), signal, state.signal)
+        signal = self.smoothing * before + (1 - self.smoothing) * signal
+        # The limits act on the state itself, so nothing winds up behind them.
+        moved = state.log_weight + self.change(before, signal)
+        limits = jnp.log(self.floor), jnp.log(self.ceiling)
+        log_weight = jnp.clip(moved, *limits).astype(state.log_weight.dtype)
+        return jnp.exp(log_weight), Level(log_weight, signal)
 
 
-def _smoothed(controller: Any, level: _Level, signal: _Scalar) -> _Scalar:
-    signal = jnp.asarray(signal, level.signal.dtype)
-    # Infinite, or no number: as bad as the log-ratio can tell, and forgotten in time.
-    signal = jnp.where(jnp.isfinite(signal), signal, 1e3 * controller.target)
-    kept = controller.smoothing
-    return jnp.where(jnp.isnan(level.signal), signal, kept * level.signal + (1 - kept) * signal)
-
-
-def _moved(controller: Any, level: _Level, change: Any, signal: _Scalar, error: _Scalar):
-    low, high = jnp.log(controller.floor), jnp.log(controller.ceiling)
-    # The limits act on the state itself, so nothing winds up behind them.
-    log_weight = jnp.clip(level.log_weight + change, low, high).astype(level.log_weight.dtype)
-    return jnp.exp(log_weight), _Level(log_weight, signal, error)
-
-
-def _check(controller: Any) -> None:
-    for name in ("target", "floor"):
-        if not getattr(controller, name) > 0:
-            raise ValueError(f"`{name}` must be above 0, got {getattr(controller, name)}.")
-    if not controller.floor <= controller.weight <= controller.ceiling:
-        raise ValueError(
-            f"`weight` = {controller.weight} must lie between `floor` = {controller.floor} and `ceiling` = "
-            f"{controller.ceiling}."
-        )
-    if not 0 <= controller.smoothing < 1:
-        raise ValueError(
-            f"`smoothing`, the share of the past, must be at least 0 and below 1, got {controller.smoothing}."
-        )
-
-
-class Multiplicative(AbstractController):
+class Multiplicative(AbstractLevelController):
     """The weight times `up` when the smoothed signal is above `target`, times `down` when it is not.
 
     Simple, and prone to overshoot: it goes on rising, however fast the signal falls, until the target is met.
 
-    **Arguments:** `weight`: at the start; `target` > 0; `floor`, `ceiling`: of the weight; `smoothing`: share of the past
-    in the running mean of the signal, 0 for none.
+    **Arguments:** `up` > 1 > `down` > 0; the others as for `AbstractLevelController`.
     """
 
     weight: float = 0.1
@@ -99,20 +108,14 @@ class Multiplicative(AbstractController):
     smoothing: float = 0.0
 
     def __check_init__(self):
-        _check(self)
         if not self.up > 1 > self.down > 0:
             raise ValueError(f"`up` > 1 > `down` > 0 is needed, got {self.up} and {self.down}.")
 
-    def init(self):
-        return _initial(self)
-
-    def __call__(self, state, signal):
-        signal = _smoothed(self, state, signal)
-        change = jnp.log(jnp.where(signal > self.target, self.up, self.down))
-        return _moved(self, state, change, signal, state.error)
+    def change(self, before, signal):
+        return jnp.log(jnp.where(signal > self.target, self.up, self.down))
 
 
-class PI(AbstractController):
+class PI(AbstractLevelController):
     """Proportional–integral control of the log-weight, with error `e = log(signal / target)`, both smoothed:
 
     `log w ← clip(log w + proportional (e - e₋₁) + integral e, log floor, log ceiling)`,
@@ -120,7 +123,7 @@ class PI(AbstractController):
     the velocity form (Åström & Hägglund 1995), in which the limits cannot wind the integral up. The proportional term
     answers a signal as it moves, and so brakes where `Multiplicative` overshoots.
 
-    **Arguments:** as for `Multiplicative`; `proportional`, `integral` ≥ 0; `clip`: largest |e| that counts.
+    **Arguments:** as for `AbstractLevelController`; `proportional`, `integral` ≥ 0; `clip`: largest |e| that counts.
     """
 
     weight: float = 1.0
@@ -133,19 +136,14 @@ class PI(AbstractController):
     clip: float = 3.0
 
     def __check_init__(self):
-        _check(self)
         for name in ("proportional", "integral", "clip"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
 
-    def init(self):
-        return _initial(self)
+    def change(self, before, signal):
+        error = self._error(signal)
+        return self.proportional * (error - self._error(before)) + self.integral * error
 
-    def __call__(self, state, signal):
-        signal = _smoothed(self, state, signal)
-        tiny = jnp.finfo(signal.dtype).tiny
-        error = jnp.log(jnp.maximum(signal, tiny) / self.target)
-        error = jnp.clip(error, -self.clip, self.clip)
-        before = jnp.where(jnp.isnan(state.error), error, state.error)
-        change = self.proportional * (error - before) + self.integral * error
-        return _moved(self, state, change, signal, error)
+    def _error(self, signal: _Scalar) -> _Scalar:
+        positive = jnp.maximum(signal, jnp.finfo(signal.dtype).tiny)
+        return jnp.clip(jnp.log(positive / self.target), -self.clip, self.clip)
