@@ -23,6 +23,14 @@ from .base import (
 )
 from .circuit import Crossbar as Crossbar, to_spice as to_spice
 from .energy_transformer import Blocks as Blocks, EnergyTransformer as EnergyTransformer
+from .firing import (
+    AbstractScheme as AbstractScheme,
+    EventDriven as EventDriven,
+    FixedStep as FixedStep,
+    SpikeTrain as SpikeTrain,
+    SpikingState as SpikingState,
+    fire as fire,
+)
 from .hopfield import (
     Asynchronous as Asynchronous,
     BinaryHopfield as BinaryHopfield,
@@ -55,17 +63,11 @@ from .oscillators import (
 )
 from .recurrent import RecurrentField as RecurrentField
 from .spiking import (
-    AbstractScheme as AbstractScheme,
     AbstractSynapse as AbstractSynapse,
     DeltaSynapse as DeltaSynapse,
-    EventDriven as EventDriven,
     ExponentialSynapse as ExponentialSynapse,
-    FixedStep as FixedStep,
     LeakyIntegrateAndFire as LeakyIntegrateAndFire,
-    SpikeTrain as SpikeTrain,
     SpikingNetwork as SpikingNetwork,
-    SpikingState as SpikingState,
-    fire as fire,
 )
 from .transformer import (
     EnergyBlock as EnergyBlock,

@@ -12,9 +12,9 @@ from .controllers import (
 )
 from .cycle_continuation import (
     CycleBranch as CycleBranch,
-    CyclePoint as CyclePoint,
     cycle_continuation as cycle_continuation,
 )
+from .cycle_points import CyclePoint as CyclePoint
 from .cycles import PeriodicOrbit as PeriodicOrbit, periodic_orbit as periodic_orbit
 from .eigenvalue import eigenvalue as eigenvalue
 from .homeostat import (

@@ -17,7 +17,8 @@ from .bifurcation import SpecialPoint
 from .check import Check
 from .classify import Outcome
 from .continuation import Branch
-from .cycle_continuation import CycleBranch, CyclePoint
+from .cycle_continuation import CycleBranch
+from .cycle_points import CyclePoint
 from .cycles import PeriodicOrbit
 from .hopf_point import HopfPoint
 from .lyapunov import Lyapunov
