@@ -27,10 +27,12 @@ from eqjax.fields import (
     KuramotoNetwork,
     LeakyIntegrateAndFire,
     MorrisLecar,
+    SparseWeight,
     SpikingNetwork,
     fire,
     order_parameter,
 )
+from eqjax.fields.connections import of_several
 from eqjax.fields.neurons import linoid
 from eqjax.stability import continuation, periodic_orbit
 
@@ -473,6 +475,42 @@ def test_many_spikes_in_one_step_arrive_as_few_do():
     assert large.counts[0] > large.counts[39] > 0
 
 
+def test_sparse_weights_are_the_dense_ones():
+    """Trains of a network with half of its weights absent, step by step and event by event, either way of storing them."""
+    rng = np.random.default_rng(3)
+    weight = rng.normal(size=(12, 12)) * (rng.random((12, 12)) < 0.5)
+    weight[:, 5] = 0.0  # a neuron that reaches nobody
+    sparse = SparseWeight.from_dense(weight)
+    drive = np.linspace(10.5, 14.0, 12)
+    for scheme in (FixedStep(0.1), EventDriven()):
+        trains = [
+            fire(
+                network(w, ExponentialSynapse(4.0), drive),
+                jnp.zeros(12),
+                t1=60.0,
+                capacity=60,
+                scheme=scheme,
+            )
+            for w in (jnp.asarray(weight), sparse)
+        ]
+        assert trains[0].counts.sum() > 15
+        np.testing.assert_array_equal(trains[0].indices, trains[1].indices)
+        np.testing.assert_allclose(trains[0].times, trains[1].times, rtol=1e-12)
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_spikes_bring_their_weights_on_every_device(monkeypatch, many):
+    """Both ways of summing the rows of those who spike, whatever device this is, against the product."""
+    rng = np.random.default_rng(4)
+    weight = rng.normal(size=(300, 300)) * (rng.random((300, 300)) < 0.1)
+    spiking = jnp.asarray(rng.random(300) < (0.5 if many else 0.01))
+    for device in ("cpu", "default"):
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda x, **ways: ways[device](x))
+        for form in (jnp.asarray(weight), SparseWeight.from_dense(weight)):
+            found = of_several(form, 300)(spiking)
+            np.testing.assert_allclose(found, weight @ np.asarray(spiking, float), atol=1e-12)
+
+
 def test_a_train_that_is_not_complete_is_flagged():
     neuron = LeakyIntegrateAndFire(current=15.0)
     for scheme in (EventDriven(), FixedStep(0.1)):
@@ -493,6 +531,8 @@ def test_a_train_that_is_not_complete_is_flagged():
         (lambda: LeakyIntegrateAndFire(refractory=-1.0), "`refractory`"),
         (lambda: LeakyIntegrateAndFire(reset=10.0), "`reset` must lie below"),
         (lambda: SpikingNetwork(LeakyIntegrateAndFire(), jnp.zeros((2, 3))), "`weight`"),
+        (lambda: SparseWeight(jnp.array([[0], [3]]), jnp.zeros((2, 1))), "`targets`"),
+        (lambda: SparseWeight(jnp.array([[0], [1]]), jnp.zeros((2, 2))), "`targets`"),
         (
             lambda: fire(
                 network(jnp.zeros((3, 3)), DeltaSynapse()), jnp.zeros(4), t1=1.0, capacity=1

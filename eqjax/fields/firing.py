@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from ..analytic import tree_held
 from .base import scalar
-from .kuramoto import check_coupling
+from .connections import check_weight, of_one, of_several
 from .spiking import LeakyIntegrateAndFire, SpikingNetwork
 
 
@@ -147,7 +147,7 @@ def fire(
         z0 = SpikingState(v, jnp.zeros_like(v), jnp.full_like(v, -jnp.inf))
     n = z0.v.size
     if network.weight is not None:
-        check_coupling(network.weight, n)
+        check_weight(network.weight, n)
     times, indices, state, complete = scheme.run(network, z0, x, t0, t1, capacity)
     order = jnp.argsort(times)[:capacity]
     times, indices = times[order], indices[order]
@@ -167,6 +167,7 @@ def fire(
 @eqx.filter_jit
 def _from_event_to_event(scheme, network, state, x, t0, t1, capacity):
     dtype, n, weight = state.v.dtype, state.v.size, network.weight
+    arriving = None if weight is None else of_one(weight, n)
     tolerance = max(1e-12, 16 * float(jnp.finfo(dtype).eps))
     controller = scheme.controller
     if controller is None:
@@ -231,7 +232,7 @@ def _from_event_to_event(scheme, network, state, x, t0, t1, capacity):
         now, (v, s) = there + rest, moved(z, rest, pace)
         spike = (crossed | over) & (count <= capacity)
         spiking = (jnp.arange(n) == first) & spike
-        kick = None if weight is None else weight[:, first] * spike.astype(dtype)
+        kick = None if arriving is None else arriving(first) * spike.astype(dtype)
         v, s = network.after(spiking, kick, v, s, active)
         ready = jnp.where(spiking, now + network.neurons.refractory, ready)
         fine = jnp.isfinite(now) & jnp.all(jnp.isfinite(v)) & jnp.all(jnp.isfinite(s))
@@ -257,19 +258,7 @@ def moved(z, time, force):
 def _by_steps(network, state, x, t0, step, steps, capacity):
     neurons, synapse, weight = network.neurons, network.synapse, network.weight
     dtype, n = state.v.dtype, state.v.size
-    outgoing, few = None if weight is None else weight.T, n // 100 + 4
-
-    def arriving(spiking):
-        """The weights of all spikes together: of a few, by their rows, for a product reads the whole matrix."""
-        if outgoing is None:
-            return None
-        rows = outgoing
-        where = jnp.nonzero(spiking, size=few, fill_value=n)[0]
-        return lax.cond(
-            jnp.sum(spiking) <= few,
-            lambda: jnp.sum(rows.at[where].get(mode="fill", fill_value=0), axis=0),
-            lambda: spiking.astype(dtype) @ rows,
-        )
+    arriving = (lambda spiking: None) if weight is None else of_several(weight, n)
 
     def advance(carry, i):
         # `clock` is the time that a neuron's v belongs to: later than the step where it is refractory, earlier where

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
 from .base import AbstractForceField, hyperparameter
-from .kuramoto import check_coupling
+from .connections import Weight, check_weight
 from .neurons import injected, linoid, rejected
 
 
@@ -116,19 +117,19 @@ class SpikingNetwork(AbstractForceField):
     **Arguments:**
 
     - `neurons`: a `LeakyIntegrateAndFire`.
-    - `weight (n, n)`: `weight[i, j]`, mV, is what a spike of j does to i; or None for no connections.
+    - `weight (n, n)`: `weight[i, j]`, mV, is what a spike of j does to i; or a `SparseWeight`; or None for no connections.
     - `synapse`: `DeltaSynapse()` or `ExponentialSynapse(tau)`.
 
     **Raises:** `ValueError` if the weight is not square.
     """
 
     neurons: LeakyIntegrateAndFire
-    weight: Float[Array, "_ _"] | None = None
+    weight: Weight | None = None
     synapse: AbstractSynapse = DeltaSynapse()
 
     def __check_init__(self):
         if self.weight is not None:
-            check_coupling(self.weight, self.weight.shape[0])
+            check_weight(self.weight, len(jax.tree.leaves(self.weight)[0]))
 
     def __call__(
         self, t: Any, z: tuple[Float[Array, " n"], Float[Array, " n"]], x: Any = None
