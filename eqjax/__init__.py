@@ -33,6 +33,7 @@ from .gradients import (
     AdjointCoordinates as AdjointCoordinates,
     AsymEP as AsymEP,
     Averaged as Averaged,
+    Backprop as Backprop,
     Central as Central,
     DyadicEP as DyadicEP,
     EnergyEP as EnergyEP,

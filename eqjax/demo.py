@@ -30,13 +30,15 @@ ESTIMATORS = {"asymep": "AsymEP", "oracle": "OracleAdjoint", "bptt": "BPTT"}
 SAMPLES, FREE, ADJOINT = 0.9, 1e-4, 1e-2
 
 
-def progress_bar(console: Console) -> Progress:
-    """A bar that shows loss, force residual and time left."""
+def progress_bar(
+    console: Console, told: str = "loss {task.fields[loss]} residual {task.fields[residual]}"
+) -> Progress:
+    """A bar that shows what is `told` (fields of the task) and the time left."""
     return Progress(
         TextColumn("{task.description:<14}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
-        TextColumn("loss {task.fields[loss]} residual {task.fields[residual]}"),
+        TextColumn(told),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),

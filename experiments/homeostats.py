@@ -31,9 +31,9 @@ from eqjax.language import tiles
 from eqjax.language.equilibrium_lm import Embedding, Readout
 from eqjax.stability.propagation import euler_map
 from eqjax.training import TrainConfig, read_metrics, start_run, train
+from eqjax.training.build import build_optimiser
 from eqjax.training.examine import settle, windows
 from eqjax.training.metrics import plain
-from eqjax.training.run import build_optimiser
 
 SIZES = {
     "short": {

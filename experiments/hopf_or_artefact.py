@@ -23,11 +23,10 @@ from matplotlib.figure import Figure
 
 import eqjax as ej
 from eqjax import plots, stability
-from eqjax.training import TrainConfig, open_run, start_run, train
+from eqjax.training import TrainConfig, holds_run, open_run, start_run, train
 from eqjax.training.checkpoint import Checkpoints
 from eqjax.training.examine import check_windows, follow, in_double, settle, windows
 from eqjax.training.metrics import plain
-from eqjax.training.run import holds_run
 
 MARGINAL = 1e-3  # force residual after a long relaxation, above which a window has not settled
 LONG, TAIL = 2000, 1024

@@ -25,6 +25,7 @@ FLOORS = {
     "training": 5.5,  # training may use language, never the other way round
     "plots": 6,
     "demo": 6.5,
+    "showcase": 6.5,
     "cli": 7,
     "__main__": 8,
 }

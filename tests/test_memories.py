@@ -473,15 +473,3 @@ def test_the_capacity_grows_as_predicted():
     predicted = capacity.prediction(3, 24, 80)
     assert abs(mean - predicted) < 3 * spread < predicted and predicted > 0.005
     assert 1.9 < np.log2(capacity.held(3, 128, 0.01) / capacity.held(3, 64, 0.01)) < 2.1
-
-
-def test_rails_bound_what_the_rectified_memory_leaves_unbounded():
-    parity = experiment("parity")
-    assert len(set(parity.HELD_OUT)) == 52 and not {0, 255} & set(parity.HELD_OUT)
-    assert len(parity.TRAINING) == 204
-    bounded = []
-    for rails in (False, True):
-        model = parity.build(0, rails=rails)
-        model = eqx.tree_at(lambda m: m.roots.patterns, model, 3 * model.roots.patterns)
-        bounded.append(parity.report(model, 5e-3, horizons=4)["bounded"])
-    assert bounded == [0, 256]

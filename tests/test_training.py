@@ -32,8 +32,8 @@ from eqjax.training import (
     start_run,
     train,
 )
+from eqjax.training.build import build_estimator, build_homeostat, reference_oracle
 from eqjax.training.config import ControllerName, EstimatorName, HomeostatName, SolverName
-from eqjax.training.run import build_estimator, build_homeostat, reference_oracle
 
 WORDS = (
     "the quick brown fox jumps over the lazy dog and then settles down by the river bank to rest "

@@ -21,8 +21,20 @@ from .base import (
     hyperparameter as hyperparameter,
     trainable as trainable,
 )
-from .circuit import Crossbar as Crossbar, to_spice as to_spice
-from .energy_transformer import Blocks as Blocks, EnergyTransformer as EnergyTransformer
+from .circuit import (
+    Crossbar as Crossbar,
+    FiniteBandwidth as FiniteBandwidth,
+    to_spice as to_spice,
+)
+from .connections import SparseWeight as SparseWeight
+from .energy_transformer import (
+    AdiabaticTransformer as AdiabaticTransformer,
+    Blocks as Blocks,
+    Context as Context,
+    EnergyTransformer as EnergyTransformer,
+    EnergyTransformerLM as EnergyTransformerLM,
+)
+from .feedforward import FeedForward as FeedForward, feed_forward_model as feed_forward_model
 from .firing import (
     AbstractScheme as AbstractScheme,
     EventDriven as EventDriven,
@@ -62,6 +74,17 @@ from .oscillators import (
     VanDerPol as VanDerPol,
 )
 from .recurrent import RecurrentField as RecurrentField
+from .sequences import (
+    DecoderLayer as DecoderLayer,
+    EncoderLayer as EncoderLayer,
+    PostNorm as PostNorm,
+    PreNorm as PreNorm,
+    Recurrent as Recurrent,
+    SimpleRNNCell as SimpleRNNCell,
+    look_ahead_mask as look_ahead_mask,
+    padding_mask as padding_mask,
+    sinusoidal_positions as sinusoidal_positions,
+)
 from .spiking import (
     AbstractSynapse as AbstractSynapse,
     DeltaSynapse as DeltaSynapse,

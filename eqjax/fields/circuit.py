@@ -126,8 +126,12 @@ class Crossbar(AbstractForceField):
         return visible, hidden
 
     def __call__(self, t: Any, z: PyTree[Array], x: Any = 0.0) -> PyTree[Array]:
+        return self.charging(z, x, self.lines(z, x))
+
+    def charging(self, z: PyTree[Array], x: Any, lines: tuple[Array, Array]) -> PyTree[Array]:
+        """Kirchhoff's current law at given line voltages: how fast the capacitors charge, V/s."""
         v, h, g, f = self.complete(z, x)
-        visible, hidden = self.lines(z, x)
+        visible, hidden = lines
         drive = 0.0 if self.clamped else x
         into_v = hidden @ self.conductance - visible * jnp.sum(self.conductance, axis=0)
         into_h = self.conductance @ visible - hidden * jnp.sum(self.conductance, axis=1)
@@ -140,6 +144,68 @@ class Crossbar(AbstractForceField):
         rate_v = charge(self.visible_row, v, g, visible, self.visible_bias + drive, into_v)
         rate_h = charge(self.hidden_row, h, f, hidden, self.hidden_bias, into_h)
         return rate_v[jnp.array(self.free)], rate_h
+
+    def power(
+        self, z: PyTree[Array], x: Any = 0.0, lines: tuple[Array, Array] | None = None
+    ) -> Float[Array, ""]:
+        """What all resistors turn into heat, W; `lines`: other line voltages than those of the ideal amplifiers."""
+        v, h, g, f = self.complete(z, x)
+        visible, hidden = self.lines(z, x) if lines is None else lines
+        drive = 0.0 if self.clamped else x
+        across = hidden[:, None] - visible[None, :]
+
+        def heat(row, u, activation, line, bias):
+            biased, cancelled = activation + bias - line, 2 * activation - line
+            return row.leak * u**2 + row.source * biased**2 + row.cancel * cancelled**2
+
+        at_v = heat(self.visible_row, v, g, visible, self.visible_bias + drive)
+        at_h = heat(self.hidden_row, h, f, hidden, self.hidden_bias)
+        at_v = at_v[jnp.array(self.free)]
+        return jnp.sum(self.conductance * across**2) + jnp.sum(at_v) + jnp.sum(at_h)
+
+
+class FiniteBandwidth(AbstractForceField):
+    """A `Crossbar` whose amplifiers have the gain `GBW / (i f)` of one dominant pole: their outputs slew as
+
+    `ȯ = 2π GBW (f(u) - line)`, `line = o + u`,
+
+    and currents flow at the line voltages of the moment. The state is `((v, h), (o_v, o_h))`, capacitor voltages and outputs;
+    start it with `initial`, amplifiers at rest. A line is held with the rate `2π GBW` against the charging of its own
+    capacitor, of rate `(2 Σ_i ξ + 1)/τ`: the more resistors on a line, the faster its amplifier must be.
+
+    **Arguments:** `crossbar`: without clamped lines; its `gain` is not used. `bandwidth`: gain-bandwidth product, Hz.
+
+    **Raises:** `ValueError` for a crossbar with clamped lines, or a bandwidth that is not above 0.
+    """
+
+    crossbar: Crossbar
+    bandwidth: Float[Array, ""] = hyperparameter()
+
+    def __check_init__(self):
+        if self.crossbar.clamped:
+            raise ValueError(
+                f"`crossbar` has clamped lines {self.crossbar.clamped}, whose sources are ideal: give one without."
+            )
+        if not isinstance(self.bandwidth, Tracer) and not bool(jnp.all(self.bandwidth > 0)):
+            raise ValueError(f"`bandwidth` must be above 0, got {self.bandwidth}.")
+
+    def initial(self, z: PyTree[Array], x: Any = 0.0) -> tuple[PyTree[Array], PyTree[Array]]:
+        """Capacitor voltages z, and outputs at which every line is at its activation."""
+        v, h, g, f = self.crossbar.complete(z, x)
+        return (v, h), (g - v, f - h)
+
+    def lines(self, z: PyTree[Array]) -> tuple[Array, Array]:
+        """Voltages of the visible and of the hidden lines."""
+        (v, h), (o_v, o_h) = z
+        return o_v + v, o_h + h
+
+    def __call__(self, t: Any, z: PyTree[Array], x: Any = 0.0) -> PyTree[Array]:
+        state, _ = z
+        _, _, g, f = self.crossbar.complete(state, x)
+        visible, hidden = self.lines(z)
+        slew = 2 * math.pi * self.bandwidth
+        outputs = slew * (g - visible), slew * (f - hidden)
+        return self.crossbar.charging(state, x, (visible, hidden)), outputs
 
 
 def to_spice(

@@ -165,7 +165,7 @@ def injected(field: Any, t: Any, v: Array, x: Any) -> Array:
 def check_membrane(field: Any, conductances: tuple[str, ...]) -> None:
     """Refuse a negative conductance or a capacitance not above 0, where their values are known."""
     for name in conductances:
-        if rejected(field, name, lambda value: value < 0):
+        if rejected(field, name, lambda value: ~(value >= 0)):
             raise ValueError(
                 f"`{name}` is a conductance in mS/cm² and must be at least 0, got {getattr(field, name)}."
             )

@@ -2,6 +2,7 @@
 
 from .asymep import AsymEP as AsymEP, VectorFieldEP as VectorFieldEP
 from .averaged import Averaged as Averaged
+from .backprop import Backprop as Backprop
 from .bptt import BPTT as BPTT
 from .compare import Comparison as Comparison, agreement as agreement, compare as compare
 from .corrections import (

@@ -1,5 +1,12 @@
-"""Text in, text out: corpora, tokenisers, the equilibrium language model, generation."""
+"""Text in, text out: corpora, tokenisers, the equilibrium language model, GPT-2, generation."""
 
+from .attend import (
+    Cache as Cache,
+    Cached as Cached,
+    DotProduct as DotProduct,
+    Heads as Heads,
+)
+from .bpe import BPETokenizer as BPETokenizer, train_bpe as train_bpe
 from .corpus import (
     Corpus as Corpus,
     bigram_cross_entropy as bigram_cross_entropy,
@@ -15,6 +22,18 @@ from .equilibrium_lm import (
     without_attention as without_attention,
 )
 from .generate import Sample as Sample, generate as generate
+from .gpt2 import GPT2 as GPT2, Block as Block
+from .gpt2_config import GPT2Config as GPT2Config
+from .hub import load_gpt2 as load_gpt2, save_gpt2 as save_gpt2
+from .lora import (
+    adapters as adapters,
+    load_adapters as load_adapters,
+    lora as lora,
+    merge as merge,
+    save_adapters as save_adapters,
+)
+from .quantise import quantise as quantise
+from .sampling import Continuation as Continuation, Sampler as Sampler, autoregress as autoregress
 from .tokens import (
     CharTokenizer as CharTokenizer,
     batches as batches,

@@ -2,12 +2,13 @@
 
 from .checkpoint import CheckpointError as CheckpointError, Checkpoints as Checkpoints
 from .config import TrainConfig as TrainConfig
+from .folder import holds_run as holds_run
+from .loop import Outcome as Outcome
 from .metrics import Metrics as Metrics, read_metrics as read_metrics
 from .run import (
     Evaluation as Evaluation,
     Run as Run,
     evaluate as evaluate,
-    holds_run as holds_run,
     open_run as open_run,
     start_run as start_run,
     train as train,

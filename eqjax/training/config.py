@@ -1,13 +1,10 @@
-"""What a training run is made of: flags, or a YAML file with the same names."""
+"""What a training run of the equilibrium language model is made of."""
 
-import contextlib
 import dataclasses
-import difflib
-import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
+from .settings import Settings
 
 EstimatorName = Literal[
     "asymep", "oracle", "bptt", "holomorphic", "dyadic", "truncated", "vector-field"
@@ -23,7 +20,7 @@ SolverName = Literal["anderson", "broyden", "picard", "newton-krylov", "pseudo-t
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Settings):
     """Settings of a training run of the equilibrium language model."""
 
     out: Path = Path("runs/train")
@@ -120,83 +117,16 @@ class TrainConfig:
     def __post_init__(self):
         _check(self)
 
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-able dictionary."""
-        return {
-            k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()
-        }
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any], where: str = "configuration") -> "TrainConfig":
-        """The inverse of `to_dict`; `ValueError` for unknown names and values of the wrong type."""
-        hints = typing.get_type_hints(cls)
-        converted = {}
-        for name, value in values.items():
-            if name not in hints:
-                near = difflib.get_close_matches(name, hints, n=1)
-                hint = f"; did you mean `{near[0]}`?" if near else f". Known: {', '.join(hints)}."
-                raise ValueError(f"{where}: unknown setting `{name}`{hint}")
-            converted[name] = _convert(where, name, value, hints[name])
-        return cls(**converted)
-
-    def save(self, path: Path) -> None:
-        """Write the YAML file that `load` reads."""
-        path.write_text(
-            yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True), "utf-8"
-        )
-
-    @classmethod
-    def load(cls, path: Path) -> "TrainConfig":
-        """Read a YAML file; names that are left out keep their defaults."""
-        try:
-            values = yaml.safe_load(Path(path).read_text("utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"--config {path}: not a readable YAML file ({error}).") from None
-        if not isinstance(values, dict):
-            raise ValueError(
-                f"--config {path}: must hold lines `name: value`, such as `width: 64`."
-            )
-        return cls.from_dict(values, f"--config {path}")
-
-
-def _convert(where: str, name: str, value: Any, hint: Any) -> Any:
-    options = typing.get_args(hint) if typing.get_origin(hint) is not Literal else (hint,)
-    for option in options or (hint,):
-        if typing.get_origin(option) is Literal and value in typing.get_args(option):
-            return value
-        if option is Path and isinstance(value, str):
-            return Path(value)
-        if option is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
-            # YAML reads `3e-3` as a string.
-            with contextlib.suppress(ValueError):
-                return float(value)
-        if isinstance(option, type) and isinstance(value, option):
-            if option is int and isinstance(value, bool):
-                continue
-            return value
-    wanted = (
-        " or ".join(map(repr, typing.get_args(hint)))
-        if typing.get_origin(hint) is Literal
-        else getattr(hint, "__name__", str(hint))
-    )
-    raise ValueError(f"{where}: `{name}` must be {wanted}, got {value!r}.")
-
 
 def _check(config: TrainConfig) -> None:
-    positive = (
+    config.check_above_zero(
         "width heads length free_rtol nudged_rtol max_steps accept_free accept_adjoint bptt_steps step_size "
         "steps batch learning_rate clip log_every evaluate_every evaluate_windows save_every embedding_scale "
         "homeostat_weight homeostat_target"
     )
-    for name in positive.split():
-        value = getattr(config, name)
-        if not value > 0:
-            raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}.")
-    not_negative = "leak warmup weight_decay probe_every keep residual_scale seed homeostat_margin homeostat_gate"
-    for name in not_negative.split():
-        value = getattr(config, name)
-        if not value >= 0:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 0, got {value}.")
+    config.check_not_negative(
+        "leak warmup weight_decay probe_every keep residual_scale seed homeostat_margin homeostat_gate"
+    )
     if config.radius is not None and not config.radius > 0:
         raise ValueError(f"--radius must be above 0, got {config.radius}.")
     if config.estimator != "bptt":

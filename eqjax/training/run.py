@@ -1,11 +1,8 @@
 """A training run of the equilibrium language model: built from a configuration, or from its folder alone."""
 
 import dataclasses
-import hashlib
 import os
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,192 +10,24 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array
 
 from ..analytic import cross_entropy
-from ..fields import AbstractEquilibriumModel, EnergyBlock, MonotoneBlock, RealBlock, ThickBlock
-from ..gradients import (
-    BPTT,
-    AbstractEstimator,
-    Accept,
-    AsymEP,
-    DyadicEP,
-    HolomorphicEP,
-    OracleAdjoint,
-    SharedAdjoint,
-    TruncatedAdjoint,
-    VectorFieldEP,
-)
+from ..fields import AbstractEquilibriumModel
+from ..gradients import AbstractEstimator
 from ..gradients.compare import on_common_samples
-from ..language import (
-    CharTokenizer,
-    batches,
-    equilibrium_lm,
-    generate,
-    load_corpus,
-    split,
-    tiles,
+from ..language import CharTokenizer, batches, generate, load_corpus, split, tiles
+from .build import (
+    build_estimator,
+    build_homeostat,
+    build_model,
+    build_optimiser,
+    reference_oracle,
 )
-from ..relaxation import GMRES, Anderson, Broyden, NewtonKrylov, Picard, PseudoTransient
-from ..stability import (
-    PI,
-    Constant,
-    Homeostat,
-    Multiplicative,
-    antisymmetry_penalty,
-    growth_penalty,
-    jacobian_penalty,
-    lognorm_penalty,
-    penalty_signal,
-    rejected_signal,
-    residual_penalty,
-    spectral_penalty,
-)
-from .checkpoint import CheckpointError, Checkpoints
 from .config import TrainConfig
-from .metrics import Metrics
+from .folder import about_run, claim, digest, keep_text, kept_text, restored
+from .loop import Outcome, fit
 from .step import Step, TrainState, check_finite, make_step
-
-BLOCKS = {
-    "thick": ThickBlock,
-    "real": RealBlock,
-    "monotone": MonotoneBlock,
-    "energy": EnergyBlock,
-}
-
-
-SOLVERS: dict[str, Any] = {
-    "anderson": Anderson,
-    "broyden": Broyden,
-    "newton-krylov": NewtonKrylov,
-    "pseudo-transient": PseudoTransient,
-}
-
-
-def build_model(config: TrainConfig, vocabulary: int, key) -> AbstractEquilibriumModel:
-    """The untrained model that a configuration describes."""
-    settings = {
-        "leak": config.leak,
-        "attention_gain": config.attention_gain,
-        "residual_scale": config.residual_scale,
-    }
-    if config.block != "monotone":
-        settings["qknorm"] = config.qknorm
-    return equilibrium_lm(
-        vocabulary,
-        config.length,
-        config.width,
-        config.heads,
-        block=BLOCKS[config.block],
-        embedding_scale=config.embedding_scale,
-        key=key,
-        **settings,
-    )
-
-
-def build_solver(config: TrainConfig, rtol: float):
-    """The free-phase solver that a configuration names, at tolerance `rtol`."""
-    if config.solver == "picard":
-        return Picard(rtol=rtol, step_size=config.step_size)
-    return SOLVERS[config.solver](rtol=rtol)
-
-
-def build_estimator(config: TrainConfig) -> AbstractEstimator:
-    """The gradient estimator that a configuration names."""
-    if config.estimator == "bptt":
-        return BPTT(steps=config.bptt_steps, step=config.step_size)
-    free = build_solver(config, config.free_rtol)
-    shared = {"free": free, "free_steps": config.max_steps}
-    gate = Accept(config.accept_free, config.accept_adjoint)
-    # Biased by design: their adjoint residual is reported, not held against them.
-    open_gate = Accept(config.accept_free, float("inf"))
-    nudge = {
-        "nudged": Anderson(rtol=config.nudged_rtol),
-        "radius": config.radius,
-        "nudged_steps": config.max_steps,
-        "contrast": SharedAdjoint(),  # the fastest
-    }
-    match config.estimator:
-        case "oracle":
-            solver = GMRES(rtol=config.nudged_rtol)
-            return OracleAdjoint(adjoint_solver=solver, accept=gate, **shared)
-        case "holomorphic":
-            return HolomorphicEP(accept=gate, **shared, **nudge)
-        case "vector-field":
-            return VectorFieldEP(accept=open_gate, **shared, **nudge)
-        case "dyadic":
-            return DyadicEP(radius=config.radius, accept=gate, **shared)
-        case "truncated":
-            return TruncatedAdjoint(terms=5, damping=0.5, accept=open_gate, **shared)
-    return AsymEP(accept=gate, **shared, **nudge)
-
-
-def reference_oracle(config: TrainConfig) -> OracleAdjoint:
-    """The oracle that gradients are measured against: the same settling, a far tighter linear solve."""
-    return OracleAdjoint(
-        free=build_solver(config, config.free_rtol),
-        adjoint_solver=GMRES(rtol=1e-6 if config.x64 else 1e-5),
-        free_steps=config.max_steps,
-        accept=Accept(config.accept_free, config.accept_adjoint),
-    )
-
-
-PENALTIES: dict[str, Callable] = {
-    "growth": growth_penalty,
-    "spectral": spectral_penalty,
-    "lognorm": lognorm_penalty,
-    "jacobian": jacobian_penalty,
-    "antisymmetry": antisymmetry_penalty,
-    "residual": residual_penalty,
-}
-
-
-def build_homeostat(config: TrainConfig) -> Homeostat | None:
-    """The homeostat that a configuration names."""
-    name, weight, target = (
-        config.homeostat,
-        config.homeostat_weight,
-        config.homeostat_target,
-    )
-    if name == "none":
-        return None
-    # A hinge says by itself how far the margin is violated; the others never reach zero, and are needed as far as
-    # samples are lost.
-    hinged = name in ("growth", "spectral", "lognorm")
-    penalty = PENALTIES[name]
-    limits = {"floor": 1e-2 * weight, "ceiling": 1e2 * weight}
-    match config.homeostat_controller:
-        case "constant":
-            controller = Constant(weight)
-        case "multiplicative":
-            controller = Multiplicative(weight, target, **limits)
-        case "pi":
-            controller = PI(weight, target, **limits)
-    return Homeostat(
-        eqx.Partial(penalty, margin=config.homeostat_margin) if hinged else penalty,
-        controller,
-        signal=penalty_signal if hinged else rejected_signal,
-        gate=config.homeostat_gate,
-        relative=name == "residual",
-        samples=config.homeostat_samples,
-    )
-
-
-def build_optimiser(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW with warm-up, cosine decay and clipping."""
-    warmup = min(config.warmup, config.steps - 1)
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0 if warmup else config.learning_rate,
-        config.learning_rate,
-        warmup,
-        config.steps,
-        0.1 * config.learning_rate,
-    )
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.adamw(rate, weight_decay=config.weight_decay),
-    )
 
 
 @dataclasses.dataclass
@@ -231,35 +60,6 @@ class Run:
         }
 
 
-def _writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / ".writable"
-        probe.write_text("")
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(
-            f"--out {folder}: cannot write there ({error.strerror}). Choose another folder."
-        ) from None
-
-
-def _checkpoints(config: TrainConfig) -> Path:
-    return Path(config.out) / "checkpoints"
-
-
-def holds_run(folder: str | os.PathLike) -> bool:
-    """Whether a folder holds a run that can be opened: one with a complete checkpoint."""
-    checkpoints = Path(folder) / "checkpoints"
-    if not checkpoints.is_dir():
-        return False
-    with Checkpoints(checkpoints) as found:
-        return found.latest() is not None
-
-
-def _text(folder: str | os.PathLike) -> Path:
-    return Path(folder) / "text.txt"
-
-
 def _assemble(config: TrainConfig, text: str, source: str, tokenizer: CharTokenizer) -> Run:
     train_ids, validation_ids = split(tokenizer.encode(text), config.length)
     estimator, optimiser = build_estimator(config), build_optimiser(config)
@@ -278,7 +78,7 @@ def _assemble(config: TrainConfig, text: str, source: str, tokenizer: CharTokeni
             model, optimiser, key=run_key, trains=estimator.trains, homeostat=homeostat
         ),
         data=batches(train_ids, length=config.length, batch=config.batch, seed=config.seed),
-        text_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        text_sha256=digest(text),
     )
 
 
@@ -288,16 +88,11 @@ def start_run(config: TrainConfig, *, fallback: bool = True) -> Run:
     Refuses a folder that holds a run. Sets `jax_enable_x64` to what the configuration says.
     """
     jax.config.update("jax_enable_x64", config.x64)
-    _writable(Path(config.out))
-    if holds_run(config.out):
-        raise ValueError(
-            f"--out {config.out} already holds a run. Go on with it by `eqjax train --resume {config.out}`, "
-            "or choose another folder."
-        )
+    claim(config.out, "train")
     corpus = load_corpus(config.text, fallback=fallback)
     run = _assemble(config, corpus.text, corpus.source, CharTokenizer.from_text(corpus.text))
-    _text(config.out).write_bytes(corpus.text.encode("utf-8"))
-    config.save(Path(config.out) / "config.yaml")
+    keep_text(config.out, corpus.text)
+    config.save(config.out / "config.yaml")
     return run
 
 
@@ -308,25 +103,13 @@ def open_run(folder: str | os.PathLike, *, step: int | None = None) -> Run:
     `CheckpointError` if there is no checkpoint, or it or the text beside it is damaged.
     """
     path = Path(folder)
-    if not holds_run(path):
-        raise CheckpointError(
-            f"{path}: no run here (no complete checkpoint). Name the folder that `eqjax train --out` wrote."
-        )
-    with Checkpoints(path / "checkpoints") as checkpoints:
-        about = checkpoints.about(step)
-        config = dataclasses.replace(TrainConfig.from_dict(about["config"], str(path)), out=path)
-        jax.config.update("jax_enable_x64", config.x64)
-        # The text stays with the run: a moved folder, or a corpus that is out of reach today, does no harm.
-        data = _text(path).read_bytes() if _text(path).exists() else b""
-        if hashlib.sha256(data).hexdigest() != about["text_sha256"]:
-            raise CheckpointError(
-                f"{_text(path)}: missing, or not the text that this run was trained on ({about['source']}). "
-                "Put a copy of that back in its place."
-            )
-        tokenizer = CharTokenizer(about["characters"])
-        run = _assemble(config, data.decode("utf-8"), about["source"], tokenizer)
-        run.state = checkpoints.restore(run.state, step)
-        run.data.set_state(about["data"])
+    about = about_run(path, "train", step)
+    config = dataclasses.replace(TrainConfig.from_dict(about["config"], str(path)), out=path)
+    jax.config.update("jax_enable_x64", config.x64)
+    text, tokenizer = kept_text(path, about), CharTokenizer(about["characters"])
+    run = _assemble(config, text, about["source"], tokenizer)
+    run.state = restored(path, run.state, step)
+    run.data.set_state(about["data"])
     check_finite(run.state.model)
     return run
 
@@ -397,18 +180,6 @@ def sample(run: Run, prompt: Any, count: int, *, temperature: float, seed: int) 
     return run.tokenizer.decode(written.tokens)
 
 
-@dataclasses.dataclass
-class Outcome:
-    """What `train` measured: median `seconds_per_step` (after compilation), `compile_seconds`,
-    `memory_bytes`, the buffers that the compiled step needs beyond its arguments, and how many of its updates
-    were `skipped` because no sample was accepted."""
-
-    seconds_per_step: float
-    compile_seconds: float
-    memory_bytes: int
-    skipped: int = 0
-
-
 def _probe(run: Run, batch: tuple[Array, Array]) -> dict[str, float]:
     estimate, cosine, error = on_common_samples(
         run.model, cross_entropy, batch, run.estimator, reference_oracle(run.config)
@@ -439,22 +210,10 @@ def train(run: Run, *, on_step: Callable[[int, dict[str, float]], None] | None =
 
     **Arguments:** `on_step(step, metrics)` is called after every logged step (for a progress bar).
     """
-    config = run.config
-    check_finite(run.model)
-    first = int(run.state.step)
-    with Checkpoints(_checkpoints(config)) as checkpoints:
-        latest = checkpoints.latest()
-    if latest is not None and latest != first:
-        raise ValueError(
-            f"{config.out}: the run is at step {first}, but its newest checkpoint is {latest}. Open the newest, or "
-            "copy the folder and delete the later checkpoints there."
-        )
-    metrics = Metrics(Path(config.out) / "metrics.jsonl", after=first)
-    probes = probe_batch(run)
-    outcome = Outcome(float("nan"), float("nan"), 0)
+    config, probes = run.config, probe_batch(run)
 
-    def diagnose(step: int, values: dict[str, float]) -> dict[str, float]:
-        last = step == config.steps
+    def diagnose(step: int) -> dict[str, float]:
+        values, last = {}, step == config.steps
         if config.probe_every and (step % config.probe_every == 0 or last):
             values |= _probe(run, probes)
         if (step % config.evaluate_every == 0 and step) or last:
@@ -466,39 +225,4 @@ def train(run: Run, *, on_step: Callable[[int, dict[str, float]], None] | None =
             }
         return values
 
-    def report(step: int, values: dict[str, float]) -> None:
-        metrics.write(step, **values)
-        if on_step is not None:
-            on_step(step, values)
-
-    with Checkpoints(_checkpoints(config), keep=config.keep) as checkpoints:
-        if checkpoints.latest() is None:
-            checkpoints.save(0, run.state, run.about())
-        if first == 0 and config.probe_every:
-            report(0, diagnose(0, {}))
-        durations, compiled = [], None
-        for step, batch in _numbered(run.data, first, config.steps):
-            if compiled is None:
-                start = time.perf_counter()
-                compiled = run.step.compile(run.state, batch)
-                outcome.compile_seconds = time.perf_counter() - start
-                outcome.memory_bytes = compiled.memory_bytes
-            start = time.perf_counter()
-            run.state, values = jax.block_until_ready(compiled(run.state, batch))
-            durations.append(time.perf_counter() - start)
-            outcome.skipped += not bool(values["updated"])
-            cadences = (config.log_every, config.evaluate_every, config.probe_every)
-            if step == config.steps or any(n and step % n == 0 for n in cadences):
-                values = {k: float(v) for k, v in values.items()} | {"seconds": durations[-1]}
-                report(step, diagnose(step, values))
-            if step % config.save_every == 0 or step == config.steps:
-                checkpoints.save(step, run.state, run.about())
-    if durations:
-        outcome.seconds_per_step = statistics.median(durations)
-    return outcome
-
-
-def _numbered(data: Iterator, first: int, last: int) -> Iterator[tuple[int, tuple[Array, Array]]]:
-    for step in range(first + 1, last + 1):
-        inputs, targets = next(data)
-        yield step, (jnp.asarray(inputs), jnp.asarray(targets))
+    return fit(run, diagnose, on_step=on_step, cadences=(config.probe_every,))

@@ -1,16 +1,14 @@
-"""The command line: `eqjax demo | train | evaluate | sample | compare | spectrum | continue`."""
+"""The commands for equilibrium models: `eqjax demo | train | evaluate | sample | compare | spectrum | continue | run`."""
 
 import dataclasses
-import os
-import sys
 import typing
-import warnings
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from .training.config import EstimatorName, TrainConfig
+from ..showcase import HH, LIF, Hamming, Hopfield, Kuramoto, Parity, Xor
+from ..training.config import EstimatorName, TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +151,24 @@ class Continue:
     """Follow it in float64."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Show a known result: prints the measured figures beside the known ones and saves the pictures. Seconds each."""
+
+    show: (
+        Annotated[Hopfield, tyro.conf.subcommand("hopfield")]
+        | Annotated[Xor, tyro.conf.subcommand("xor")]
+        | Annotated[Hamming, tyro.conf.subcommand("hamming")]
+        | Annotated[Parity, tyro.conf.subcommand("parity")]
+        | Annotated[HH, tyro.conf.subcommand("hh")]
+        | Annotated[LIF, tyro.conf.subcommand("lif")]
+        | Annotated[Kuramoto, tyro.conf.subcommand("kuramoto")]
+    )
+    """Which."""
+
+
 def _demo(command: Demo) -> None:
-    from .demo import demo
+    from ..demo import demo
 
     demo(
         TrainConfig(
@@ -177,8 +191,8 @@ def _demo(command: Demo) -> None:
 def _train(command: Train) -> None:
     from rich.console import Console
 
-    from .demo import progress_bar, train_with_bar
-    from .training.run import open_run, start_run
+    from ..demo import progress_bar, train_with_bar
+    from ..training.run import open_run, start_run
 
     if command.resume and command.settings != TrainConfig():
         raise ValueError(
@@ -193,8 +207,8 @@ def _train(command: Train) -> None:
 
 
 def _report(run, outcome) -> None:
-    from .language import bigram_cross_entropy, unigram_entropy
-    from .training.run import evaluate
+    from ..language import bigram_cross_entropy, unigram_entropy
+    from ..training.run import evaluate
 
     result = evaluate(run, run.validation_ids)
     bigram = bigram_cross_entropy(run.train_ids, run.validation_ids, run.tokenizer.size)
@@ -218,7 +232,7 @@ def _evaluate(command: Evaluate) -> None:
     import equinox as eqx
     import jax.numpy as jnp
 
-    from .training.run import open_run
+    from ..training.run import open_run
 
     run = open_run(command.run, step=command.step)
     if command.attention_gain is not None:
@@ -229,7 +243,7 @@ def _evaluate(command: Evaluate) -> None:
 
 
 def _sample(command: Sample) -> None:
-    from .training.run import open_run, sample
+    from ..training.run import open_run, sample
 
     if not command.prompt:
         raise ValueError("--prompt is empty: give at least one character to go on from.")
@@ -247,10 +261,11 @@ def _sample(command: Sample) -> None:
 def _compare(command: Compare) -> None:
     import json
 
-    from .analytic import cross_entropy
-    from .gradients import compare
-    from .plots import comparison, save
-    from .training.run import open_run, probe_batch, reference_oracle
+    from ..analytic import cross_entropy
+    from ..gradients import compare
+    from ..plots import comparison, save
+    from ..training.build import reference_oracle
+    from ..training.run import open_run, probe_batch
 
     names = [name.strip() for name in command.estimators.split(",")]
     known = typing.get_args(EstimatorName)
@@ -280,9 +295,9 @@ def _spectrum(command: Spectrum) -> None:
     import jax
     import jax.numpy as jnp
 
-    from . import plots
-    from .stability import save
-    from .training.examine import check_windows, windows
+    from .. import plots
+    from ..stability import save
+    from ..training.examine import check_windows, windows
 
     run, model, step = _opened(command)
     found = check_windows(model, windows(run, command.windows), step=step, k=command.k)
@@ -306,9 +321,9 @@ def _spectrum(command: Spectrum) -> None:
 def _continue(command: Continue) -> None:
     from rich.console import Console
 
-    from . import plots
-    from .stability import classify, save
-    from .training.examine import follow, parameter, windows
+    from .. import plots
+    from ..stability import classify, save
+    from ..training.examine import follow, parameter, windows
 
     run, model, step = _opened(command)
     if not 0 <= command.window < 64:
@@ -349,10 +364,16 @@ def _continue(command: Continue) -> None:
     print(f"Written to {command.run}: branch.zip, branch.png.")
 
 
+def _run(command: Run) -> None:
+    from ..showcase import present
+
+    present(command.show)
+
+
 def _opened(command: Spectrum | Continue):
     """The run, its model in the precision asked for, and the Euler step."""
-    from .training.examine import in_double
-    from .training.run import open_run
+    from ..training.examine import in_double
+    from ..training.run import open_run
 
     run = open_run(command.run, step=command.step)
     step = run.config.step_size if command.step_size is None else command.step_size
@@ -376,9 +397,9 @@ def _variants(config: TrainConfig, names: list[str], steps: list[int], betas: li
     import equinox as eqx
     import jax.numpy as jnp
 
-    from .gradients.nudged import AbstractNudgedEstimator
-    from .relaxation import Picard
-    from .training.run import build_estimator
+    from ..gradients.nudged import AbstractNudgedEstimator
+    from ..relaxation import Picard
+    from ..training.build import build_estimator
 
     variants = {}
     for name in names:
@@ -403,16 +424,7 @@ def _variants(config: TrainConfig, names: list[str], steps: list[int], betas: li
     return variants
 
 
-_Command = (
-    Annotated[Demo, tyro.conf.subcommand("demo")]
-    | Annotated[Train, tyro.conf.subcommand("train")]
-    | Annotated[Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[Sample, tyro.conf.subcommand("sample")]
-    | Annotated[Compare, tyro.conf.subcommand("compare")]
-    | Annotated[Spectrum, tyro.conf.subcommand("spectrum")]
-    | Annotated[Continue, tyro.conf.subcommand("continue")]
-)
-_RUN = {
+COMMANDS = {
     Demo: _demo,
     Train: _train,
     Evaluate: _evaluate,
@@ -420,44 +432,5 @@ _RUN = {
     Compare: _compare,
     Spectrum: _spectrum,
     Continue: _continue,
+    Run: _run,
 }
-
-
-def _parse(argv: list[str]):
-    """Parse flags; `--config FILE` supplies the defaults that the flags then override."""
-    if argv[:1] == ["train"]:
-        command = tyro.cli(Train, args=argv[1:], prog="eqjax train")
-        if command.config is not None:
-            default = Train(settings=TrainConfig.load(command.config))
-            command = tyro.cli(Train, args=argv[1:], prog="eqjax train", default=default)
-        return command
-    return tyro.cli(
-        _Command,  # pyright: ignore[reportArgumentType]
-        args=argv,
-        prog="eqjax",
-        description="Equilibrium models that settle, and learn by settling again.",
-    )
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Entry point of the `eqjax` command."""
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    try:
-        command = _parse(sys.argv[1:] if argv is None else argv)
-        _use_compilation_cache()
-        _RUN[type(command)](command)
-    except BrokenPipeError:
-        os._exit(1)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-def _use_compilation_cache() -> None:
-    """Keep compiled programs between processes, so that a second run starts at once."""
-    import jax
-
-    from .language.corpus import cache_folder
-
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))

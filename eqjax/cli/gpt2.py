@@ -1,0 +1,170 @@
+"""The commands for GPT-2: `eqjax gpt2 train | generate | chat`."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from ..training.gpt2 import GPT2Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train a GPT-2 from nothing, or go on from a pretrained one; with memory, if asked.
+
+    The run's folder gets config.yaml (which --config accepts back), metrics.jsonl, checkpoints and, of a model without memory,
+    model/, which Hugging Face's transformers read. A run that was stopped goes on with --resume FOLDER.
+    """
+
+    settings: tyro.conf.OmitArgPrefixes[GPT2Settings] = dataclasses.field(
+        default_factory=GPT2Settings
+    )
+    config: Path | None = None
+    """A YAML file of settings; flags given beside it win."""
+    resume: Path | None = None
+    """Go on with the run in this folder, by its own settings: no other flag goes with it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """Let a GPT-2 go on from a prompt."""
+
+    source: tyro.conf.Positional[str]
+    """The folder of a run of `eqjax gpt2 train`, or that of a saved GPT-2, or a name such as gpt2."""
+    prompt: str = "\n"
+    """Text to go on from."""
+    count: int = 200
+    """Tokens to write."""
+    temperature: float = 0.8
+    """Of the sampling; 0 takes the likeliest token."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens only."""
+    top_p: float | None = None
+    """Draw from the fewest likeliest tokens that together have this probability."""
+    seed: int = 0
+    """Random seed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """Talk to a GPT-2 with memory; what was said is remembered by the next run of this program, too.
+
+    Every line of standard input is read and answered. An empty line, or the end of the input, ends it.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """The folder of a run of `eqjax gpt2 train --memory ...`."""
+    memory: Path
+    """File of the memory. Read if it exists, and written, whole, after every answer."""
+    count: int = 80
+    """Tokens of an answer, at the most; it ends with its line."""
+    temperature: float = 0.8
+    """Of the sampling; 0 takes the likeliest token."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens only."""
+    top_p: float | None = None
+    """Draw from the fewest likeliest tokens that together have this probability."""
+    seed: int = 0
+    """Random seed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpt2:
+    """GPT-2: train one, let it write, talk to one that remembers."""
+
+    what: (
+        Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Generate, tyro.conf.subcommand("generate")]
+        | Annotated[Chat, tyro.conf.subcommand("chat")]
+    )
+    """Which."""
+
+
+def _train(command: Train) -> None:
+    from rich.console import Console
+
+    from ..demo import progress_bar
+    from ..language import bigram_cross_entropy
+    from ..training.gpt2 import evaluate_gpt2, open_gpt2, start_gpt2, train_gpt2
+
+    if command.resume and command.settings != GPT2Settings():
+        raise ValueError(
+            "--resume goes on with the settings of its run and takes no others; leave the other flags out."
+        )
+    run = open_gpt2(command.resume) if command.resume else start_gpt2(command.settings)
+    console = Console()
+    console.print(f"Text: {run.source}; writing to {run.config.out}.")
+    with progress_bar(console, "loss {task.fields[loss]}") as progress:
+        task = progress.add_task(
+            "gpt2", total=run.config.steps, completed=int(run.state.step), loss="–"
+        )
+
+        def on_step(step: int, values: dict[str, float]) -> None:
+            progress.update(task, completed=step, loss=f"{values['loss']:.3f}")
+
+        outcome = train_gpt2(run, on_step=on_step)
+    entropy = evaluate_gpt2(run, run.validation_ids)
+    bigram = bigram_cross_entropy(run.train_ids, run.validation_ids, run.tokenizer.size)
+    print(f"validation cross-entropy {entropy:.4f} nats/token (bigram {bigram:.3f})")
+    if outcome.memory_bytes:
+        print(f"{outcome.seconds_per_step:.3f} s/step, {outcome.memory_bytes / 2**20:.0f} MiB/step")
+
+
+def _generate(command: Generate) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    from ..language import generate
+
+    model, tokenizer = _opened(command.source)
+    prompt = _encoded(tokenizer, command.prompt)
+    fits = len(prompt) + command.count <= model.config.n_positions
+    written = generate(
+        model,
+        jnp.asarray(prompt),
+        command.count,
+        key=jax.random.key(command.seed),
+        temperature=command.temperature,
+        top_k=command.top_k,
+        top_p=command.top_p,
+        stop=getattr(tokenizer, "end", None),
+        cache=fits,  # what is longer than the context slides its window
+    )
+    print(command.prompt + tokenizer.decode(written.tokens[: int(written.length)]))
+
+
+def _encoded(tokenizer: Any, prompt: str):
+    if not prompt:
+        raise ValueError("--prompt is empty: give at least one character to go on from.")
+    try:
+        return tokenizer.encode(prompt)
+    except ValueError as error:
+        raise ValueError(f"--prompt: {error}") from None
+
+
+def _opened(source: str):
+    """Model and tokenizer of a run, or of a saved GPT-2."""
+    from ..language import BPETokenizer, load_gpt2, merge
+    from ..training import holds_run
+    from ..training.gpt2 import open_gpt2
+
+    if holds_run(source):
+        run = open_gpt2(source)
+        return merge(run.model), run.tokenizer
+    model, tokenizer = load_gpt2(source), BPETokenizer.load(source)
+    tokenizer.check(model)
+    return model, tokenizer
+
+
+def _chat(command: Chat) -> None:
+    raise NotImplementedError(sys.stdin)
+
+
+COMMANDS = {
+    Train: _train,
+    Generate: _generate,
+    Chat: _chat,
+    Gpt2: lambda command: COMMANDS[type(command.what)](command.what),
+}

@@ -1,0 +1,159 @@
+"""How a transformer's layers attend: the strategies that a GPT-2 block is given.
+
+An attention is a callable `attend(heads, extra) -> (mixed (t, H, d), out)`. It takes what the layer hands it (`Heads`)
+and the layer's own slice of `extra`, and returns besides the mixed values whatever of the layer is to be kept.
+A cache, extra slots of memory and biased keys are a few lines each: they change the keys, values and mask of
+`Heads` (`heads._replace(...)`) and let another attention finish.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from .. import analytic
+
+
+class Heads(NamedTuple):
+    """What a layer hands to its attention, for t tokens, H heads and head width d.
+
+    - `query (t, H, d)`: scaled already, so that a score is a plain product `query · key`.
+    - `key`, `value (s, H, d)`: of these t tokens; an attention may put others in front of them.
+    - `mask (t, s)`: true where a query may see a key; None means causal.
+    - `hidden (t, C)`: the hidden states that enter the layer, before its layer norm.
+    """
+
+    query: Float[Array, "t h d"]
+    key: Float[Array, "s h d"]
+    value: Float[Array, "s h d"]
+    mask: Bool[Array, "t s"] | None
+    hidden: Float[Array, "t c"]
+
+    def visible(self) -> Bool[Array, "t s"]:
+        """The mask, written out if it is None."""
+        if self.mask is not None:
+            return self.mask
+        queries, keys = self.query.shape[0], self.key.shape[0]
+        if queries != keys:
+            raise ValueError(
+                f"`mask` is None (causal) but {queries} queries meet {keys} keys. An attention that adds keys must "
+                "also say who sees them: `heads._replace(key=…, value=…, mask=…)`."
+            )
+        return analytic.causal_mask(queries)
+
+
+Attend = Callable[[Heads, Any], tuple[Float[Array, "t h d"], Any]]
+
+
+class DotProduct(eqx.Module):
+    """Softmax attention; takes and returns no extra. The softmax is taken in at least float32.
+
+    **Arguments:** `implementation`: None, or `"xla"` or `"cudnn"` for `jax.nn.dot_product_attention`; the last is Flash
+    attention, for half precision on a GPU. (JAX's own takes float64 softmaxes in float32, so None is the default.)
+    """
+
+    implementation: str | None = eqx.field(default=None, static=True)
+
+    def __call__(self, heads: Heads, extra: None = None) -> tuple[Float[Array, "t h d"], None]:
+        if self.implementation is None:
+            return jnp.einsum("hts,shd->thd", weights(heads), heads.value), None
+        seen, causal = heads.visible(), heads.mask is None
+        kind: Any = self.implementation
+        with jax.numpy_dtype_promotion("standard"):  # inside, half precision meets float32
+            mixed = jax.nn.dot_product_attention(
+                heads.query,
+                heads.key,
+                heads.value,
+                mask=None if causal else seen[None],
+                is_causal=causal,  # a word that Flash attention understands better than a mask
+                scale=1.0,
+                implementation=kind,
+            )
+        return mixed, None
+
+
+class DroppedOut(eqx.Module):
+    """Softmax attention whose weights are dropped out at `rate`; `extra` is the layer's random key."""
+
+    rate: float = eqx.field(static=True)
+
+    def __call__(self, heads: Heads, extra: PRNGKeyArray) -> tuple[Float[Array, "t h d"], None]:
+        kept = dropout(weights(heads), self.rate, extra)
+        return jnp.einsum("hts,shd->thd", kept, heads.value), None
+
+
+def weights(heads: Heads) -> Float[Array, "h t s"]:
+    """The attention weights; zero where nothing is seen."""
+    wide = at_least_float32(heads.query.dtype)
+    scores = jnp.einsum("thd,shd->hts", heads.query, heads.key, preferred_element_type=wide)
+    seen = jnp.broadcast_to(heads.visible()[None], scores.shape)
+    return analytic.softmax(scores, seen).astype(heads.value.dtype)
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """The dtype, or float32 for half precision."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:
+    """Inverted dropout (Srivastava et al. 2014); the identity without a key."""
+    if key is None or rate == 0:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
+_put = lax.dynamic_update_slice_in_dim
+
+
+class Cache(eqx.Module):
+    """The keys and values of the tokens read so far, with room for S tokens. Goes in and comes out as a value.
+
+    - `key`, `value (L, S, H, d)`. `valid (S,)`: true where a real token lies, false for padding and empty slots.
+    - `length`: slots written.
+    """
+
+    key: Float[Array, "l s h d"]
+    value: Float[Array, "l s h d"]
+    valid: Bool[Array, " s"]
+    length: Int[Array, ""]
+
+    def written(
+        self,
+        key: Float[Array, "l t h d"],
+        value: Float[Array, "l t h d"],
+        valid: Bool[Array, " t"],
+    ) -> "Cache":
+        """The cache with t more tokens."""
+        return Cache(
+            _put(self.key, key, self.length, axis=1),
+            _put(self.value, value, self.length, axis=1),
+            _put(self.valid, valid, self.length, axis=0),
+            self.length + valid.size,
+        )
+
+
+class Cached(eqx.Module):
+    """Attention to the tokens of a cache and to new ones, left to `inner` once the cached ones stand in front.
+
+    `valid` and `length` are those of the cache, `new (t,)` says which of the new tokens are no padding. `extra` is
+    `(key, value, inner's extra)`, the first two of the cache, and `out` is `(new key, new value, inner's out)`.
+    """
+
+    inner: Attend
+    valid: Bool[Array, " s"]
+    length: Int[Array, ""]
+    new: Bool[Array, " t"]
+
+    def __call__(self, heads: Heads, extra: Any) -> tuple[Float[Array, "t h d"], Any]:
+        key, value, extra = extra
+        key = _put(key, heads.key, self.length, axis=0)
+        value = _put(value, heads.value, self.length, axis=0)
+        valid = _put(self.valid, self.new, self.length, axis=0)
+        token = self.length + jnp.arange(self.new.size, dtype=jnp.int32)
+        mask = (jnp.arange(valid.size, dtype=jnp.int32)[None] <= token[:, None]) & valid[None]
+        mixed, out = self.inner(heads._replace(key=key, value=value, mask=mask), extra)
+        return mixed, (heads.key, heads.value, out)
