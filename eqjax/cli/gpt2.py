@@ -14,8 +14,8 @@ from ..training.gpt2 import GPT2Settings
 class Train:
     """Train a GPT-2 from nothing, or go on from a pretrained one; with memory, if asked.
 
-    The run's folder gets config.yaml (which --config accepts back), metrics.jsonl, checkpoints and, of a model without memory,
-    model/, which Hugging Face's transformers read. A run that was stopped goes on with --resume FOLDER.
+    The run's folder gets config.yaml (which --config accepts back), metrics.jsonl, checkpoints, and in model/ the GPT-2
+    without its memory, which Hugging Face's transformers read. A run that was stopped goes on with --resume FOLDER.
     """
 
     settings: tyro.conf.OmitArgPrefixes[GPT2Settings] = dataclasses.field(
@@ -146,20 +146,67 @@ def _encoded(tokenizer: Any, prompt: str):
 
 def _opened(source: str):
     """Model and tokenizer of a run, or of a saved GPT-2."""
-    from ..language import BPETokenizer, load_gpt2, merge
+    from ..language import BPETokenizer, load_gpt2
     from ..training import holds_run
     from ..training.gpt2 import open_gpt2
 
     if holds_run(source):
         run = open_gpt2(source)
-        return merge(run.model), run.tokenizer
+        return run.gpt2, run.tokenizer
     model, tokenizer = load_gpt2(source), BPETokenizer.load(source)
     tokenizer.check(model)
     return model, tokenizer
 
 
 def _chat(command: Chat) -> None:
-    raise NotImplementedError(sys.stdin)
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from ..language import CharTokenizer, MemoryGPT2, load_memory, reply, save_memory
+    from ..training.gpt2 import open_gpt2
+
+    run = open_gpt2(command.source)
+    model, tokenizer = run.model, run.tokenizer
+    if not isinstance(model, MemoryGPT2):
+        raise ValueError(
+            f"{command.source}: this GPT-2 has no memory. Train one with `eqjax gpt2 train --memory both`."
+        )
+    try:
+        newline = int(tokenizer.encode("\n")[0])
+    except ValueError:
+        newline = None  # the text that it learned from was one line
+    known = command.memory.exists()
+    memory = load_memory(command.memory, model) if known else model.memory()
+    if known:
+        print(f"Goes on after {int(memory.tokens)} tokens.", file=sys.stderr)
+    key = jax.random.fold_in(jax.random.key(command.seed), int(memory.tokens))
+    for number, line in enumerate(sys.stdin):
+        if not line.strip():
+            break
+        if isinstance(tokenizer, CharTokenizer):
+            line = "".join(c for c in line if c in tokenizer.characters)
+        prompt = tokenizer.encode(line)
+        if not len(prompt):
+            print("None of these characters was in the text that the model learned from.")
+            continue
+        # A power of two tokens with padding on the left, so that few lengths are compiled.
+        size = 1 << (len(prompt) - 1).bit_length()
+        padding = size - len(prompt)
+        written, memory = reply(
+            model,
+            jnp.asarray(np.pad(prompt, (padding, 0))),
+            memory,
+            command.count,
+            key=jax.random.fold_in(key, number),
+            temperature=command.temperature,
+            top_k=command.top_k,
+            top_p=command.top_p,
+            stop=newline,
+            mask=jnp.arange(size) >= padding,
+        )
+        print(tokenizer.decode(written.tokens[: int(written.length)]).strip("\n"), flush=True)
+        save_memory(memory, command.memory, model)
 
 
 COMMANDS = {

@@ -35,8 +35,8 @@ class Backprop(AbstractEstimator):
 
     - `call`: `(model, inputs, key) -> outputs` of one sample; by default `model(inputs)`. The key is None without one.
     - `trains`: function from models to a mask of the trained arrays.
-    - `dtype`: of the floating arrays in the forward and backward pass, such as bfloat16; gradients come back in that of
-      the model. None leaves them as they are.
+    - `dtype`: of model and inputs in the forward and backward pass, such as bfloat16; loss and gradients stay in full
+      precision. None leaves all as it is.
     """
 
     objective: ClassVar[str] = "output"
@@ -62,11 +62,12 @@ def _backprop(estimator, model, loss, batch, key, subset):
 
     def losses(trained):
         full = eqx.combine(trained, held)
-        if estimator.dtype is not None:
-            full = tree_cast(full, estimator.dtype)
 
         def one(inputs, targets, key):
-            return loss(estimator.call(full, inputs, key), targets)
+            if estimator.dtype is None:
+                return loss(estimator.call(full, inputs, key), targets)
+            outputs = estimator.call(*tree_cast((full, inputs), estimator.dtype), key)
+            return loss(tree_cast(outputs, jnp.result_type(float)), targets)
 
         return jax.vmap(one, in_axes=(0, 0, None if keys is None else 0))(batch[0], batch[1], keys)
 

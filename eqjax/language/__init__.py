@@ -32,8 +32,11 @@ from .lora import (
     merge as merge,
     save_adapters as save_adapters,
 )
+from .memory import Memory as Memory, load_memory as load_memory, save_memory as save_memory
+from .memory_gpt2 import MemoryGPT2 as MemoryGPT2, memory_parameters as memory_parameters
 from .quantise import quantise as quantise
 from .sampling import Continuation as Continuation, Sampler as Sampler, autoregress as autoregress
+from .segments import reply as reply, segment_loss as segment_loss
 from .tokens import (
     CharTokenizer as CharTokenizer,
     batches as batches,

@@ -21,11 +21,13 @@ from ..language import (
     BPETokenizer,
     CharTokenizer,
     GPT2Config,
+    MemoryGPT2,
     adapters,
     batches,
     load_corpus,
     load_gpt2,
     lora,
+    memory_parameters,
     merge,
     save_gpt2,
     split,
@@ -63,8 +65,17 @@ class GPT2Settings(Settings):
     """Tokens in a window, and longest context of a new model."""
     dropout: float = 0.0
     """Dropout rate."""
+    memory: Literal["none", "recurrence", "slots", "both"] = "none"
+    """Memory between windows: of what just happened (recurrence), of what was long ago (slots), or both."""
+    slots: int = 64
+    """Slots of the memory."""
+    segments: int = 4
+    """Windows that are read one after the other, with gradients through the memory (1 without memory)."""
+
     lora_rank: int = 0
-    """Train adapters of this rank, and leave the weights alone; 0 trains the weights."""
+    """Train adapters of this rank, and leave the GPT-2's weights alone; 0 for none."""
+    freeze: bool = False
+    """Leave the GPT-2's weights alone: only its memory learns, and adapters."""
     bfloat16: bool = False
     """Forward and backward passes in bfloat16; weights stay in float32."""
 
@@ -96,16 +107,23 @@ class GPT2Settings(Settings):
 
     def __post_init__(self):
         self.check_above_zero(
-            "vocabulary layers heads width length steps batch learning_rate clip log_every evaluate_every "
-            "evaluate_windows save_every"
+            "vocabulary layers heads width length slots segments steps batch learning_rate clip log_every "
+            "evaluate_every evaluate_windows save_every"
         )
         self.check_not_negative("lora_rank warmup weight_decay seed keep dropout")
         if self.dropout >= 1:
             raise ValueError(f"--dropout must be below 1, got {self.dropout}.")
-        if self.lora_rank and not self.start:
+        if (self.lora_rank or self.freeze) and not self.start:
             raise ValueError(
-                "--lora-rank adapts a pretrained model: name one with --start, or leave it out."
+                "--lora-rank and --freeze leave the weights of a pretrained model alone: name one with --start."
             )
+        if self.freeze and not self.lora_rank and self.memory == "none":
+            raise ValueError("--freeze leaves nothing to learn: add --memory or --lora-rank.")
+
+    @property
+    def window(self) -> int:
+        """Tokens that one sample reads."""
+        return self.length * (1 if self.memory == "none" else self.segments)
 
 
 @dataclasses.dataclass
@@ -123,15 +141,20 @@ class GPT2Run:
     text_sha256: str
 
     @property
-    def model(self) -> GPT2:
+    def model(self) -> GPT2 | MemoryGPT2:
         return self.state.model
+
+    @property
+    def gpt2(self) -> GPT2:
+        """The model without its memory, adapters merged."""
+        return merge(_core(self.model))
 
     def about(self) -> dict[str, Any]:
         """What a checkpoint says about itself."""
         return {
             "command": "gpt2 train",
             "config": self.config.to_dict(),
-            "model": self.model.config.to_dict(),
+            "model": _core(self.model).config.to_dict(),
             **described(self.tokenizer),
             "text_sha256": self.text_sha256,
             "source": self.source,
@@ -196,25 +219,34 @@ def open_gpt2(folder: str | os.PathLike, *, step: int | None = None) -> GPT2Run:
     return run
 
 
-def _assemble(config, model, tokenizer, text, source) -> GPT2Run:
-    length = model.config.n_positions
-    if config.length > length:
+def _core(model: GPT2 | MemoryGPT2) -> GPT2:
+    return model.gpt2 if isinstance(model, MemoryGPT2) else model
+
+
+def _assemble(config, gpt2, tokenizer, text, source) -> GPT2Run:
+    limit = gpt2.config.n_positions
+    if config.length > limit:
         raise ValueError(
-            f"--length {config.length} is longer than the context of the pretrained model, {length} tokens."
+            f"--length {config.length} is longer than the context of the pretrained model, {limit} tokens."
         )
-    train_ids, validation_ids = split(tokenizer.encode(text), config.length)
-    trains = trainable
-    if config.lora_rank:
-        key = jax.random.key(config.seed)
-        model = lora(model, rank=config.lora_rank, alpha=2 * config.lora_rank, key=key)
-        trains = adapters
-    rates = (model.config.resid_pdrop, model.config.embd_pdrop, model.config.attn_pdrop)
+    train_ids, validation_ids = split(tokenizer.encode(text), config.window)
+    key, adapter_key, memory_key = jax.random.split(jax.random.key(config.seed + 1), 3)
+    model, rank = gpt2, config.lora_rank
+    if rank:
+        model = lora(model, rank=rank, alpha=2 * rank, key=adapter_key)
+    if config.memory != "none":
+        recurrent = eqx.nn.GRUCell if config.memory in ("recurrence", "both") else None
+        capacity = config.slots if config.memory in ("slots", "both") else 0
+        model = MemoryGPT2(
+            model, early=recurrent, late=recurrent, capacity=capacity, key=memory_key
+        )
+    trains = eqx.Partial(_trained, config)
+    optimiser = build_optimiser(config)
     estimator = Backprop(
-        call=_dropped if any(rates) else _plain,
+        call=eqx.Partial(_read, config.length),
         trains=trains,
         dtype=jnp.bfloat16 if config.bfloat16 else None,
     )
-    optimiser = build_optimiser(config)
     return GPT2Run(
         config=config,
         source=source,
@@ -222,20 +254,34 @@ def _assemble(config, model, tokenizer, text, source) -> GPT2Run:
         train_ids=train_ids,
         validation_ids=validation_ids,
         step=make_step(estimator, optimiser),
-        state=TrainState.create(
-            model, optimiser, key=jax.random.key(config.seed + 1), trains=trains
-        ),
-        data=batches(train_ids, length=config.length, batch=config.batch, seed=config.seed),
+        state=TrainState.create(model, optimiser, key=key, trains=trains),
+        data=batches(train_ids, length=config.window, batch=config.batch, seed=config.seed),
         text_sha256=digest(text),
     )
 
 
-def _plain(model, tokens, key):
-    return model(tokens)
+def _trained(config: GPT2Settings, model: GPT2 | MemoryGPT2) -> Any:
+    """Which leaves learn."""
+    if not (config.freeze or config.lora_rank):
+        return trainable(model)
+    marks = [adapters(model)] if config.lora_rank else []
+    marks += [memory_parameters(model)] if isinstance(model, MemoryGPT2) else []
+    return jax.tree.map(lambda *mark: any(mark), *marks)
 
 
-def _dropped(model, tokens, key):
-    return model(tokens, key=key)
+def _read(length: int, model: GPT2 | MemoryGPT2, tokens, key):
+    """The logits after every token; with memory, read segment by segment."""
+    if isinstance(model, GPT2):
+        rates = (model.config.resid_pdrop, model.config.embd_pdrop, model.config.attn_pdrop)
+        return model(tokens, key=key if any(rates) else None)
+
+    @jax.checkpoint
+    def segment(memory, tokens):
+        logits, memory = model(tokens, memory)
+        return memory, logits
+
+    _, logits = jax.lax.scan(segment, model.memory(), tokens.reshape(-1, length))
+    return logits.reshape(tokens.size, -1)
 
 
 def build_optimiser(config: GPT2Settings) -> optax.GradientTransformation:
@@ -261,27 +307,30 @@ def build_optimiser(config: GPT2Settings) -> optax.GradientTransformation:
 
 
 @eqx.filter_jit
-def _losses(model, inputs, targets):
-    return jax.vmap(lambda u, y: cross_entropy(model(u), y))(inputs, targets)
+def _losses(model, length, inputs, targets):
+    return jax.vmap(lambda u, y: cross_entropy(_read(length, model, u, None), y))(inputs, targets)
 
 
-def evaluate_gpt2(run: GPT2Run, ids: np.ndarray, *, chunk: int = 64) -> float:
+def evaluate_gpt2(run: GPT2Run, ids: np.ndarray) -> float:
     """Cross-entropy in nats per token on windows of `ids`."""
-    inputs, targets = tiles(ids, length=run.config.length, count=run.config.evaluate_windows)
+    config, chunk = run.config, max(1, 64 * run.config.length // run.config.window)
+    inputs, targets = tiles(ids, length=config.window, count=config.evaluate_windows)
     losses = []
     for first in range(0, len(inputs), chunk):
         window = [part[first : first + chunk] for part in (inputs, targets)]
         size = len(window[0])
         # The last chunk is filled up, so that one compiled shape serves all.
         window = [np.concatenate([part, np.repeat(part[:1], chunk - size, 0)]) for part in window]
-        losses.append(np.asarray(_losses(run.model, *map(jnp.asarray, window)))[:size])
+        found = _losses(run.model, config.length, *map(jnp.asarray, window))
+        losses.append(np.asarray(found)[:size])
     return float(np.concatenate(losses).mean())
 
 
 def train_gpt2(
     run: GPT2Run, *, on_step: Callable[[int, dict[str, float]], None] | None = None
 ) -> Outcome:
-    """Train until `config.steps`; then write the model to `model/` in the run's folder (adapters merged).
+    """Train until `config.steps`; then write the model to `model/` in the run's folder (adapters merged; a memory stays in
+    the checkpoints, since no other program would know what to do with it).
 
     A run that is killed at any moment goes on by `open_gpt2` and `train_gpt2`, to bit-identical parameters.
     """
@@ -294,7 +343,7 @@ def train_gpt2(
 
     outcome = fit(run, diagnose, on_step=on_step)
     folder = config.out / "model"
-    save_gpt2(merge(run.model), folder)
+    save_gpt2(run.gpt2, folder)
     if isinstance(run.tokenizer, BPETokenizer):
         run.tokenizer.save(folder)
     return outcome

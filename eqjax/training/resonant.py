@@ -46,8 +46,8 @@ class LossController(eqx.Module):
         drive       D = clip((2 p - 1) - tanh τ - c - K_r R, -1, 1)
 
     where c = sqrt(variance) / (|mean| + sqrt(variance)) is the variation and R the root mean square of r. Clipping z keeps a
-    shock out of the running figures; a loss that is not finite counts as z = 3, and leaves mean and variance as they are.
-    D is above 0 as long as the loss falls steadily, and below where it rises or only fluctuates:
+    shock out of the running figures; a loss that is not finite, or beyond 1e12, counts as z = 3 and leaves mean and
+    variance alone. D is above 0 as long as the loss falls steadily, and below where it rises or only fluctuates:
 
         rate        log a ← clip(persistence log a + g_α D, -log span, log span)
         momentum    μ = clip(μ₀ + g_μ D, limits)
@@ -90,7 +90,7 @@ class LossController(eqx.Module):
     def init(self) -> Control:
         """Before the first loss."""
         dtype = jnp.result_type(float)
-        start = Control(jnp.nan, 0.0, 0.0, 0.5, 0.0, 0.0, self.noise)
+        start = (jnp.nan, 0.0, 0.0, 0.5, 0.0, 0.0, self.noise)
         return Control(*(jnp.asarray(value, dtype) for value in start))
 
     def __call__(
@@ -99,7 +99,7 @@ class LossController(eqx.Module):
         """After one more loss; `recurrence`: arrays in [-1, 1], or None."""
         beta, dtype = self.smoothing, state.mean.dtype
         loss = jnp.asarray(loss).astype(dtype)
-        finite = jnp.isfinite(loss)
+        finite = jnp.abs(loss) < 1e12  # its square, too
         mean = jnp.where(jnp.isnan(state.mean) & finite, loss, state.mean)
         scale = jnp.sqrt(state.variance) + jnp.abs(mean) / 100 + jnp.finfo(dtype).tiny
         z = jnp.where(finite, jnp.clip((loss - mean) / scale, -3, 3), 3)
@@ -131,7 +131,7 @@ class LossController(eqx.Module):
 class ResonantState(NamedTuple):
     """The state of `resonant_adamw`: updates so far, moments, Π μ_i/μ₀, the controller's state, and a key or None."""
 
-    count: Int[Array, ""]
+    step: Int[Array, ""]
     mu: PyTree[Array]
     nu: PyTree[Array]
     drift: _Scalar
@@ -181,11 +181,11 @@ def resonant_adamw(
 
     def init(params):
         zeros = optax.tree.zeros_like(params)
-        count, drift = jnp.zeros((), jnp.int32), jnp.ones((), jnp.result_type(float))
+        step, drift = jnp.zeros((), jnp.int32), jnp.ones((), jnp.result_type(float))
         own = key if controller.noise > 0 else None
-        return ResonantState(count, zeros, zeros, drift, controller.init(), own)
+        return ResonantState(step, zeros, zeros, drift, controller.init(), own)
 
-    def update(grads, state, params=None, *, loss=None, recurrence=None, **_):
+    def update(grads, state, params: Any = None, *, loss: Any = None, recurrence=None, **_):
         for name, given in (("params", params), ("loss", loss)):
             if given is None:
                 raise ValueError(
@@ -194,7 +194,7 @@ def resonant_adamw(
         # As Optax, which mixes ints and floats.
         with jax.numpy_dtype_promotion("standard"):
             control = controller(state.control, loss, recurrence)
-            shift, count = control.momentum, optax.safe_increment(state.count)
+            shift, step = control.momentum, state.step + 1
             # μ and 1 - μ apart, so that with no shift both are rounded as Adam's.
             keep, take = b1 + shift, (1 - b1) - shift
             mu = jax.tree.map(
@@ -203,8 +203,8 @@ def resonant_adamw(
             nu = optax.tree.update_moment_per_elem_norm(grads, state.nu, b2, 2)
             # 1 - Π μ_i, as 1 - μ₀ᵗ Π μ_i/μ₀. The limit keeps 0 · ∞ away.
             drift = jnp.minimum(state.drift * (1 + shift / b1), 1e30)
-            weight = 1 - b1**count * drift
-            nu_hat = optax.tree.bias_correction(nu, b2, count)
+            weight = 1 - b1**step * drift
+            nu_hat = optax.tree.bias_correction(nu, b2, step)
             steps = jax.tree.map(
                 lambda m, v: m / weight.astype(m.dtype) / (jnp.sqrt(v) + eps), mu, nu_hat
             )
@@ -213,12 +213,13 @@ def resonant_adamw(
             if own is not None:
                 own, draw = jax.random.split(own)
                 steps = _with_noise(steps, control.noise, diffusion(params), draw)
-            alpha = learning_rate(state.count) if callable(learning_rate) else learning_rate
+            alpha: Any = learning_rate(state.step) if callable(learning_rate) else learning_rate
             alpha = -alpha * jnp.exp(control.rate)
             updates = jax.tree.map(lambda u: alpha.astype(u.dtype) * u, steps)
-        return updates, ResonantState(count, mu, nu, drift, control, own)
+        return updates, ResonantState(step, mu, nu, drift, control, own)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    functions: Any = init, update  # Optax's types know no states but its own
+    return optax.GradientTransformationExtraArgs(*functions)
 
 
 def _with_noise(steps, sigma, scales, key):
