@@ -186,11 +186,10 @@ def resonant_adamw(
         return ResonantState(step, zeros, zeros, drift, controller.init(), own)
 
     def update(grads, state, params: Any = None, *, loss: Any = None, recurrence=None, **_):
-        for name, given in (("params", params), ("loss", loss)):
-            if given is None:
-                raise ValueError(
-                    f"`{name}` is missing: call `update(grads, state, params, loss=…, recurrence=…)`."
-                )
+        if missing := [n for n, v in (("params", params), ("loss", loss)) if v is None]:
+            raise ValueError(
+                f"`{missing[0]}` is missing: call `update(grads, state, params, loss=…, recurrence=…)`."
+            )
         # As Optax, which mixes ints and floats.
         with jax.numpy_dtype_promotion("standard"):
             control = controller(state.control, loss, recurrence)
@@ -296,10 +295,6 @@ class ClosedLoop(eqx.Module):
             (moved, opt_state),
             (weights, state.opt_state),
         )
-        metrics = {
-            "loss": loss,
-            "gradient_norm": norm,
-            "recurrence": jnp.sqrt(jnp.mean(r * r)),
-            "updated": good,
-        }
+        metrics = {"loss": loss, "gradient_norm": norm, "updated": good}
+        metrics["recurrence"] = jnp.sqrt(jnp.mean(r * r))
         return LoopState(eqx.combine(weights, rest), opt_state, resonance, state.step + 1), metrics
