@@ -1,11 +1,13 @@
 """Neuron·steps per second: Hodgkin–Huxley populations and integrate-and-fire networks, beside Brian2.
 
     python benchmarks/neurons.py --brian2 /tmp/brian2/bin/python    # that environment: see experiments/brian2_traces.py
+    python benchmarks/neurons.py --jaxley /tmp/jaxley/bin/python --hh 100 1000 --lif    # one with `pip install jaxley`
 
 Both integrate the same equations by the same scheme with the same fixed step: Hodgkin–Huxley by explicit Euler at 0.01
 ms (eqjax through `relax`), the network by exact membrane steps of 0.1 ms with exponential synapses, every neuron
 reaching a tenth of the others, 400 at most. Brian2 runs its Cython target, and with `--standalone` its C++ standalone one, on the CPU. Compilation is not
-counted; the best of three runs is. What runs beside it on the machine counts, so read ratios.
+counted; the best of three runs is. Jaxley steps its own Hodgkin–Huxley channels by its own explicit scheme at 0.01 ms, without a
+current, so that its check values differ. What runs beside it on the machine counts, so read ratios.
 """
 
 import argparse
@@ -147,10 +149,29 @@ def brian2_lif(n, steps, dtype, standalone):
     return {"seconds": seconds, "check": monitor.num_spikes / n / (steps * LIF_STEP) * 1000}
 
 
+def jaxley_hh(n, steps, dtype):
+    import jax
+    import jaxley as jx
+    from jaxley.channels import HH
+
+    jax.config.update("jax_enable_x64", dtype == "float64")
+    net = jx.Network([jx.Cell(jx.Branch(jx.Compartment(), ncomp=1), parents=[-1])] * n)
+    net.insert(HH())
+    net.cell(0).branch(0).comp(0).record(verbose=False)
+    run = jax.jit(
+        lambda: jx.integrate(net, delta_t=HH_STEP, t_max=steps * HH_STEP, solver="fwd_euler")
+    )
+    seconds, v = best(lambda: jax.block_until_ready(run()))
+    found = {"seconds": seconds, "check": float(v[0, -1])}
+    return found | {"device": f"jaxley {jx.__version__} (jax {jax.__version__})"}
+
+
 def one(options):
     """One measurement, in a process of its own; prints JSON."""
     what, n, steps, dtype = options.what, options.n, options.steps, options.dtype
-    if options.peer:
+    if options.peer == "jaxley":
+        found = jaxley_hh(n, steps, dtype)
+    elif options.peer:
         import brian2 as b2
 
         b2.prefs.core.default_float_dtype = np.dtype(dtype).type
@@ -181,6 +202,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--brian2", help="the Python of an environment that has Brian2")
     parser.add_argument("--standalone", action="store_true", help="Brian2's C++ standalone target")
+    parser.add_argument(
+        "--jaxley", help="the Python of an environment that has Jaxley, in place of Brian2"
+    )
     parser.add_argument("--hh", type=int, nargs="*", default=[1000, 10_000, 100_000])
     parser.add_argument("--lif", type=int, nargs="*", default=[100, 1000, 4000, 100_000])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "float64"])
@@ -189,11 +213,12 @@ def main():
         parser.add_argument(name, help=argparse.SUPPRESS)
     for name in ("--n", "--steps"):
         parser.add_argument(name, type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--peer", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.what:
         return one(options)
-    print("| neurons | steps | type | eqjax: neuron·steps/s | check | Brian2 | check | ratio |")
+    peer = "Jaxley" if options.jaxley else "Brian2"
+    print(f"| neurons | steps | type | eqjax: neuron·steps/s | check | {peer} | check | ratio |")
     print("|---" * 8 + "|")
     for what, sizes in (("hh", options.hh), ("lif", options.lif)):
         for n in sizes:
@@ -202,9 +227,9 @@ def main():
                 case = ("--what", what, "--n", n, "--steps", steps, "--dtype", dtype)
                 ours = measured(sys.executable, *case)
                 extra = ["--standalone"] if options.standalone else []
-                theirs = (
-                    measured(options.brian2, *case, "--peer", *extra) if options.brian2 else None
-                )
+                peer = "jaxley" if options.jaxley else "brian2"
+                python = options.jaxley or options.brian2
+                theirs = measured(python, *case, "--peer", peer, *extra) if python else None
                 cells = [f"{what} {n}", steps, dtype]
                 for found in (ours, theirs or {"error": "–"}):
                     if "error" in found:
@@ -214,7 +239,7 @@ def main():
                 both = theirs and "seconds" in ours and "seconds" in theirs
                 cells.append(f"{theirs['seconds'] / ours['seconds']:.2f}" if both else "")
                 print("| " + " | ".join(map(str, cells)) + " |", flush=True)
-    print(f"\n{ours.get('device')}; {(theirs or {}).get('device', 'no Brian2')}")
+    print(f"\n{ours.get('device')}; {(theirs or {}).get('device', 'alone')}")
 
 
 if __name__ == "__main__":

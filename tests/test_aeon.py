@@ -268,8 +268,8 @@ def test_it_speeds_up_on_a_falling_loss_and_brakes_on_a_rising_one_a_shock_and_a
     controller = LossController(rate=0.1, momentum_gain=0.05, noise=0.1, noise_gain=0.5)
     fall = np.linspace(3, 2, 60)
     falling, rising = (follow(controller, losses) for losses in (fall, fall[::-1]))
-    assert falling.rate[-1] > 0.2 and falling.momentum[-1] > 0 and falling.noise[-1] < 0.1
-    assert rising.rate[-1] < -0.2 and rising.momentum[-1] < 0 and rising.noise[-1] > 0.1
+    assert falling.rate[-1] > 0.2 and falling.momentum[-1] < 0 and falling.noise[-1] < 0.1
+    assert rising.rate[-1] < -0.2 and rising.momentum[-1] > 0 and rising.noise[-1] > 0.1
     shock = follow(controller, changed(fall, slice(40, 43), 50.0))
     assert shock.rate[42] < shock.rate[39] - 0.05
     # The running mean hardly notices, and the rate comes back.

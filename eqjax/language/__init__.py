@@ -6,6 +6,7 @@ from .attend import (
     DotProduct as DotProduct,
     Heads as Heads,
 )
+from .attention_memory import AttentionWithMemory as AttentionWithMemory
 from .bpe import BPETokenizer as BPETokenizer, train_bpe as train_bpe
 from .corpus import (
     Corpus as Corpus,
@@ -37,6 +38,13 @@ from .memory_gpt2 import MemoryGPT2 as MemoryGPT2, memory_parameters as memory_p
 from .quantise import quantise as quantise
 from .sampling import Continuation as Continuation, Sampler as Sampler, autoregress as autoregress
 from .segments import reply as reply, segment_loss as segment_loss
+from .slots import (
+    Fifo as Fifo,
+    LeastAttended as LeastAttended,
+    LeastSalient as LeastSalient,
+    Slots as Slots,
+    Summarise as Summarise,
+)
 from .tokens import (
     CharTokenizer as CharTokenizer,
     batches as batches,

@@ -38,6 +38,8 @@ def generate(model: Any, prompt: Any, count: int, **settings: Any) -> Any:
     - `cache`: keep the keys and values of the tokens read, so that every token is read once; prompt and
       continuation must fit into the model's context. With False the last n_positions tokens are read anew for
       every token, which never ends; the tokens are the same as long as both fit.
+
+    Of a `MemoryGPT2` it is the `Continuation` of `reply`, whose settings it takes, after `memory` (empty by default).
     """
     raise ValueError(
         f"`model` must be a GPT2 or an equilibrium model, got a {type(model).__name__}."

@@ -50,10 +50,10 @@ class LossController(eqx.Module):
     variance alone. D is above 0 as long as the loss falls steadily, and below where it rises or only fluctuates:
 
         rate        log a ← clip(persistence log a + g_α D, -log span, log span)
-        momentum    μ = clip(μ₀ + g_μ D, limits)
+        momentum    μ = clip(μ₀ - g_μ D, limits)
         noise       σ = clip(σ₀ (1 - g_σ D), 0, 2 σ₀)
 
-    By default all gains, σ₀ and K_r are 0: a fixed schedule.
+    Rate and momentum go opposite ways, as in Smith's (2018) one cycle. By default gains, σ₀ and K_r are 0: a fixed schedule.
 
     **Arguments:** `rate`, `momentum_gain`, `noise_gain`: g_α, g_μ, g_σ ≥ 0. `momentum`: μ₀, Adam's b1. `noise`: σ₀ ≥ 0.
     `coupling`: K_r in [-1, 1]. `smoothing`, `persistence`: in [0, 1). `span`: ≥ 1. `limits`: of μ, around μ₀ and in [0, 1).
@@ -123,7 +123,7 @@ class LossController(eqx.Module):
             trend,
             success,
             rate=jnp.clip(self.persistence * state.rate + self.rate * drive, -span, span),
-            momentum=jnp.clip(self.momentum_gain * drive, low, high),
+            momentum=jnp.clip(-self.momentum_gain * drive, low, high),
             noise=jnp.clip(self.noise * (1 - self.noise_gain * drive), 0, 2 * self.noise),
         )
 
@@ -281,8 +281,7 @@ class ClosedLoop(eqx.Module):
             return jnp.mean(losses), resonance
 
         (loss, resonance), grads = jax.value_and_grad(mean_loss, has_aux=True)(weights)
-        r = resonance.recurrence
-        optimiser = optax.with_extra_args_support(self.optimiser)
+        optimiser, r = optax.with_extra_args_support(self.optimiser), resonance.recurrence
         with jax.numpy_dtype_promotion("standard"):
             updates, opt_state = optimiser.update(
                 grads, state.opt_state, weights, loss=loss, recurrence=r
@@ -295,6 +294,6 @@ class ClosedLoop(eqx.Module):
             (moved, opt_state),
             (weights, state.opt_state),
         )
-        metrics = {"loss": loss, "gradient_norm": norm, "updated": good}
-        metrics["recurrence"] = jnp.sqrt(jnp.mean(r * r))
+        size = jnp.sqrt(jnp.mean(r * r))
+        metrics = {"loss": loss, "gradient_norm": norm, "recurrence": size, "updated": good}
         return LoopState(eqx.combine(weights, rest), opt_state, resonance, state.step + 1), metrics
