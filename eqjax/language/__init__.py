@@ -1,5 +1,12 @@
 """Text in, text out: corpora, tokenisers, the equilibrium language model, GPT-2, generation."""
 
+from .aeon import (
+    AeonGPT2 as AeonGPT2,
+    Biased as Biased,
+    Coupling as Coupling,
+    GatedRecurrence as GatedRecurrence,
+    Resonance as Resonance,
+)
 from .attend import (
     Cache as Cache,
     Cached as Cached,

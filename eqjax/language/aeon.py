@@ -11,8 +11,7 @@ A vector that is the same at every position would add the same number to all sco
 notice. So r has a position, and m enters at a position through the token that stands there.
 
 The idea is the published AEON proposal: internal recurrence attention, a resonance memory of errors, and a controller of
-learning rate, momentum and noise (here `eqjax.training.resonant_adamw`). Its demo adds one r and one m to every key; here
-they have the positions that give them an effect.
+learning rate, momentum and noise (here `eqjax.training.resonant_adamw`). The equations of gate and controller are eqjax's own.
 """
 
 import equinox as eqx

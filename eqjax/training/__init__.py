@@ -5,6 +5,13 @@ from .config import TrainConfig as TrainConfig
 from .folder import holds_run as holds_run
 from .loop import Outcome as Outcome
 from .metrics import Metrics as Metrics, read_metrics as read_metrics
+from .resonant import (
+    ClosedLoop as ClosedLoop,
+    LoopState as LoopState,
+    LossController as LossController,
+    ResonantState as ResonantState,
+    resonant_adamw as resonant_adamw,
+)
 from .run import (
     Evaluation as Evaluation,
     Run as Run,

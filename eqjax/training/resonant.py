@@ -1,7 +1,7 @@
 """The optimiser and the closed loop of AEON: how fast, how inert and how noisy to learn, from how learning goes.
 
 The published AEON proposal asks for a learning rate α, a momentum μ and a noise σ that follow the trend, the variance and
-the success of the loss, and the internal recurrence r. Here they do so as values: `LossController` measures,
+the success of the loss, and the internal recurrence r. Here they do so as values, by equations of eqjax's own: `LossController` measures,
 `resonant_adamw` is AdamW under its control, `ClosedLoop` is one pure step that contains it all.
 """
 
