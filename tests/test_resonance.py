@@ -20,9 +20,9 @@ from eqjax.language.gpt2 import GPT2
 from eqjax.language.gpt2_config import GPT2Config
 from eqjax.language.resonance import (
     ARLL,
+    AdaptiveResonance,
     HeadTap,
     LayerTap,
-    Resonance,
     nearest_distance,
     squash,
 )
@@ -156,7 +156,7 @@ def test_misuse_is_named():
         learn(FuzzyART.empty(2, 2), -jnp.ones((1, 2)))
     for wrong, word in (({"tau": 0.0}, "tau"), ({"pull": -1.0}, "pull")):
         with pytest.raises(ValueError, match=word):
-            Resonance(**wrong)
+            AdaptiveResonance(**wrong)
     with pytest.raises(ValueError, match="strength"):
         ARLL(optax.sgd(1.0), strength=-1.0)
     law = ARLL(optax.sgd(1.0), stride=20)
@@ -235,7 +235,7 @@ def test_match_tracking_separates_what_vigilance_would_join():
 def test_an_euler_step_with_the_state_clamped_is_the_discrete_rule(dtype, key):
     rate, tau = 0.25, 2.0
     w, h = jax.random.uniform(key, (2, 10), dtype)
-    field = Resonance(tau=tau, pull=0.0)
+    field = AdaptiveResonance(tau=tau, pull=0.0)
     settled = ej.relax(field, (w, h), step=rate * tau, steps=1)
     art = FuzzyART.empty(10, 1, vigilance=0.0, rate=rate, dtype=dtype)
     art = eqx.tree_at(lambda a: (a.weight, a.count), art, (w[None], jnp.ones((), jnp.int32)))
@@ -250,7 +250,7 @@ def test_the_continuous_form_settles_where_its_closed_form_says(key):
     tau, pull, t = 0.7, 0.4, 1.3
     w, h = jax.random.uniform(key, (2, 6))
     gap = w - h
-    field = Resonance(tau=tau, pull=pull)
+    field = AdaptiveResonance(tau=tau, pull=pull)
     precise = dict(
         solver=dfx.Tsit5(), controller=dfx.PIDController(rtol=1e-9, atol=1e-11), step=0.01
     )

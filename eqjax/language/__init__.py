@@ -7,6 +7,11 @@ from .aeon import (
     GatedRecurrence as GatedRecurrence,
     Resonance as Resonance,
 )
+from .art import (
+    FuzzyART as FuzzyART,
+    SimpleARTMAP as SimpleARTMAP,
+    complement_code as complement_code,
+)
 from .attend import (
     Cache as Cache,
     Cached as Cached,
@@ -43,6 +48,16 @@ from .lora import (
 from .memory import Memory as Memory, load_memory as load_memory, save_memory as save_memory
 from .memory_gpt2 import MemoryGPT2 as MemoryGPT2, memory_parameters as memory_parameters
 from .quantise import quantise as quantise
+from .resonance import (
+    ARLL as ARLL,
+    AbstractTap as AbstractTap,
+    AdaptiveResonance as AdaptiveResonance,
+    ARLLState as ARLLState,
+    HeadTap as HeadTap,
+    LayerTap as LayerTap,
+    nearest_distance as nearest_distance,
+    squash as squash,
+)
 from .sampling import Continuation as Continuation, Sampler as Sampler, autoregress as autoregress
 from .segments import reply as reply, segment_loss as segment_loss
 from .slots import (

@@ -21,7 +21,7 @@ from .gpt2 import GPT2
 from .gpt2_config import GPT2Config
 
 
-class Resonance(AbstractForceField):
+class AdaptiveResonance(AbstractForceField):
     """A prototype w and a state h that settle on one another: `τ ẇ = (h∧w) - w`, `τ ḣ = λ (w - h)`.
 
     The state is `(w, h)`, two real arrays of one shape; the input `x` is not used. With λ = 0 the state is clamped,
