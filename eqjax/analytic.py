@@ -178,3 +178,10 @@ def tree_held(tree):
     return jax.tree.map(
         lambda leaf: lax.stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf, tree
     )
+
+
+def tree_where(condition, new, old):
+    """`new` where the scalar condition holds, else `old`; leaves that are no arrays are those of `new`."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(condition, a, b) if isinstance(a, jax.Array) else a, new, old
+    )

@@ -9,6 +9,7 @@ import tyro
 
 from ..showcase import HH, LIF, Hamming, Hopfield, Kuramoto, Parity, Xor
 from ..training.config import EstimatorName, TrainConfig
+from .checks import check_prompt, check_resume, encoded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,10 +195,7 @@ def _train(command: Train) -> None:
     from ..demo import progress_bar, train_with_bar
     from ..training.run import open_run, start_run
 
-    if command.resume and command.settings != TrainConfig():
-        raise ValueError(
-            "--resume goes on with the settings of its run and takes no others; leave the other flags out."
-        )
+    check_resume(command.resume, command.settings)
     run = open_run(command.resume) if command.resume else start_run(command.settings)
     console = Console()
     console.print(f"Text: {run.source}; writing to {run.config.out}.")
@@ -245,15 +243,11 @@ def _evaluate(command: Evaluate) -> None:
 def _sample(command: Sample) -> None:
     from ..training.run import open_run, sample
 
-    if not command.prompt:
-        raise ValueError("--prompt is empty: give at least one character to go on from.")
+    check_prompt(command.prompt)
     if not command.temperature >= 0:
         raise ValueError(f"--temperature must be at least 0, got {command.temperature}.")
     run = open_run(command.run)
-    try:
-        prompt = run.tokenizer.encode(command.prompt)
-    except ValueError as error:
-        raise ValueError(f"--prompt: {error}") from None
+    prompt = encoded(run.tokenizer, command.prompt)
     text = sample(run, prompt, command.count, temperature=command.temperature, seed=command.seed)
     print(command.prompt + text)
 

@@ -3,11 +3,12 @@
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
 from ..training.gpt2 import GPT2Settings
+from .checks import check_prompt, check_resume, encoded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,10 +90,7 @@ def _train(command: Train) -> None:
     from ..language import bigram_cross_entropy
     from ..training.gpt2 import evaluate_gpt2, open_gpt2, start_gpt2, train_gpt2
 
-    if command.resume and command.settings != GPT2Settings():
-        raise ValueError(
-            "--resume goes on with the settings of its run and takes no others; leave the other flags out."
-        )
+    check_resume(command.resume, command.settings)
     run = open_gpt2(command.resume) if command.resume else start_gpt2(command.settings)
     console = Console()
     console.print(f"Text: {run.source}; writing to {run.config.out}.")
@@ -118,8 +116,9 @@ def _generate(command: Generate) -> None:
 
     from ..language import generate
 
+    check_prompt(command.prompt)
     model, tokenizer = _opened(command.source)
-    prompt = _encoded(tokenizer, command.prompt)
+    prompt = encoded(tokenizer, command.prompt)
     fits = len(prompt) + command.count <= model.config.n_positions
     written = generate(
         model,
@@ -133,15 +132,6 @@ def _generate(command: Generate) -> None:
         cache=fits,  # what is longer than the context slides its window
     )
     print(command.prompt + tokenizer.decode(written.tokens[: int(written.length)]))
-
-
-def _encoded(tokenizer: Any, prompt: str):
-    if not prompt:
-        raise ValueError("--prompt is empty: give at least one character to go on from.")
-    try:
-        return tokenizer.encode(prompt)
-    except ValueError as error:
-        raise ValueError(f"--prompt: {error}") from None
 
 
 def _opened(source: str):

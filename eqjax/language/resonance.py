@@ -225,7 +225,7 @@ def _update(law, state, batch):
     )
     new = ARLLState(eqx.apply_updates(model, updates), opt_state, learned)
     good = jnp.isfinite(optax.tree.norm(grads))  # a category of NaN would stay for ever
-    kept = jax.tree.map(lambda a, b: jnp.where(good, a, b) if eqx.is_array(a) else a, new, state)
+    kept = analytic.tree_where(good, new, state)
     metrics = {
         "loss": total,
         "cross_entropy": cross_entropy,

@@ -162,17 +162,21 @@ def build_homeostat(config: TrainConfig) -> Homeostat | None:
     )
 
 
-def build_optimiser(config: TrainConfig) -> optax.GradientTransformation:
-    """AdamW with warm-up, cosine decay and clipping."""
+def warmup_cosine(config: Any) -> optax.Schedule:
+    """Linear warm-up to the `learning_rate` of a configuration, then a cosine down to a tenth of it."""
     warmup = min(config.warmup, config.steps - 1)
-    rate = optax.warmup_cosine_decay_schedule(
+    return optax.warmup_cosine_decay_schedule(
         0.0 if warmup else config.learning_rate,
         config.learning_rate,
         warmup,
         config.steps,
         0.1 * config.learning_rate,
     )
+
+
+def build_optimiser(config: TrainConfig) -> optax.GradientTransformation:
+    """AdamW with warm-up, cosine decay and clipping."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
-        optax.adamw(rate, weight_decay=config.weight_decay),
+        optax.adamw(warmup_cosine(config), weight_decay=config.weight_decay),
     )

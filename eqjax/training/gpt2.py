@@ -34,8 +34,9 @@ from ..language import (
     tiles,
     train_bpe,
 )
+from .build import warmup_cosine
 from .folder import about_run, claim, digest, keep_text, kept_text, restored
-from .loop import Outcome, fit
+from .loop import Outcome, fit, in_chunks
 from .settings import Settings
 from .step import Step, TrainState, check_finite, make_step
 
@@ -286,14 +287,6 @@ def _read(length: int, model: GPT2 | MemoryGPT2, tokens, key):
 
 def build_optimiser(config: GPT2Settings) -> optax.GradientTransformation:
     """AdamW as nanoGPT has it: β₂ = .99, decay of matrices only, warm-up, cosine to a tenth, clipping."""
-    warmup = min(config.warmup, config.steps - 1)
-    rate = optax.warmup_cosine_decay_schedule(
-        0.0 if warmup else config.learning_rate,
-        config.learning_rate,
-        warmup,
-        config.steps,
-        0.1 * config.learning_rate,
-    )
 
     def matrices(params):
         # By name: in a stack of blocks a vector has two axes, too.
@@ -302,7 +295,9 @@ def build_optimiser(config: GPT2Settings) -> optax.GradientTransformation:
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
-        optax.adamw(rate, b2=0.99, weight_decay=config.weight_decay, mask=matrices),
+        optax.adamw(
+            warmup_cosine(config), b2=0.99, weight_decay=config.weight_decay, mask=matrices
+        ),
     )
 
 
@@ -314,16 +309,9 @@ def _losses(model, length, inputs, targets):
 def evaluate_gpt2(run: GPT2Run, ids: np.ndarray) -> float:
     """Cross-entropy in nats per token on windows of `ids`."""
     config, chunk = run.config, max(1, 64 * run.config.length // run.config.window)
-    inputs, targets = tiles(ids, length=config.window, count=config.evaluate_windows)
-    losses = []
-    for first in range(0, len(inputs), chunk):
-        window = [part[first : first + chunk] for part in (inputs, targets)]
-        size = len(window[0])
-        # The last chunk is filled up, so that one compiled shape serves all.
-        window = [np.concatenate([part, np.repeat(part[:1], chunk - size, 0)]) for part in window]
-        found = _losses(run.model, config.length, *map(jnp.asarray, window))
-        losses.append(np.asarray(found)[:size])
-    return float(np.concatenate(losses).mean())
+    windows = tiles(ids, length=config.window, count=config.evaluate_windows)
+    compute = lambda inputs, targets: _losses(run.model, config.length, inputs, targets)
+    return float(in_chunks(compute, windows, chunk).mean())
 
 
 def train_gpt2(

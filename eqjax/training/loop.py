@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from .checkpoint import Checkpoints
@@ -90,6 +91,21 @@ def fit(
     if durations:
         outcome.seconds_per_step = statistics.median(durations)
     return outcome
+
+
+def in_chunks(compute: Callable[..., Any], windows: tuple[np.ndarray, ...], chunk: int) -> Any:
+    """`compute(*windows)`, `chunk` windows at a time, as NumPy arrays whose leading axis runs over all windows.
+
+    The last chunk is filled up, so that one compiled shape serves all.
+    """
+    found = []
+    for first in range(0, len(windows[0]), chunk):
+        parts = [part[first : first + chunk] for part in windows]
+        size = len(parts[0])
+        parts = [np.concatenate([part, np.repeat(part[:1], chunk - size, 0)]) for part in parts]
+        values = compute(*map(jnp.asarray, parts))
+        found.append(jax.tree.map(lambda leaf, size=size: np.asarray(leaf)[:size], values))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
 
 
 def _numbered(data: Iterator, first: int, last: int) -> Iterator[tuple[int, tuple[Array, Array]]]:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
 
+from ..analytic import tree_where
 from ..language.aeon import AeonGPT2, Resonance
 
 _Scalar = Float[Array, ""]
@@ -289,11 +290,7 @@ class ClosedLoop(eqx.Module):
             moved = optax.apply_updates(weights, updates)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(norm)
-        weights, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(good, new, old),
-            (moved, opt_state),
-            (weights, state.opt_state),
-        )
+        weights, opt_state = tree_where(good, (moved, opt_state), (weights, state.opt_state))
         size = jnp.sqrt(jnp.mean(r * r))
         metrics = {"loss": loss, "gradient_norm": norm, "recurrence": size, "updated": good}
         return LoopState(eqx.combine(weights, rest), opt_state, resonance, state.step + 1), metrics

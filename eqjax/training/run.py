@@ -26,7 +26,7 @@ from .build import (
 )
 from .config import TrainConfig
 from .folder import about_run, claim, digest, keep_text, kept_text, restored
-from .loop import Outcome, fit
+from .loop import Outcome, fit, in_chunks
 from .step import Step, TrainState, check_finite, make_step
 
 
@@ -145,16 +145,8 @@ def evaluate(run: Run, ids: np.ndarray, *, model: Any = None, chunk: int = 64) -
     model = run.model if model is None else model
     check_finite(model)
     inputs, targets = tiles(ids, length=run.config.length, count=run.config.evaluate_windows)
-    losses, residuals = [], []
-    for first in range(0, len(inputs), chunk):
-        window = [part[first : first + chunk] for part in (inputs, targets)]
-        size = len(window[0])
-        # The last chunk is filled up, so that one compiled shape serves all.
-        window = [np.concatenate([part, np.repeat(part[:1], chunk - size, 0)]) for part in window]
-        loss, residual = _window_losses(model, run.estimator.settle, *map(jnp.asarray, window))
-        losses.append(np.asarray(loss)[:size])
-        residuals.append(np.asarray(residual)[:size])
-    loss, residual = np.concatenate(losses), np.concatenate(residuals)
+    compute = lambda inputs, targets: _window_losses(model, run.estimator.settle, inputs, targets)
+    loss, residual = in_chunks(compute, (inputs, targets), chunk)
     return Evaluation(
         cross_entropy=float(loss.mean()),
         residual=float(np.median(residual)),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from ..analytic import cross_entropy
+from ..analytic import cross_entropy, tree_where
 from ..fields import trainable
 from ..gradients import AbstractEstimator
 from ..stability import AbstractHomeostat
@@ -143,11 +143,7 @@ def _update(fixed, state):
     with jax.numpy_dtype_promotion("standard"):  # Optax' schedules mix int and float
         updates, opt_state = step.optimiser.update(grads, state.opt_state, trained)
     model = eqx.apply_updates(state.model, updates)
-    model, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(good, new, old) if eqx.is_array(new) else new,
-        (model, opt_state),
-        (state.model, state.opt_state),
-    )
+    model, opt_state = tree_where(good, (model, opt_state), (state.model, state.opt_state))
     return TrainState(model, opt_state, state.step + 1, key, held), metrics | {"updated": good}
 
 
