@@ -1,25 +1,31 @@
 """Does AEON train a small GPT-2 better, or through more, than AdamW? And which of its parts does it?
 
-    python experiments/aeon.py --quick       # to see that it runs
-    python experiments/aeon.py               # the table
+    python experiments/aeon.py --quick                              # three small rows, to see that it runs
+    python experiments/aeon.py --seeds 6 --json aeon.json           # the table
+    python experiments/aeon.py --rows 0 2 --json a.json             # some rows, in a process of their own ...
+    python experiments/aeon.py --join a.json b.json --plot p.png    # ... and one table of them all
 
 Character GPT-2 (2 layers, 64 wide, 4 heads, windows of 64, no dropout) on tiny Shakespeare; 16 streams of consecutive windows,
-so that r and m of a stream go on from window to window; float32. Every row sees the same batches for a seed, for as many steps,
-with warm-up, cosine to a tenth, clipping at norm 1, and weight decay .1. The peak learning rate is tuned for the first
-row and for AEON alike, on an undisturbed run of a seed that is not in the table; the ablations take AEON's.
+so that r and m of a stream go on from window to window; float32. For a seed every row has the same batches and, but for the
+larger GPT-2, the same first weights; as many steps, warm-up over a twentieth of them, cosine to a tenth, clipping at norm 1,
+and weight decay .1. Every row's peak learning rate is tuned in the same way: of the same rates, that with the least mean of
+*calm* over three seeds that are not in the table. One at the edge of those is marked: a better one may lie beyond.
 
 - *calm*: nothing happens. Validation cross-entropy in nats per character, read in streams from an empty state.
-- *shock*: a twentieth of the steps, after two fifths of them, has random targets. The figures are the validation loss at the
-  end, and the *regret*: the mean over the fifth of the run after the burst of (training loss - that of the same seed and
-  row when calm).
-- *shift*: after half of the steps the text is another one, Python's help texts. Loss on the new text at the end, mean training
-  loss over the first tenth of the run on it (*adapting*), and loss on the old text at the end (*kept*).
+- *shock*: a twentieth of the steps, after two fifths of them, has random targets. Validation loss at the end. *regret*: the mean
+  over the fifth of the run after the burst of (training loss - that of the same seed and row when calm).
+- *shift*: after half of the steps the text is another one, Python's help texts. Validation loss on it at the end. *adapting*:
+  mean training loss over the first tenth of the run on it. *kept*: validation loss on the old text at the end.
 
-Every figure is the mean over the seeds, with the least and the greatest.
+Little is good. A figure is the mean over the seeds ± their standard deviation and, in brackets, the difference from the first row,
+paired by seed, likewise. *factor*: what the controller makes of the rate, a geometric mean over the calm runs. Rows with the
+same model share one program, or two unless there are as many seeds as rates; the first of them waits for it.
 """
 
 import argparse
+import json
 import time
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -27,34 +33,65 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eqjax.language import GPT2, CharTokenizer, GPT2Config, split, tiny_shakespeare
+from eqjax.language import GPT2, CharTokenizer, GPT2Config, read_text, split, tiny_shakespeare
 from eqjax.language.aeon import AeonGPT2
 from eqjax.language.corpus import fallback_text
 from eqjax.training.resonant import ClosedLoop, LossController, resonant_adamw
 
-CONTROL = {"rate": 0.1, "momentum_gain": 0.03, "noise": 0.02, "noise_gain": 0.5}
+jax.config.update("jax_default_matmul_precision", "float32")  # on a GPU, too
+
 OFF = {"recurrence": False, "resonance": False}
+RATE, MOMENTUM, NOISE = {"rate": 0.1}, {"momentum_gain": 0.03}, {"noise": 0.02, "noise_gain": 0.5}
+CONTROL = RATE | MOMENTUM | NOISE
+RISING = {"momentum_gain": -0.03}  # with success, as the publication has it
+BASE, LARGER = "AdamW, GPT-2", "AdamW, GPT-2 as large as AEON"
+SHOWN = BASE, "AEON", "controller alone"  # in the plot, and by --quick
 # Parts of the model that are left out, settings of the controller.
 ROWS = {
-    "AdamW, GPT-2": (OFF, {}),
+    BASE: (OFF, {}),
+    LARGER: (OFF, {}),
     "AEON": ({}, CONTROL),
     "AEON, no r": ({"recurrence": False}, CONTROL),
     "AEON, no m": ({"resonance": False}, CONTROL),
     "AEON, no controller": ({}, {}),
-    "AEON, no noise": ({}, CONTROL | {"noise": 0.0}),
-    "controller alone": (OFF, CONTROL),
+    "AEON, no noise": ({}, RATE | MOMENTUM),
+    "AEON, momentum rising with success": ({}, CONTROL | RISING),
     "AEON, K_r = .5": ({}, CONTROL | {"coupling": 0.5}),
+    "AEON, K_r = -.5": ({}, CONTROL | {"coupling": -0.5}),
+    "controller alone": (OFF, CONTROL),
+    "rate alone": (OFF, RATE),
+    "momentum alone": (OFF, MOMENTUM),
+    "momentum alone, rising with success": (OFF, RISING),
+    "noise alone": (OFF, NOISE),
 }
+GAINS = "rate", "momentum_gain", "noise", "noise_gain", "coupling"
+EVENTS = "calm", "shock", "shift"
+FIGURES = "calm", "shock", "regret", "shift", "adapting", "kept"
+TUNING = 1000, 1001, 1002
+SETTINGS = {"seeds": 3, "steps": 2000, "width": 64, "window": 64, "streams": 16}
+
+
+class Steering(eqx.Module):
+    """A `LossController` whose gains are data, so that one program serves all rows of a model. They are not checked, so that
+    the momentum's may be negative; and noise is always drawn, if only to be scaled by 0."""
+
+    gains: tuple
+    momentum, noise = LossController.momentum, 1.0
+
+    def init(self):
+        return LossController().init()
+
+    def __call__(self, state, loss, recurrence=None):
+        where = lambda controller: [getattr(controller, name) for name in GAINS]
+        return eqx.tree_at(where, LossController(), self.gains)(state, loss, recurrence)
 
 
 def streams(ids, shape, rng):
     """Windows of the shape `(steps, streams, window)` and their targets; each stream goes on from a place of its own."""
     steps, count, window = shape
-    starts = rng.integers(0, len(ids), count)
-    index = starts[None, :, None] + window * np.arange(steps)[:, None, None]
-    index = index + np.arange(window + 1)[None, None]
-    text = ids[index % len(ids)]
-    return text[..., :-1], text[..., 1:]
+    starts = rng.integers(0, len(ids), (count, 1)) + np.arange(window + 1)
+    text = ids[(starts + window * np.arange(steps)[:, None, None]) % len(ids)]
+    return text[..., :-1].copy(), text[..., 1:].copy()
 
 
 def batches(event, texts, vocabulary, shape, seed):
@@ -64,150 +101,185 @@ def batches(event, texts, vocabulary, shape, seed):
     others = streams(texts[1], (steps - steps // 2, *shape[1:]), rng)
     if event == "shock":
         burst = slice(2 * steps // 5, 2 * steps // 5 + max(1, steps // 20))
-        targets = targets.copy()
         targets[burst] = rng.integers(0, vocabulary, targets[burst].shape)
     if event == "shift":
-        inputs, targets = (
-            np.concatenate([ours[: steps // 2], other])
-            for ours, other in zip((inputs, targets), others, strict=True)
-        )
-    return jnp.asarray(inputs), jnp.asarray(targets)
-
-
-@eqx.filter_jit
-def run(loop, state, data):
-    """The state after every batch, and the losses."""
-    arrays, rest = eqx.partition(state, eqx.is_array)
-
-    def step(arrays, batch):
-        state, metrics = loop(eqx.combine(arrays, rest), batch)
-        return eqx.filter(state, eqx.is_array), metrics["loss"]
-
-    arrays, losses = jax.lax.scan(step, arrays, data)
-    return eqx.combine(arrays, rest), losses
-
-
-@eqx.filter_jit
-def validation(model, data):
-    """Mean loss over streams of windows, read one after the other from an empty state."""
-
-    def read(state, window):
-        losses, state = model.losses(*window, state)
-        return state, jnp.mean(losses)
-
-    stream = lambda windows: jnp.mean(jax.lax.scan(read, model.initial(), windows)[1])
-    return jnp.mean(jax.vmap(stream, in_axes=1)(data))
+        inputs[steps // 2 :], targets[steps // 2 :] = others
+    return inputs, targets
 
 
 class Study:
-    """The texts, and one program for each row and rate."""
+    """Texts and batches, which all rows share, and what is done with them."""
 
     def __init__(self, options):
-        self.steps, self.width = options.steps, options.width
+        self.width, self.rates, self.seeds = options.width, options.rates, range(options.seeds)
         self.shape = options.steps, options.streams, options.window
-        old, new = tiny_shakespeare().text, fallback_text().text
-        self.tokenizer = CharTokenizer.from_text(old + new)
-        parts = [split(self.tokenizer.encode(text), options.window) for text in (old, new)]
-        self.train = [train for train, _ in parts]
-        rng = np.random.default_rng(0)
-        shape = 8 if options.quick else 64, 16, options.window
-        self.held = [tuple(map(jnp.asarray, streams(ids, shape, rng))) for _, ids in parts]
+        old = read_text(options.text) if options.text else tiny_shakespeare()
+        texts = old.text, fallback_text().text
+        tokenizer = CharTokenizer.from_text("".join(texts))
+        parts = (split(tokenizer.encode(text), options.window) for text in texts)
+        (trained, held), self.vocabulary = zip(*parts, strict=True), tokenizer.size
 
-    def prepare(self, row):
-        """The loop, and a function from a seed and a rate to the state at its beginning."""
-        parts, control = ROWS[row]
-        warmup = max(1, self.steps // 20)
-        schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, warmup, self.steps, 0.1)
-        adamw = resonant_adamw(
-            schedule, LossController(**control), weight_decay=0.1, key=jax.random.key(9)
-        )
-        # The rate is a part of the state, so that one program serves all of them.
-        rated = optax.inject_hyperparams(optax.scale)(step_size=1.0)
-        loop = ClosedLoop(optax.chain(optax.clip_by_global_norm(1.0), adamw, rated))
-        config = GPT2Config(
-            vocab_size=self.tokenizer.size,
-            n_positions=self.shape[2],
-            n_embd=self.width,
-            n_layer=2,
-            n_head=4,
-        )
+        def stack(pairs):
+            return tuple(jnp.asarray(np.stack(parts)) for parts in zip(*pairs, strict=True))
 
-        def start(seed, rate):
-            k1, k2 = jax.random.split(jax.random.key(seed))
-            state = loop.init(AeonGPT2(GPT2.init(config, k1), key=k2, **parts), self.shape[1])
-            rated = optax.tree.set(state.opt_state, step_size=jnp.asarray(rate, jnp.float32))
-            return eqx.tree_at(lambda s: s.opt_state, state, rated)
+        def data(events, seeds):
+            of_all = trained, self.vocabulary, self.shape
+            return stack(batches(event, *of_all, seed) for event in events for seed in seeds)
 
-        return loop, start
+        rng, shape = np.random.default_rng(0), (8 if options.quick else 64, 16, options.window)
+        self.held = stack(streams(ids, shape, rng) for ids in held)
+        self.tuning = data(["calm"], np.repeat(TUNING, len(self.rates)))
+        self.table = data(EVENTS, self.seeds)
 
-    def trained(self, prepared, event, seed, rate):
-        loop, start = prepared
-        data = batches(event, self.train, self.tokenizer.size, self.shape, seed)
-        state, losses = run(loop, start(seed, rate), data)
-        return state.model, np.array(losses)
+    def model(self, width, parts, key):
+        config = GPT2Config(self.vocabulary, self.shape[2], n_embd=width, n_layer=2, n_head=4)
+        k1, k2 = jax.random.split(key)
+        return AeonGPT2(GPT2.init(config, k1), key=k2, **parts)
 
-    def tuned(self, row, prepared, rates):
-        """The rate that serves a row best when calm, on a seed of its own."""
-        found = {}
-        for rate in rates:
-            model, _ = self.trained(prepared, "calm", 1000, rate)
-            found[rate] = float(validation(model, self.held[0]))
-        told = ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in found.items())
-        print(f"{row}, validation loss by rate: {told}", flush=True)
-        return min(found, key=lambda rate: np.nan_to_num(found[rate], nan=np.inf))
+    def size(self, width, parts):
+        shapes = eqx.filter_eval_shape(self.model, width, parts, jax.random.key(0))
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
-    def figures(self, prepared, seed, rate):
-        """One seed of a row."""
-        steps = self.steps
-        model, calm = self.trained(prepared, "calm", seed, rate)
-        figures = {"calm": validation(model, self.held[0])}
-        after = 2 * steps // 5 + max(1, steps // 20)
-        shocked, losses = self.trained(prepared, "shock", seed, rate)
-        window = slice(after, after + steps // 5)
-        figures["shock"] = validation(shocked, self.held[0])
-        figures["regret"] = np.mean(losses[window] - calm[window])
-        shifted, losses = self.trained(prepared, "shift", seed, rate)
-        figures["shift"] = validation(shifted, self.held[1])
-        figures["adapting"] = np.mean(losses[steps // 2 : steps // 2 + max(1, steps // 10)])
-        figures["kept"] = validation(shifted, self.held[0])
-        return {name: float(value) for name, value in figures.items()}
+    @eqx.filter_jit
+    def run(self, width, parts, gains, seeds, rates, data, held):
+        """Runs side by side: their losses and log a, `(runs, steps)`, and validation losses on both texts, `(runs, 2)`."""
+        steps, count, _ = self.shape
+        schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, max(1, steps // 20), steps, 0.1)
+
+        def one(seed, rate, data):
+            weights, noise = jax.random.split(jax.random.key(seed))
+            paced = lambda step: rate * schedule(step)
+            adamw = resonant_adamw(paced, Steering(gains), weight_decay=0.1, key=noise)
+            loop = ClosedLoop(optax.chain(optax.clip_by_global_norm(1.0), adamw))
+            state = loop.init(self.model(width, parts, weights), count)
+            arrays, rest = eqx.partition(state, eqx.is_array)
+
+            def step(arrays, batch):
+                state, metrics = loop(eqx.combine(arrays, rest), batch)
+                factor = optax.tree.get(state.opt_state, "control").rate
+                return eqx.filter(state, eqx.is_array), (metrics["loss"], factor)
+
+            arrays, told = jax.lax.scan(step, arrays, data)
+            model = eqx.combine(arrays, rest).model
+
+            def read(state, window):
+                losses, state = model.losses(*window, state)
+                return state, jnp.mean(losses)
+
+            stream = lambda windows: jnp.mean(jax.lax.scan(read, model.initial(), windows)[1])
+            read_all = jax.vmap(jax.vmap(stream, in_axes=1))
+            return *told, jnp.mean(read_all(held), axis=1)
+
+        return jax.vmap(one)(seeds, rates, data)
+
+    def record(self, row):
+        """Tunes a row, measures it, and gives what is told of it."""
+        begun, (parts, gains) = time.time(), ROWS[row]
+        width, gains = self.width, tuple(jnp.float32(gains.get(name, 0)) for name in GAINS)
+        while row == LARGER and self.size(width, parts) < self.size(self.width, {}):
+            width += 4
+
+        def run(seeds, rates, data):
+            runs = jnp.int32(seeds), jnp.float32(rates), data
+            return map(np.asarray, self.run(width, parts, gains, *runs, self.held))
+
+        *_, held = run(np.repeat(TUNING, len(self.rates)), self.rates * len(TUNING), self.tuning)
+        tuning = held[:, 0].reshape(len(TUNING), -1).mean(0)
+        best = int(np.argmin(np.nan_to_num(tuning, nan=np.inf)))
+        edge = " (edge)" if best in (0, len(tuning) - 1) else ""
+        count = len(EVENTS) * len(self.seeds)
+        told = run(np.tile(self.seeds, len(EVENTS)), [self.rates[best]] * count, self.table)
+        losses, factors, held = (a.reshape(len(EVENTS), -1, a.shape[-1]) for a in told)
+        (calm, shock, shift), steps = losses, self.shape[0]
+        after, half = 2 * steps // 5 + max(1, steps // 20), steps // 2
+        regret = (shock - calm)[:, after : after + steps // 5].mean(1)
+        adapting = shift[:, half : half + max(1, steps // 10)].mean(1)
+        values = held[0, :, 0], held[1, :, 0], regret, held[2, :, 1], adapting, held[2, :, 0]
+        curves = losses[..., : steps // 5 * 5].mean(1).reshape(len(EVENTS), -1, 5).mean(2)
+        return {
+            "parameters": self.size(width, parts),
+            "tuning": tuning.tolist(),
+            "rate": f"{self.rates[best]:g}{edge}",
+            "factor": float(np.exp(factors[0].mean())),
+            "figures": dict(zip(FIGURES, np.array(values).tolist(), strict=True)),
+            "curves": dict(zip(EVENTS, curves.tolist(), strict=True)),  # means over 5 steps
+            "seconds": time.time() - begun,
+        }
 
 
-def cell(values):
-    low, high = min(values), max(values)
-    return f"{np.mean(values):.3f}" + (f" ({low:.3f} … {high:.3f})" if len(values) > 1 else "")
+def listed(*cells, head=False):
+    text = f"| {' | '.join(cells)} |"
+    return "\n" + text + "\n" + "| --- " * len(cells) + "|" if head else text
+
+
+def line(row, records):
+    """A row of the table."""
+    told, base = records[row], records.get(BASE)
+    spread = lambda values, sign: f"{np.mean(values):{sign}.3f} ± {np.std(values, ddof=1):.3f}"
+    cells = [row, str(told["parameters"]), told["rate"], f"{told['factor']:.2f}"]
+    for name, values in told["figures"].items():
+        cells.append(spread(values, ""))
+        if base and row != BASE:
+            cells[-1] += f" [{spread(np.subtract(values, base['figures'][name]), '+')}]"
+    return listed(*cells, f"{told['seconds']:.0f} s")
+
+
+def plot(records, path):
+    """Training losses of three rows around shock and shift, means over the seeds."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
+    for axis, event in zip(axes, EVENTS[1:], strict=True):
+        for row in filter(records.get, SHOWN):
+            curve = np.array(records[row]["curves"][event])
+            axis.plot(5 * np.arange(curve.size), curve, label=row, linewidth=1)
+        axis.set(title=event, xlabel="step", ylabel="training loss (nats per character)")
+    axes[0].legend()
+    figure.savefig(path, dpi=150)
 
 
 def main():
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--window", type=int, default=64)
-    parser.add_argument("--streams", type=int, default=16)
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
-    parser.add_argument("--quick", action="store_true", help="20 small steps, one seed and rate")
+    numbers = dict(zip(map(str, range(len(ROWS))), ROWS, strict=True))
+    style = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    for name, value in SETTINGS.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    rates = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]
+    parser.add_argument("--rates", type=float, nargs="+", default=rates)
+    told = "of " + "; ".join(map(" ".join, numbers.items()))
+    parser.add_argument("--rows", nargs="+", choices=[*numbers, *ROWS], metavar="ROW", help=told)
+    parser.add_argument("--text", metavar="FILE", help="in place of tiny Shakespeare")
+    parser.add_argument("--json", metavar="FILE", help="for the results, written row by row")
+    parser.add_argument("--join", metavar="FILE", nargs="+", help="show these; run nothing")
+    parser.add_argument("--plot", metavar="FILE", help="for the loss curves of three rows")
+    parser.add_argument("--quick", action="store_true", help="a small run of three rows")
     options = parser.parse_args()
+    begun, records, rows = time.time(), {}, options.rows or (SHOWN if options.quick else ROWS)
     if options.quick:
-        options.steps, options.seeds, options.rates = 20, 1, [3e-3]
-        options.width, options.window, options.streams = 16, 16, 4
-    study = Study(options)
-    prepared = {row: study.prepare(row) for row in ROWS}
-    base, aeon, *_ = ROWS
-    rates = {row: study.tuned(row, prepared[row], options.rates) for row in (base, aeon)}
-    names = "calm", "shock", "regret", "shift", "adapting", "kept"
-    heads = "row", "parameters", "rate", *names, "time"
-    print(f"| {' | '.join(heads)} |\n" + "|---" * len(heads) + "|", flush=True)
-    for row in ROWS:
-        begun, rate = time.time(), rates.get(row, rates[aeon])
-        found = [study.figures(prepared[row], seed, rate) for seed in range(options.seeds)]
-        model = prepared[row][1](0, rate).model
-        weights = jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array))
-        cells = [cell([figures[name] for figures in found]) for name in names]
-        size, seconds = sum(leaf.size for leaf in weights), time.time() - begun
-        print(f"| {row} | {size} | {rate:g} | {' | '.join(cells)} | {seconds:.0f} s |", flush=True)
+        vars(options).update(seeds=2, steps=20, width=16, window=16, streams=4, rates=[3e-3, 1e-2])
+    if options.join:
+        told = [json.loads(Path(path).read_text()) for path in options.join]
+        settings, found = told[0]["settings"], {r: v for t in told for r, v in t["rows"].items()}
+        if any(one["settings"] != settings for one in told):
+            parser.error("--join: the files have different settings; join those of one study.")
+        rows = filter(found.get, ROWS)
+    else:
+        study = Study(options)
+        settings = {"device": jax.devices()[0].device_kind, "vocabulary": study.vocabulary}
+        settings |= {name: getattr(options, name) for name in (*SETTINGS, "rates")}
+    print(*(f"{name}: {value}" for name, value in settings.items()), sep=", ")
+    print(listed("row", "parameters", "rate", "factor", *FIGURES, "time", head=True), flush=True)
+    for row in (numbers.get(row, row) for row in rows):
+        records[row] = found[row] if options.join else study.record(row)
+        if options.json:
+            Path(options.json).write_text(json.dumps({"settings": settings, "rows": records}))
+        print(line(row, records), flush=True)
+    print(listed("*calm* when tuned, by rate", *map(str, settings["rates"]), head=True))
+    for row, record in records.items():
+        print(listed(row, *(f"{loss:.3f}" for loss in record["tuning"])))
+    print(f"\n{time.time() - begun:.0f} s")
+    if options.plot:
+        plot(records, options.plot)
 
 
 if __name__ == "__main__":

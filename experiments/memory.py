@@ -2,25 +2,25 @@
 
     python experiments/memory.py recall              # pairs in one segment or prompt, questions in another
     python experiments/memory.py passkey             # a value hidden 4, 16 and 64 windows back
-    python experiments/memory.py text                # perplexity of tiny Shakespeare beyond the window
+    python experiments/memory.py text                # perplexity of a book beyond the window
     python experiments/memory.py evictions           # who gives way: recall across a gap, and the passkey
     python experiments/memory.py all --quick         # smaller: to see that it runs
 
-One table; every figure is the mean over the seeds, with the least and the greatest. Two layers, 64 wide, 2 heads; AdamW 2e-3
-with warm-up and cosine, clipped to norm 1; float32. Memory in the second layer.
+One table; every figure is the mean over the seeds, with the least and the greatest. The seeds train side by side, in one
+program. Two layers, 64 wide, 2 heads; AdamW 2e-3 with warm-up and cosine, clipped to norm 1; float32. Memory in the layer
+three quarters up, the second of two.
 
 *Tasks.* A vocabulary of 64: 16 keys, 32 values, 14 tokens of noise, a mark and a question mark; windows of 16.
 `recall`: the first segment is noise with 4 pairs, key and value, in it; the second one asks for the values of the 4 keys in
 another order, and only these four answers count. Without memory chance is 1/32; to know the values, but not whose they are,
-is worth 1/4. Slots hold 12 of the 16 tokens. Half of the texts for training have their pairs in the segment of the
-questions: what attention learns to find there it finds in the slots, too. Trained on questions across segments alone,
-the gates stay shut: at 0 they have nothing to learn from until values are worth reading, and these are not read
-(2000 steps: loss 3.466 = log 32). The same models are then told the pairs in one prompt, answer 4 tokens, and are
+is worth 1/4. Slots hold 12 of the 16 tokens. Half of the texts for training (`--near`) have their pairs in the segment of the
+questions: what attention learns to find there it finds in the slots, too. The same models are then told the pairs in one prompt, answer 4 tokens, and are
 asked in another prompt (`reply`, twice). `passkey`: a mark and a value are hidden in a window of noise, and asked for in
 the 8th, half of the time their own; tested at 4, 16 and 64 windows, hidden in the first; 32 slots that keep the most
 salient. `evictions`: `recall` with two segments of noise between, and `passkey`, by slots alone, 12 and 32 of them.
-`text`: windows of 64 characters, 16 in a row for training, and the whole validation text in 8 streams for testing; `emptied`:
-with an empty memory for every window; `sliding`: the second halves of overlapping windows, which plain GPT-2 can do, too.
+`text`: a book (`--book`, a name as in books.py or a file) in windows of 64 characters, 16 in a row in training, and the
+whole validation text in 8 streams for testing; `emptied`: with an empty memory for every window; `sliding`: the second halves
+of overlapping windows, which plain GPT-2 can do, too.
 """
 
 import argparse
@@ -34,8 +34,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from books import book
 
-from eqjax.language import GPT2, CharTokenizer, GPT2Config, split, tiles, tiny_shakespeare
+from eqjax.language import GPT2, CharTokenizer, GPT2Config, split, tiles
 from eqjax.language.memory_gpt2 import MemoryGPT2
 from eqjax.language.segments import reply, segment_loss
 from eqjax.language.slots import Fifo, LeastAttended, LeastSalient, Summarise
@@ -48,7 +49,7 @@ MEMORIES: dict[str, dict[str, Any]] = {
     "slots": {"early": None, "late": None},
     "both": {},
 }
-EVICTIONS = Fifo(), LeastAttended(), LeastSalient(), Summarise()
+EVICTIONS = {type(e).__name__: e for e in (Fifo(), LeastAttended(), LeastSalient(), Summarise())}
 
 
 class Texts(NamedTuple):
@@ -62,11 +63,18 @@ class Texts(NamedTuple):
 Draw = Callable[[jax.Array, int], Texts]
 
 
-def gpt2_with(memory, key, *, window=WINDOW, vocabulary=VOCABULARY, capacity=12, **settings):
-    """A fresh model; `memory` names a row of the tables."""
+def gpt2_with(memory, shape, key, *, capacity=12, **settings):
+    """A fresh model; `memory` names a row of the tables, `shape` has what a `GPT2Config` shall have other than by default here."""
     k1, k2 = jax.random.split(key)
-    config = GPT2Config(vocab_size=vocabulary, n_positions=window, n_embd=64, n_layer=2, n_head=2)
-    settings = {"capacity": capacity, "layers": (1,), **settings, **MEMORIES[memory]}
+    here = {
+        "vocab_size": VOCABULARY,
+        "n_positions": WINDOW,
+        "n_embd": 64,
+        "n_layer": 2,
+        "n_head": 2,
+    }
+    config = GPT2Config(**{**here, **shape})
+    settings = {"capacity": capacity, **settings, **MEMORIES[memory]}
     return MemoryGPT2(GPT2.init(config, k1), key=k2, **settings)
 
 
@@ -117,8 +125,10 @@ def passkey(key, batch, *, windows=8, near=0.0):
 
 
 @eqx.filter_jit
-def trained(model, draw: Draw, key, steps, *, batch=64, rate=2e-3):
-    """The model after `steps` of AdamW on fresh batches, and the losses."""
+@partial(eqx.filter_vmap, in_axes=(eqx.if_array(0), None, 0, None))
+def trained(model, draw: Draw, key, settings):
+    """The models after `steps` of AdamW on fresh batches, a model and a key for each seed, and the losses."""
+    steps, batch, rate = settings
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, min(100, steps // 10), steps)
     optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
     weights, rest = eqx.partition(model, eqx.is_inexact_array)
@@ -140,7 +150,6 @@ def trained(model, draw: Draw, key, steps, *, batch=64, rate=2e-3):
     return eqx.combine(weights, rest), losses
 
 
-@eqx.filter_jit
 def accuracy(model, draw: Draw, key, batch=512):
     """How many of the answers that count are right."""
     texts = draw(key, batch)
@@ -153,7 +162,6 @@ def accuracy(model, draw: Draw, key, batch=512):
     return jnp.sum(right) / jnp.sum(texts.weight > 0)
 
 
-@eqx.filter_jit
 def told_and_asked(model, key, batch=256):
     """How often `reply` to a second prompt gives the value that the first prompt told."""
     k1, k2 = jax.random.split(key)
@@ -177,35 +185,38 @@ def spread(values, form="{:.3f}"):
     return form.format(values.mean()) + (f" ({low} … {high})" if len(values) > 1 else "")
 
 
-def report(task, row, model, figures, seconds, steps):
-    """One line of the table."""
-    size = sum(leaf.size for leaf in jax.tree.leaves(eqx.filter(model, eqx.is_inexact_array)))
+def measure(options, task, row, make, draw, tests, *, steps, batch=64):
+    """Train and test all seeds at once, and print a line of the table."""
+    start, steps = time.time(), options.steps or steps
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed), 3))(
+        jnp.arange(options.seeds)
+    )
+    models = eqx.filter_vmap(make)(keys[:, 0])
+    models, losses = trained(models, draw, keys[:, 1], (steps, batch, options.rate))
+    if options.verbose:
+        course = np.array(losses, float).reshape(options.seeds, 10, -1).mean(-1).round(3)
+        print(f"{task}, {row}: loss in tenths {course.tolist()}", flush=True)
+    figures = {
+        name: eqx.filter_jit(eqx.filter_vmap(test))(models, keys[:, 2])
+        for name, test in tests.items()
+    }
+    weights = jax.tree.leaves(eqx.filter(models, eqx.is_inexact_array))
+    size = sum(leaf.size for leaf in weights) // options.seeds
     cells = ", ".join(f"{name} {spread(values)}" for name, values in figures.items())
-    print(f"| {task} | {row} | {size} | {steps} | {cells} | {seconds:.0f} s |", flush=True)
-
-
-def measure(options, task, row, make, draw, steps, tests, **training):
-    """Train once a seed, test, and print the line."""
-    start, figures, model = time.time(), {name: [] for name in tests}, None
-    for seed in range(options.seeds):
-        k1, k2, k3 = jax.random.split(jax.random.key(seed), 3)
-        model, losses = trained(make(k1), draw, k2, steps, **training)
-        for name, test in tests.items():
-            figures[name].append(float(test(model, k3)))
-        if options.verbose:
-            print(task, row, np.array(losses).reshape(10, -1).mean(1).round(3), flush=True)
-    report(task, row, model, figures, time.time() - start, steps)
+    print(
+        f"| {task} | {row} | {size} | {steps} | {cells} | {time.time() - start:.0f} s |", flush=True
+    )
 
 
 def recall_rows(options):
-    for memory in MEMORIES:
-        tests = {
-            "right": lambda model, key: accuracy(model, recall, key),
-            "in another prompt": told_and_asked,
-        }
-        make = partial(gpt2_with, memory)
-        draw = partial(recall, near=0.5)
-        measure(options, "recall", memory, make, draw, options.steps or 4000, tests)
+    tests = {
+        "right": lambda model, key: accuracy(model, recall, key),
+        "in another prompt": told_and_asked,
+    }
+    draw = partial(recall, near=options.near)
+    for memory in options.memories:
+        make = partial(gpt2_with, memory, {})
+        measure(options, "recall", memory, make, draw, tests, steps=4000)
 
 
 def passkey_tests(options):
@@ -216,45 +227,31 @@ def passkey_tests(options):
     return {f"at {n}×": test(n) for n in ((4, 16) if options.quick else (4, 16, 64))}
 
 
+def passkey_row(options, row, memory, eviction):
+    make = partial(gpt2_with, memory, {}, capacity=32, eviction=eviction)
+    draw = partial(passkey, near=options.near)
+    measure(options, "passkey", row, make, draw, passkey_tests(options), steps=2000)
+
+
 def passkey_rows(options):
-    for memory in MEMORIES:
-        make = partial(gpt2_with, memory, capacity=32, eviction=LeastSalient())
-        steps = options.steps or 2000
-        measure(
-            options,
-            "passkey",
-            memory,
-            make,
-            partial(passkey, near=0.5),
-            steps,
-            passkey_tests(options),
-        )
+    for memory in options.memories:
+        passkey_row(options, memory, memory, LeastSalient())
 
 
 def eviction_rows(options):
     across = partial(recall, gap=2)
     tests = {"right": lambda model, key: accuracy(model, across, key)}
-    for eviction in EVICTIONS:
-        name = type(eviction).__name__
-        make = partial(gpt2_with, "slots", eviction=eviction)
-        draw = partial(across, near=0.5)
-        measure(options, "recall across a gap", name, make, draw, options.steps or 4000, tests)
-        make = partial(gpt2_with, "slots", capacity=32, eviction=eviction)
-        steps = options.steps or 2000
-        measure(
-            options,
-            "passkey",
-            name,
-            make,
-            partial(passkey, near=0.5),
-            steps,
-            passkey_tests(options),
-        )
+    draw = partial(across, near=options.near)
+    for name in options.evictions:
+        eviction = EVICTIONS[name]
+        make = partial(gpt2_with, "slots", {}, eviction=eviction)
+        measure(options, "recall across a gap", name, make, draw, tests, steps=4000)
+        passkey_row(options, name, "slots", eviction)
 
 
 def text_rows(options):
-    window, segments = 64, 16
-    text = tiny_shakespeare().text
+    window, segments = options.window, options.segments
+    text = book(options.book)
     tokenizer = CharTokenizer.from_text(text)
     train, validation = split(tokenizer.encode(text), window)
     streams = 8
@@ -272,7 +269,6 @@ def text_rows(options):
         tokens, next = (a.reshape(batch, segments, window) for a in (texts[:, :-1], texts[:, 1:]))
         return Texts(tokens, next, jnp.ones(tokens.shape))
 
-    @eqx.filter_jit
     def perplexity(model, tokens, targets, weight=None):
         one = lambda *parts: segment_loss(model, *parts[:2], weight=parts[2])[0]
         weight = jnp.ones(tokens.shape) if weight is None else weight
@@ -298,11 +294,12 @@ def text_rows(options):
         "emptied": emptied,
         "sliding": sliding,
     }
-    for memory in MEMORIES:
-        make = partial(
-            gpt2_with, memory, window=window, vocabulary=tokenizer.size, capacity=256, horizon=4
-        )
-        measure(options, "text", memory, make, draw, options.steps or 1500, tests, batch=16)
+    shape = {"vocab_size": tokenizer.size, "n_positions": window}
+    shape |= {"n_embd": options.width, "n_layer": options.layers, "n_head": options.heads}
+    for memory in options.memories:
+        make = partial(gpt2_with, memory, shape, capacity=options.slots, horizon=options.horizon)
+        task = f"text, {options.book}"
+        measure(options, task, memory, make, draw, tests, steps=1500, batch=options.batch)
 
 
 TABLES = {
@@ -318,13 +315,27 @@ def main():
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("tables", nargs="+", choices=[*TABLES, "all"])
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="of training, for every model")
+    parser.add_argument("--memories", nargs="+", choices=[*MEMORIES], default=[*MEMORIES])
+    parser.add_argument("--evictions", nargs="+", choices=[*EVICTIONS], default=[*EVICTIONS])
+    parser.add_argument("--near", type=float, default=0.5)
+    parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate")
+    parser.add_argument("--book", default="moby")
+    parser.add_argument("--width", type=int, default=64, help="of the models that read the book")
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--heads", type=int, default=2)
+    parser.add_argument("--window", type=int, default=64, help="of the book")
+    parser.add_argument("--segments", type=int, default=16, help="read in a row in training")
+    parser.add_argument("--slots", type=int, default=256)
+    parser.add_argument("--horizon", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--quick", action="store_true", help="100 steps and smaller tests")
     parser.add_argument("--verbose", action="store_true", help="print the losses on the way")
     options = parser.parse_args()
     if options.quick and options.steps is None:
         options.steps = 100
+    print(f"{jax.devices()[0].device_kind}, {options.seeds} seeds, rate {options.rate:g}\n")
     print(
         "| task | memory | parameters | steps | figures | time |\n" + "|---" * 6 + "|", flush=True
     )

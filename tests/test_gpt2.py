@@ -3,9 +3,11 @@
 import dataclasses
 import functools
 import json
+import os
 import re
 import warnings
 from collections import Counter
+from pathlib import Path
 
 import equinox as eqx
 import jax
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import regex
 import safetensors.numpy
 from hypothesis import Phase, given, settings, strategies as st
 
@@ -281,6 +284,108 @@ def test_what_is_saved_is_read_by_transformers_and_by_us(tied, dtype, tmp_path):
     assert np.array_equal(ours.blocks.mlp.c_fc.weight[1].astype(jnp.float64), bare)
 
 
+def test_shards_are_read_by_transformers_and_by_us(model, logits, tmp_path):
+    save_gpt2(model, tmp_path, max_shard_bytes=60_000)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    stored = {}
+    for file in tmp_path.glob("*.safetensors"):
+        tensors = safetensors.numpy.load_file(file)
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        assert size <= 60_000 or len(tensors) == 1
+        stored |= dict.fromkeys(tensors, file.name)
+    assert index["weight_map"] == stored and len(set(stored.values())) > 2
+    count = len(set(stored.values()))
+    assert set(stored.values()) == {
+        f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)
+    }
+    leaves = jax.tree.leaves(eqx.filter(model, eqx.is_array))
+    assert index["metadata"]["total_size"] == sum(leaf.nbytes for leaf in leaves)
+    assert eqx.tree_equal(load_gpt2(tmp_path), model)
+    theirs = transformers.GPT2LMHeadModel.from_pretrained(tmp_path, dtype=torch.float64).eval()
+    assert np.allclose(logits, torch_logits(theirs, IDS), rtol=0, atol=1e-12)
+    save_gpt2(model, tmp_path, max_shard_bytes=1)  # every tensor by itself
+    assert len(list(tmp_path.glob("*.safetensors"))) == len(stored)
+    assert eqx.tree_equal(load_gpt2(tmp_path), model)
+    with pytest.raises(ValueError, match="`max_shard_bytes` must be at least 1, got 0"):
+        save_gpt2(model, tmp_path, max_shard_bytes=0)
+
+
+@pytest.mark.parametrize("before", [10**9, 12_000, 4_000])
+@pytest.mark.parametrize("after", [10**9, 12_000])
+@pytest.mark.parametrize("same", [True, False])
+def test_a_save_that_is_killed_anywhere_leaves_one_model_or_none(
+    before, after, same, tmp_path, monkeypatch
+):
+    """From few files to many and back; never are parts of two models read as one."""
+    old = GPT2.init(TINY, jax.random.key(0))
+    config = TINY if same else dataclasses.replace(TINY, n_head=4)  # in the same shapes
+    new = GPT2.init(config, jax.random.key(1))
+
+    class Killed(BaseException):
+        pass
+
+    def dying(function, left):
+        def call(*args, **kwargs):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Killed
+            return function(*args, **kwargs)
+
+        return call
+
+    found = []
+    for kill in range(100):
+        folder = tmp_path / str(kill)
+        save_gpt2(old, folder, max_shard_bytes=before)
+        left = [kill]
+        with monkeypatch.context() as patch:
+            for module, name in ((os, "replace"), (Path, "rename"), (Path, "unlink")):
+                patch.setattr(module, name, dying(getattr(module, name), left))
+            patch.setattr(Path, "rmdir", dying(Path.rmdir, left))
+            try:
+                save_gpt2(new, folder, max_shard_bytes=after)
+                finished = True
+            except Killed:
+                finished = False
+        try:
+            read = load_gpt2(folder)
+            found.append("old" if eqx.tree_equal(read, old) else "new")
+            assert found[-1] == "old" or eqx.tree_equal(read, new)
+        except ValueError as error:
+            found.append("none")
+            (rest,) = folder.glob(".written-*")
+            assert f"move the files in {rest.name}" in str(error)
+            for file in rest.iterdir():
+                file.replace(folder / file.name)
+            assert eqx.tree_equal(load_gpt2(folder), new)
+        if finished:
+            break
+    assert finished and found[0] == "old" and found[-1] == "new"
+    assert found == sorted(found, key=("old", "none", "new").index)
+    if same and before == after == 10**9:
+        assert "none" not in found
+    expected = tmp_path / "expected"
+    save_gpt2(new, expected, max_shard_bytes=after)
+    assert {f.name for f in folder.iterdir()} == {f.name for f in expected.iterdir()}
+
+
+def test_ends_of_text_are_kept(folder, tmp_path):
+    assert load_gpt2(folder).config.eos_token_id == 50256  # as transformers' default has it
+    for number, (begin, end) in enumerate(((None, None), (3, 5), (0, (5, 7)))):
+        config = dataclasses.replace(TINY, bos_token_id=begin, eos_token_id=end)
+        path = tmp_path / str(number)
+        save_gpt2(GPT2.init(config, jax.random.key(0)), path)
+        assert load_gpt2(path).config == config
+        theirs = transformers.GPT2LMHeadModel.from_pretrained(path).config
+        assert theirs.bos_token_id == begin
+        assert theirs.eos_token_id == (list(end) if isinstance(end, tuple) else end)
+        theirs.save_pretrained(path)
+        assert load_gpt2(path).config == config
+    for wrong in ({"eos_token_id": True}, {"eos_token_id": [1, False]}, {"bos_token_id": True}):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
+            GPT2Config.from_dict(wrong)
+
+
 def test_a_failed_save_leaves_the_old_model_alone(model, tmp_path, monkeypatch):
     save_gpt2(model, tmp_path)
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
@@ -457,6 +562,10 @@ def test_fused_attention_and_dropout_of_weights(key):
     parts = jax.random.normal(key, (3, 7, 2, 5))
     heads = Heads(*parts, mask=None, hidden=jnp.zeros((7, 1)))
     expected = DotProduct()(heads)[0]
+    with pytest.raises(ValueError, match='must be None, "xla" or "cudnn", got \'flash\''):
+        DotProduct("flash")
+    with pytest.raises(ValueError, match="is for float16 and bfloat16, got queries of float64"):
+        DotProduct("cudnn")(heads)
     for dtype, atol in ((jnp.float32, 1e-6), (jnp.bfloat16, 0.03)):
         for fused, mask in ((None, None), ("xla", causal_mask(7))):
             found = DotProduct(fused)(Heads(*parts.astype(dtype), mask, heads.hidden))[0]
@@ -497,6 +606,30 @@ def test_initial_weights_are_those_of_gpt2():
             transformers.GPT2Config(**config.to_dict())
         ).num_parameters()
     )
+
+
+def test_gradient_checkpointing_changes_no_gradient_and_keeps_less():
+    config = dataclasses.replace(TINY, n_layer=6, n_positions=64, resid_pdrop=0.1)
+    model = GPT2.init(config, jax.random.key(0))
+    tokens = jnp.arange(64) % 11
+
+    def program(checkpointing):
+        @eqx.filter_jit
+        def gradient(model, tokens, key):
+            def loss(model):
+                logits = model(tokens, key=key, gradient_checkpointing=checkpointing)
+                return cross_entropy(logits[:-1], tokens[1:])
+
+            return eqx.filter_grad(loss)(model)
+
+        return gradient.lower(model, tokens, jax.random.key(1)).compile()
+
+    whole, less = program(False), program(True)
+    pairs = [jax.tree.leaves(p(model, tokens, jax.random.key(1))) for p in (whole, less)]
+    for a, b in zip(*pairs, strict=True):
+        assert jnp.max(jnp.abs(a - b)) <= 1e-12 * jnp.max(jnp.abs(a))
+    sizes = [p.compiled.memory_analysis().temp_size_in_bytes for p in (whole, less)]
+    assert sizes[1] < 0.4 * sizes[0]
 
 
 def test_tokens_and_contexts_that_do_not_fit(model):
@@ -588,6 +721,34 @@ def test_generation_stops(model, key):
         assert found.length == first + 1
         assert jnp.array_equal(found.tokens[: first + 1], free[: first + 1])
         assert (found.tokens[first:] == stop).all()
+
+
+def test_generation_stops_where_the_model_ends_its_texts(model, key):
+    free = generate(model, PROMPT, 20, key=key, stop=NEVER).tokens
+    ends = free[5].item(), free[9].item()
+    first = min(free.tolist().index(end) for end in ends)
+
+    def ending(tokens):
+        config = dataclasses.replace(model.config, eos_token_id=tokens)
+        return dataclasses.replace(model, config=config)
+
+    found = generate(ending(ends), PROMPT, 20, key=key)
+    assert found.length == first + 1
+    assert jnp.array_equal(found.tokens[: first + 1], free[: first + 1])
+    assert (found.tokens[first + 1 :] == ends[-1]).all()
+    assert generate(ending(ends[0]), PROMPT, 20, key=key).length == free.tolist().index(ends[0]) + 1
+    assert generate(ending(ends), PROMPT, 20, key=key, stop=()).length == 20
+
+
+def test_generation_attends_as_told(model, key):
+    def biased(heads, extra):
+        return DotProduct()(heads._replace(value=-2 * heads.value))
+
+    cached = generate(model, PROMPT, 20, key=key, attend=biased)
+    assert jnp.array_equal(
+        cached.tokens, generate(model, PROMPT, 20, key=key, attend=biased, cache=False).tokens
+    )
+    assert not jnp.array_equal(cached.tokens, generate(model, PROMPT, 20, key=key).tokens)
 
 
 def test_a_batch_is_padded_on_the_left_and_each_prompt_stops_for_itself(model, key):
@@ -809,6 +970,42 @@ def test_every_text_comes_back(text):
     tokenizer = train_bpe(["the cat sat on the mat, the cat sat"], 270)
     ids = tokenizer.encode(text)
     assert ids.dtype == np.int32 and tokenizer.decode(ids) == text
+
+
+def byte_pairs(text, merges):
+    """Byte-pair encoding from its definition: split into words, then apply the merges in their order."""
+    words = regex.findall(
+        r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+", text
+    )
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    letters = {byte: chr(byte) for byte in printable}
+    letters |= {byte: chr(256 + i) for i, byte in enumerate(rest)}
+    pieces = []
+    for word in words:
+        parts = [letters[byte] for byte in word.encode()]
+        for pair in merges:
+            joined, i = [], 0
+            while i < len(parts):
+                step = 2 if tuple(parts[i : i + 2]) == pair else 1
+                joined.append("".join(parts[i : i + step]))
+                i += step
+            parts = joined
+        pieces += parts
+    return pieces
+
+
+def test_tokens_are_those_of_the_definition():
+    text = (
+        "It's what they've said: we'll settle, DON'T we?  naïve café\n\n\tdef f(x):  # 12 345\r\n"
+        "Ελληνικά Русский 日本語の文章 한국어 ½ ℝ²\u2028 e\u0301 👩‍👩‍👧 🏳️‍🌈 🇩🇪 😀😀 \x00\ufeff end "
+    )
+    tokenizer = train_bpe([text * 3, "settle settles settled " * 9], 420)
+    vocabulary = json.loads(tokenizer.text)["model"]["vocab"]
+    assert len(tokenizer.merges) > 100
+    for sample in (text, text[::-1], text.upper(), text.replace(" ", "  ")):
+        expected = [vocabulary[piece] for piece in byte_pairs(sample, tokenizer.merges)]
+        assert tokenizer.encode(sample).tolist() == expected
 
 
 def test_tokenizers_from_files(tmp_path):

@@ -14,7 +14,7 @@ import safetensors.numpy
 import eqjax as ej
 from eqjax.cli import main
 from eqjax.language import GPT2, GPT2Config, load_gpt2, save_gpt2, train_bpe
-from eqjax.training import CheckpointError, TrainState, make_step, open_run
+from eqjax.training import CheckpointError, TrainState, make_step, open_run, read_metrics
 from eqjax.training.gpt2 import (
     GPT2Settings,
     build_optimiser,
@@ -108,6 +108,69 @@ def test_a_run_goes_on_to_the_same_weights(text, tmp_path, memory):
         open_run(tmp_path / "whole")
     with pytest.raises(ValueError, match="already holds a run"):
         start_gpt2(config)
+
+
+def test_layers_computed_anew_give_the_same_run_and_metrics_say_what_there_is(text, tmp_path):
+    runs = []
+    for checkpointing in (False, True):
+        config = settings(
+            text, tmp_path / f"{checkpointing}", gradient_checkpointing=checkpointing, dropout=0.1
+        )
+        runs.append(start_gpt2(config))
+        train_gpt2(runs[-1])
+    leaves = [jax.tree.leaves(eqx.filter(run.model, eqx.is_array)) for run in runs]
+    for a, b in zip(*leaves, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    lines = read_metrics(config.out / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [2, 4]
+    assert all(value is not None for line in lines for value in line.values())
+    assert {"loss", "gradient_norm", "accepted", "updated", "seconds"} <= lines[-1].keys()
+    assert not {"free_residual", "nudged_residual", "displacement"} & lines[-1].keys()
+    with pytest.raises(ValueError, match="--gradient-checkpointing is for a GPT-2 without memory"):
+        settings(text, tmp_path, memory="slots", gradient_checkpointing=True)
+
+
+def test_generation_from_the_command_line_ends_with_the_text(text, tmp_path, capsys):
+    """A model that says nothing but one token ends there if that is its end, and goes on otherwise."""
+    tokenizer = train_bpe([text.read_text()], 270)
+    told = tokenizer.encode("settle")[0].item()
+    for end in (None, told, (5, told)):
+        config = GPT2Config(
+            vocab_size=tokenizer.size,
+            n_positions=16,
+            n_embd=8,
+            n_layer=1,
+            n_head=2,
+            tie_word_embeddings=False,
+            eos_token_id=end,
+        )
+        model = GPT2.init(config, jax.random.key(0))
+        model = eqx.tree_at(
+            lambda m: (m.ln_f.weight, m.ln_f.bias, m.lm_head),
+            model,
+            (
+                jnp.zeros(8),
+                jnp.ones(8),
+                jnp.zeros_like(model.lm_head).at[told].set(1),
+            ),
+        )
+        save_gpt2(model, tmp_path)
+        tokenizer.save(tmp_path)
+        main(
+            [
+                "gpt2",
+                "generate",
+                str(tmp_path),
+                "--prompt",
+                "a",
+                "--count",
+                "6",
+                "--temperature",
+                "0",
+            ]
+        )
+        repeats = 6 if end is None else 1
+        assert capsys.readouterr().out == "a" + tokenizer.decode([told] * repeats) + "\n"
 
 
 def _stop(now):

@@ -35,13 +35,14 @@ def opened(model):
     """The model with its gates open and its saliences apart."""
 
     def gates(m):
-        parts = [part for part in (m.early, m.late, m.recall) if part is not None]
-        return [part.gate for part in parts]
+        return [part.gate for part in (m.early, m.late) if part is not None]
 
     model = eqx.tree_at(gates, model, [jnp.full(g.shape, 0.7, g.dtype) for g in gates(model)])
     if model.recall is None:
         return model
-    return eqx.tree_at(lambda m: m.recall.weight, model, replace_fn=lambda w: 20 * w)
+    weights = lambda m: (m.recall.gate, m.recall.weight)
+    gate, weight = weights(model)
+    return eqx.tree_at(weights, model, (jnp.full_like(gate, 0.07), 20 * weight))
 
 
 def remembering(**settings):
@@ -101,11 +102,11 @@ def some_slots(key, s=5, width=3):
 def test_local_tokens_and_valid_slots_share_one_softmax(key):
     heads, slots = some_heads(key), some_slots(key)
     recall = Recall.init(2, 6, capacity=5, key=key)
-    recall = eqx.tree_at(lambda r: r.gate, recall, jnp.array([0.3, 1.0]))
+    recall = eqx.tree_at(lambda r: r.gate, recall, jnp.array([0.03, 0.1]))
     attend = Fused(jnp.array(0), jnp.array([True, True, True, False]))
     mixed, (after, salience) = attend(heads, (recall, slots))
     q, k, v = (np.array(a) for a in (heads.query, heads.key, heads.value))
-    there, gate = jax.tree.map(np.array, (slots, recall.gate))
+    there, gate = jax.tree.map(np.array, (slots, 10 * recall.gate))
     mass = np.zeros(5)
     for h in range(2):
         for t in range(4):
@@ -283,7 +284,7 @@ def test_a_summary_of_equal_keys_is_worth_what_they_were(key, assert_close):
     filled = eqx.tree_at(lambda s: s.written, filled, jnp.array([0, 2, 1], jnp.int32))
     new = eqx.tree_at(lambda s: s.salience, b, jnp.full(1, 1e-300))  # takes no part
     merged = write(filled, new, Summarise())
-    recall = eqx.tree_at(lambda r: r.gate, Recall.init(2, 6, capacity=3, key=key), jnp.ones(2))
+    recall = eqx.tree_at(lambda r: r.gate, Recall.init(2, 6, capacity=3, key=key), jnp.full(2, 0.1))
     attend, heads = Fused(jnp.array(0), jnp.ones(4, bool)), some_heads(key)
     before, after = (attend(heads, (recall, s))[0] for s in (filled, merged))
     assert_close(after, before)
@@ -307,7 +308,7 @@ def test_slots_never_exceed_their_number(eviction, key):
 @pytest.mark.parametrize("horizon", [0, 2, None])
 def test_gradient_reaches_the_writes_within_the_horizon_and_no_further(horizon, key):
     layer = AttentionWithMemory(4, 2, capacity=20, horizon=horizon, key=key)
-    layer = eqx.tree_at(lambda m: m.recall.gate, layer, jnp.full(2, 0.5))
+    layer = eqx.tree_at(lambda m: m.recall.gate, layer, jnp.full(2, 0.05))
 
     @eqx.filter_jit
     @jax.grad
@@ -419,6 +420,10 @@ def test_answers_of_a_batch_stop_each_for_itself(assert_close):
         assert_close(jax.tree.map(lambda leaf, i=i: leaf[i], together), alone)
         assert alone[1].tokens == 8 + alone[0].length
     assert together[0].length[0] != together[0].length[1]
+    config = dataclasses.replace(model.gpt2.config, eos_token_id=5)
+    ending = eqx.tree_at(lambda m: m.gpt2, model, dataclasses.replace(model.gpt2, config=config))
+    by_itself, _ = reply(ending, prompts[1], ending.memory(), 9, key=keys[1])
+    assert_close(by_itself, alone[0])  # the end of the model's texts is the default
 
 
 def test_the_memory_keeps_the_precision_of_the_model():

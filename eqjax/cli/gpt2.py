@@ -120,6 +120,8 @@ def _generate(command: Generate) -> None:
     model, tokenizer = _opened(command.source)
     prompt = encoded(tokenizer, command.prompt)
     fits = len(prompt) + command.count <= model.config.n_positions
+    own, end = model.config.eos_token_id, getattr(tokenizer, "end", None)
+    ends = {end, *(own if isinstance(own, tuple) else (own,))} - {None}
     written = generate(
         model,
         jnp.asarray(prompt),
@@ -128,7 +130,7 @@ def _generate(command: Generate) -> None:
         temperature=command.temperature,
         top_k=command.top_k,
         top_p=command.top_p,
-        stop=getattr(tokenizer, "end", None),
+        stop=tuple(sorted(ends)),
         cache=fits,  # what is longer than the context slides its window
     )
     print(command.prompt + tokenizer.decode(written.tokens[: int(written.length)]))

@@ -53,16 +53,28 @@ class DotProduct(eqx.Module):
     """Softmax attention; takes and returns no extra. The softmax is taken in at least float32.
 
     **Arguments:** `implementation`: None, or `"xla"` or `"cudnn"` for `jax.nn.dot_product_attention`; the last is Flash
-    attention, for half precision on a GPU. (JAX's own takes float64 softmaxes in float32, so None is the default.)
+    attention, for half precision on a GPU (`ValueError` for other dtypes). (JAX's own takes float64 softmaxes in
+    float32, so None is the default.)
     """
 
     implementation: str | None = eqx.field(default=None, static=True)
+
+    def __check_init__(self):
+        if self.implementation not in (None, "xla", "cudnn"):
+            raise ValueError(
+                f'`implementation` must be None, "xla" or "cudnn", got {self.implementation!r}.'
+            )
 
     def __call__(self, heads: Heads, extra: None = None) -> tuple[Float[Array, "t h d"], None]:
         if self.implementation is None:
             return jnp.einsum("hts,shd->thd", weights(heads), heads.value), None
         seen, causal = heads.visible(), heads.mask is None
         kind: Any = self.implementation
+        if kind == "cudnn" and jnp.finfo(heads.query.dtype).bits != 16:
+            raise ValueError(
+                f'`DotProduct("cudnn")` is for float16 and bfloat16, got queries of {heads.query.dtype}. Cast the model '
+                "(`eqjax.tree_cast`), or attend by `DotProduct()`."
+            )
         with jax.numpy_dtype_promotion("standard"):  # inside, half precision meets float32
             mixed = jax.nn.dot_product_attention(
                 heads.query,

@@ -19,7 +19,8 @@ from .slots import AbstractEviction, Fifo, Slots, write
 class Recall(eqx.Module):
     """The learned part of a layer's long-term memory, and its settings. In a stack, arrays have a leading layer axis.
 
-    - `gate (H,)`: of every head, how far memory replaces local attention; starts at 0.
+    - `gate (H,)`: of every head; starts at 0. Memory replaces local attention by `g = 10 gate`: Adam moves all weights at one
+      speed, and a gate has ten times as far to go as they. (Without the 10 it stays shut for thousands of updates.)
     - `weight (C,)`, `bias`: of the salience `sigmoid(h · weight + bias)` with which a token of normalised hidden state h is
       written.
     """
@@ -95,7 +96,7 @@ class Recall(eqx.Module):
 
 
 class Fused(eqx.Module):
-    """Attention to local tokens and to slots: `local + gate · (fused - local)`.
+    """Attention to local tokens and to slots: `local + g · (fused - local)`.
 
     `local` is what `inner` makes of the tokens alone. `fused` is one softmax over the slots, whose scores have the
     logarithm of their salience added, and the tokens; empty slots take no part in it.
@@ -121,7 +122,7 @@ class Fused(eqx.Module):
         taken = jnp.mean(shares[..., : recall.capacity], axis=0, dtype=slots.mass.dtype)
         mass = jnp.sum(jnp.where(self.new[:, None], taken, 0), axis=0)
         slots = slots.attended(lax.stop_gradient(mass), jnp.sum(self.new, dtype=jnp.int32))
-        mixed = local + recall.gate[None, :, None] * (fused - local)
+        mixed = local + 10 * recall.gate[None, :, None] * (fused - local)
         return mixed, (slots, recall.salience(heads.hidden))
 
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, ScalarLike
 
 from ..fields import AbstractEquilibriumModel
 from ..relaxation import Anderson, equilibrium
+from .attend import Attend
 from .gpt2 import GPT2
 from .sampling import Continuation, Sampler, autoregress
 
@@ -30,14 +31,16 @@ def generate(model: Any, prompt: Any, count: int, **settings: Any) -> Any:
     - `warm`: start from the previous settled state; with False, always from `model.initial`.
 
     Of a `GPT2`, `generate(model, prompt, count, *, key, temperature=1.0, top_k=None, top_p=None, stop=None, mask=None,
-    cache=True)` returns a `Continuation`.
+    cache=True, attend=None)` returns a `Continuation`.
 
     - `prompt (p,)`, `count`, `key`: as above. `temperature`, `top_k`, `top_p`: as in `Sampler`.
-    - `stop`: the token after which to stop.
+    - `stop`: the token, or tokens, after which to stop; by default the `eos_token_id` of the model's config, if it has
+      one. `()` never stops.
     - `mask (p,)`: false for padding; a batch of unequal prompts is padded on the left and given to `jax.vmap`.
     - `cache`: keep the keys and values of the tokens read, so that every token is read once; prompt and
       continuation must fit into the model's context. With False the last n_positions tokens are read anew for
       every token, which never ends; the tokens are the same as long as both fit.
+    - `attend`: as in `GPT2.run`, with no extra.
 
     Of a `MemoryGPT2` it is the `Continuation` of `reply`, whose settings it takes, after `memory` (empty by default).
     """
@@ -119,9 +122,10 @@ def _continued(
     temperature: ScalarLike = 1.0,
     top_k: ScalarLike | None = None,
     top_p: ScalarLike | None = None,
-    stop: ScalarLike | None = None,
+    stop: ScalarLike | Int[Array, " s"] | tuple[int, ...] | None = None,
     mask: Bool[Array, " p"] | None = None,
     cache: bool = True,
+    attend: Attend | None = None,
 ) -> Continuation:
     _check(prompt, count)
     limit = model.config.n_positions
@@ -132,23 +136,25 @@ def _continued(
         )
     valid = jnp.ones(prompt.shape, bool) if mask is None else mask
     read_on = _cached if cache else _reread
-    stop = None if stop is None else jnp.asarray(stop)
-    prompt = prompt.astype(jnp.int32)
-    return read_on(model, prompt, valid, count, Sampler(temperature, top_k, top_p), key, stop)
+    stop = model.config.eos_token_id if stop is None else stop
+    stop = None if stop is None else jnp.asarray(stop, jnp.int32)
+    prompt, sampler = prompt.astype(jnp.int32), Sampler(temperature, top_k, top_p)
+    return read_on(model, prompt, valid, count, sampler, key, stop, attend)
 
 
 @eqx.filter_jit
-def _cached(model, prompt, valid, count, sampler, key, stop):
+def _cached(model, prompt, valid, count, sampler, key, stop, attend):
     def read(token, cache):
-        logits, cache = model.extend(token[None], cache)
+        logits, cache = model.extend(token[None], cache, attend=attend)
         return logits[-1], cache
 
-    logits, cache = model.extend(prompt, model.cache(prompt.size + count), mask=valid)
+    empty = model.cache(prompt.size + count)
+    logits, cache = model.extend(prompt, empty, mask=valid, attend=attend)
     return autoregress(read, logits[-1], cache, count, sampler=sampler, key=key, stop=stop)[0]
 
 
 @eqx.filter_jit
-def _reread(model, prompt, valid, count, sampler, key, stop):
+def _reread(model, prompt, valid, count, sampler, key, stop, attend):
     """Every token moves a window by one; padding on the left fills it up."""
     size = min(prompt.size + count, model.config.n_positions)
     before = max(size - prompt.size, 0)
@@ -158,8 +164,8 @@ def _reread(model, prompt, valid, count, sampler, key, stop):
         window, valid = state
         window = jnp.append(window[1:], token)
         valid = jnp.append(valid[1:], True)
-        return model(window, mask=valid)[-1], (window, valid)
+        return model(window, mask=valid, attend=attend)[-1], (window, valid)
 
-    logits = model(prompt, mask=valid)[-1]
+    logits = model(prompt, mask=valid, attend=attend)[-1]
     state = prompt, valid
     return autoregress(read, logits, state, count, sampler=sampler, key=key, stop=stop)[0]

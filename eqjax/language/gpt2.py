@@ -166,6 +166,7 @@ class GPT2(eqx.Module):
         start: int = 0,
         stop: int | None = None,
         key: PRNGKeyArray | None = None,
+        gradient_checkpointing: bool = False,
     ) -> tuple[Float[Array, "t c"], PyTree]:
         """Pass hidden states through the blocks `start:stop`, in one scan.
 
@@ -176,6 +177,8 @@ class GPT2(eqx.Module):
         - `extra`: a pytree whose leaves have a leading axis over these layers; each gets its slice.
         - `key`: turns dropout on, at the rates of the configuration (that of attention weights only if `attend`
           is the default).
+        - `gradient_checkpointing`: keep only what enters each layer for the backward pass, and compute the layer anew
+          there (Chen et al. 2016): a third more work, for memory that hardly grows with the layers.
 
         **Returns:** the hidden states, and every layer's `out`, stacked.
         """
@@ -203,6 +206,8 @@ class GPT2(eqx.Module):
                 key=key,
             )
 
+        if gradient_checkpointing:
+            layer = jax.checkpoint(layer, prevent_cse=False)  # a scan prevents it already
         return lax.scan(layer, h, (blocks, scales, extra, keys))
 
     def unembed(self, h: Float[Array, "t c"]) -> Float[Array, "t v"]:
@@ -219,6 +224,7 @@ class GPT2(eqx.Module):
         mask: Bool[Array, " t"] | None = None,
         attend: Attend | None = None,
         key: PRNGKeyArray | None = None,
+        gradient_checkpointing: bool = False,
     ) -> Float[Array, "t v"]:
         """The logits of the next token after every token.
 
@@ -226,7 +232,7 @@ class GPT2(eqx.Module):
 
         - `tokens`: `(t,)`, t ≤ P. `mask (t,)`: false for padding, which no token sees; its own logits mean nothing.
         - `positions`: by default the number of valid tokens before each (0, 1, … without padding).
-        - `attend`: as in `run`, with no extra. `key`: turns dropout on.
+        - `attend`, `gradient_checkpointing`: as in `run`, with no extra. `key`: turns dropout on.
         """
         drop, key = (None, None) if key is None else jax.random.split(key)
         seen = None
@@ -234,7 +240,10 @@ class GPT2(eqx.Module):
             seen = analytic.causal_mask(tokens.shape[0]) & mask[None]
             positions = _counted(mask) if positions is None else positions
         h = dropout(self.embed(tokens, positions), self.config.embd_pdrop, drop)
-        return self.unembed(self.run(h, attend, mask=seen, key=key)[0])
+        h, _ = self.run(
+            h, attend, mask=seen, key=key, gradient_checkpointing=gradient_checkpointing
+        )
+        return self.unembed(h)
 
     def hidden(
         self, tokens: Int[Array, " t"], *, attend: Attend | None = None

@@ -20,10 +20,9 @@ ACTIVATIONS = {
 # What a config.json may say that changes no logit of a language model.
 _IRRELEVANT = set(
     (
-        "_name_or_path architectures bos_token_id chunk_size_feed_forward dtype eos_token_id gradient_checkpointing "
-        "id2label is_decoder label2id n_ctx output_attentions output_hidden_states output_past pad_token_id "
-        "problem_type reorder_and_upcast_attn return_dict task_specific_params torch_dtype transformers_version "
-        "use_cache"
+        "_name_or_path architectures chunk_size_feed_forward dtype gradient_checkpointing id2label is_decoder "
+        "label2id n_ctx output_attentions output_hidden_states output_past pad_token_id problem_type "
+        "reorder_and_upcast_attn return_dict task_specific_params torch_dtype transformers_version use_cache"
     ).split()
 )
 # What would change them, with the only value understood here.
@@ -50,6 +49,8 @@ class GPT2Config:
     - `scale_attn_weights`: divide scores by `sqrt(C / H)`. `scale_attn_by_inverse_layer_idx`: and by the number
       of the layer, counted from 1.
     - `tie_word_embeddings`: the token embeddings also read the logits out.
+    - `bos_token_id`, `eos_token_id`: the tokens that begin and end a text, None for none; there may be several ends.
+      `generate` stops at them.
 
     Refuses, with a `ValueError`, what cannot be built.
     """
@@ -69,6 +70,8 @@ class GPT2Config:
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     tie_word_embeddings: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | tuple[int, ...] | None = None
 
     def __post_init__(self):
         for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "n_inner"):
@@ -89,6 +92,12 @@ class GPT2Config:
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)!r}.")
+        ends = self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
+        for name, tokens in (("bos_token_id", (self.bos_token_id,)), ("eos_token_id", ends)):
+            if not all(token is None or type(token) is int for token in tokens):
+                raise ValueError(
+                    f"`{name}` must be the number of a token or None, got {getattr(self, name)!r}."
+                )
 
     @property
     def inner(self) -> int:
@@ -125,12 +134,16 @@ class GPT2Config:
                 f"config.json has settings that GPT-2 does not, and they are ignored: {', '.join(unknown)}.",
                 stacklevel=2,
             )
-        return cls(**{name: value for name, value in settings.items() if name in known})
+        ends = settings.get("eos_token_id")
+        given = {**settings, "eos_token_id": tuple(ends) if isinstance(ends, list) else ends}
+        return cls(**{name: value for name, value in given.items() if name in known})
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of a `config.json` that transformers reads."""
+        ends = self.eos_token_id
         return {
             "architectures": ["GPT2LMHeadModel"],
             "model_type": "gpt2",
             **dataclasses.asdict(self),
+            "eos_token_id": list(ends) if isinstance(ends, tuple) else ends,
         }

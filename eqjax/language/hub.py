@@ -4,8 +4,9 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ import safetensors.numpy
 from .gpt2 import GPT2
 from .gpt2_config import GPT2Config
 
+# Sorted by name, as they are moved, the shards are complete when the index appears.
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SHARD = "model-{}-of-{}.safetensors"
 
 
 def load_gpt2(source: str | os.PathLike, *, dtype: Any = None) -> GPT2:
@@ -39,19 +42,31 @@ def load_gpt2(source: str | os.PathLike, *, dtype: Any = None) -> GPT2:
     folder = _folder(source)
     path = folder / "config.json"
     if not path.is_file():
-        raise ValueError(f"{folder} has no config.json: it is not the folder of a saved model.")
+        raise ValueError(
+            f"{folder} has no config.json: it is not the folder of a saved model.{_cure(folder)}"
+        )
     config = GPT2Config.from_dict(read_json(path))
     with _opened(folder) as tensors:
         model = _filled(config, tensors, dtype)
     return model
 
 
-def save_gpt2(model: GPT2, folder: str | os.PathLike) -> None:
+def save_gpt2(
+    model: GPT2, folder: str | os.PathLike, *, max_shard_bytes: int = 5_000_000_000
+) -> None:
     """Write a model as a folder that `load_gpt2` and transformers (`GPT2LMHeadModel.from_pretrained`) read.
 
-    Files are replaced whole, never half written. `ValueError` if the linear maps of the model are not plain ones
-    (merge LoRA adapters first).
+    A model that was there is replaced once the new one is written, and no file of it stays. A program that is killed in
+    between leaves the old model, or the new one, or a folder that is refused, with all of the new one in it; never
+    parts of two.
+
+    **Arguments:** `model`; `folder`, made if needed; `max_shard_bytes`: tensors beyond it go to several files
+    (`model-00001-of-00002.safetensors`, … and an index); a larger tensor has a file of its own.
+
+    **Raises:** `ValueError` if the linear maps of the model are not plain ones (merge LoRA adapters first).
     """
+    if max_shard_bytes < 1:
+        raise ValueError(f"`max_shard_bytes` must be at least 1, got {max_shard_bytes}.")
     if jax.tree.structure(model) != jax.tree.structure(_empty(model.config)):
         raise ValueError(
             "`model` is not a plain GPT-2: it has adapters, or weights of another form. `merge(model)` makes it plain."
@@ -63,21 +78,47 @@ def save_gpt2(model: GPT2, folder: str | os.PathLike) -> None:
         for name, part in zip(names, parts, strict=True):
             prefix = "" if name.startswith("lm_head") else "transformer."
             tensors[prefix + name] = np.ascontiguousarray(part)
-    with replacing(folder) as fresh:
-        safetensors.numpy.save_file(tensors, fresh / _WHOLE, metadata={"format": "pt"})
-        text = json.dumps(model.config.to_dict(), indent=2)
-        (fresh / "config.json").write_text(text + "\n", "utf-8")
+    shards = _shards(tensors, max_shard_bytes)
+    text = json.dumps(model.config.to_dict(), indent=2) + "\n"
+    config = Path(folder) / "config.json"
+    # Nothing finds the weights once index and whole file are gone; one file under the same settings is simply replaced.
+    old = [_INDEX, _WHOLE] + [file.name for file in config.parent.glob(_SHARD.format("*", "*"))]
+    if list(shards) == [_WHOLE] and config.is_file() and config.read_bytes() == text.encode():
+        old.remove(_WHOLE)
+    with replacing(folder, old) as fresh:
+        for file, names in shards.items():
+            part = {name: tensors[name] for name in names}
+            safetensors.numpy.save_file(part, fresh / file, metadata={"format": "pt"})
+        if len(shards) > 1:
+            index = {
+                "metadata": {"total_size": sum(tensor.nbytes for tensor in tensors.values())},
+                "weight_map": {name: file for file, names in shards.items() for name in names},
+            }
+            (fresh / _INDEX).write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+        (fresh / "config.json").write_bytes(text.encode())
 
 
 @contextlib.contextmanager
-def replacing(folder: str | os.PathLike) -> Iterator[Path]:
-    """A temporary folder whose files move into `folder` once all of them are written."""
+def replacing(folder: str | os.PathLike, old: Iterable[str] = ()) -> Iterator[Path]:
+    """A temporary folder whose files move into `folder`, by name, once all of them are written.
+
+    Before that the files `old` are removed, in this order. What is interrupted during the move stays in a folder
+    `.written-…`.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".writing-") as fresh:
-        yield Path(fresh)
-        for file in sorted(Path(fresh).iterdir()):
-            os.replace(file, folder / file.name)
+    fresh = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
+    try:
+        yield fresh
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    fresh = fresh.rename(folder / fresh.name.replace(".writing-", ".written-"))
+    for name in old:
+        (folder / name).unlink(missing_ok=True)
+    for file in sorted(fresh.iterdir()):
+        os.replace(file, folder / file.name)
+    fresh.rmdir()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -129,9 +170,7 @@ def _opened(folder: Path) -> Iterator[dict[str, Any]]:
         index = read_json(folder / _INDEX).get("weight_map", {})
         shards = sorted(set(index.values()))
     else:
-        other = [file.name for file in sorted(folder.iterdir()) if file.suffix in (".bin", ".h5")]
-        cure = f" Convert {other[0]} with transformers' save_pretrained." if other else ""
-        raise ValueError(f"{folder} has neither {_WHOLE} nor {_INDEX}.{cure}")
+        raise ValueError(f"{folder} has neither {_WHOLE} nor {_INDEX}.{_cure(folder)}")
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(opened(folder / shard)) for shard in shards]
         yield {
@@ -139,6 +178,32 @@ def _opened(folder: Path) -> Iterator[dict[str, Any]]:
             for file in files
             for name in list(file.keys())
         }
+
+
+def _cure(folder: Path) -> str:
+    """What to do about a folder without weights."""
+    files = sorted(folder.iterdir())
+    if rest := [file.name for file in files if file.name.startswith(".written-")]:
+        return f" Its saving was interrupted: move the files in {rest[0]} into it."
+    if other := [file.name for file in files if file.suffix in (".bin", ".h5")]:
+        return f" Convert {other[0]} with transformers' save_pretrained."
+    return ""
+
+
+def _shards(tensors: dict[str, np.ndarray], limit: int) -> dict[str, list[str]]:
+    """The names of the tensors of every file, filled in order up to `limit` bytes."""
+    groups, room = [], 0
+    for name, tensor in tensors.items():
+        if not groups or tensor.nbytes > room:
+            groups, room = [*groups, []], limit
+        groups[-1].append(name)
+        room -= tensor.nbytes
+    if len(groups) == 1:
+        return {_WHOLE: groups[0]}
+    number = "{:05d}".format
+    return {
+        _SHARD.format(number(i), number(len(groups))): group for i, group in enumerate(groups, 1)
+    }
 
 
 def _empty(config: GPT2Config) -> GPT2:

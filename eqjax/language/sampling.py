@@ -62,7 +62,7 @@ class Sampler(eqx.Module):
 
 
 class Continuation(eqx.Module):
-    """New tokens, int32 `(n,)`, of which the first `length` were written; the rest repeat the stop token."""
+    """New tokens, int32 `(n,)`, of which the first `length` were written; the rest repeat the (last) stop token."""
 
     tokens: Int[Array, " n"]
     length: Int[Array, ""]
@@ -76,7 +76,7 @@ def autoregress(
     *,
     sampler: Callable[[Any, Any], Int[Array, ""]],
     key: PRNGKeyArray,
-    stop: ScalarLike | None = None,
+    stop: ScalarLike | Int[Array, " s"] | tuple[int, ...] | None = None,
 ) -> tuple[Continuation, Float[Array, " v"], PyTree]:
     """Draw a token, read it, and again, in one `while_loop`.
 
@@ -85,17 +85,17 @@ def autoregress(
     - `read`: callable `(token, state) -> (logits (V,), state)`: what follows the token, and what is remembered.
     - `logits`, `state`: after the prompt. `count`: most tokens to draw.
     - `sampler`: such as a `Sampler`; token i is drawn with the key `fold_in(key, i)`.
-    - `stop`: the token after which to stop; it is written, and read, too.
+    - `stop`: the token, or tokens, after which to stop; it is written, and read, too.
 
     **Returns:** the `Continuation`, and the logits and the state after its last token.
     """
     if count < 1:
         raise ValueError(f"`count` must be at least 1, got {count}.")
-    end = jnp.asarray(-1 if stop is None else stop, jnp.int32)
+    ends = jnp.append(-1, jnp.asarray(() if stop is None else stop, jnp.int32))  # -1: no token
 
     def running(carry):
         i, token, *_ = carry
-        return (i < count) & ((token != end) | (i == 0))
+        return (i < count) & (jnp.all(token != ends) | (i == 0))
 
     def step(carry):
         i, _, tokens, logits, state = carry
@@ -104,6 +104,6 @@ def autoregress(
         return i + 1, token, tokens.at[i].set(token), logits, state
 
     zero = jnp.zeros((), jnp.int32)
-    start = zero, zero, jnp.full(count, jnp.maximum(end, 0)), logits, state
+    start = zero, zero, jnp.full(count, jnp.maximum(ends[-1], 0)), logits, state
     length, _, tokens, logits, state = jax.lax.while_loop(running, step, start)
     return Continuation(tokens, length), logits, state

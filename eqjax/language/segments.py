@@ -61,7 +61,7 @@ def reply(
     temperature: ScalarLike = 1.0,
     top_k: ScalarLike | None = None,
     top_p: ScalarLike | None = None,
-    stop: ScalarLike | None = None,
+    stop: ScalarLike | Int[Array, " s"] | tuple[int, ...] | None = None,
     mask: Bool[Array, " p"] | None = None,
 ) -> tuple[Continuation, Memory]:
     """Answer `prompt` by `count` tokens, with all that is in `memory`; what was read and said is remembered.
@@ -79,7 +79,8 @@ def reply(
             "`prompt` must hold at least one token; to begin with nothing, give a start token."
         )
     mask = jnp.ones(prompt.shape, bool) if mask is None else mask
-    stop = None if stop is None else jnp.asarray(stop)
+    stop = model.gpt2.config.eos_token_id if stop is None else stop
+    stop = None if stop is None else jnp.asarray(stop, jnp.int32)
     sampler = Sampler(temperature, top_k, top_p)
     return _reply(model, prompt.astype(jnp.int32), mask, memory, count, sampler, key, stop)
 

@@ -1,7 +1,7 @@
 """A bounded external memory of keys and values: what a slot holds, how tokens are written, which slot gives way."""
 
 import abc
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -59,8 +59,9 @@ class Slots(eqx.Module):
 
     def put(self, index: Int[Array, ""], new: "Slots") -> "Slots":
         """These slots with `new` at `index`; unchanged if it is not valid."""
-        index = jnp.where(new.valid, index, self.valid.shape[0])
-        return jax.tree.map(lambda a, b: a.at[index].set(b, mode="drop"), self, new)
+        here = (jnp.arange(self.valid.size, dtype=jnp.int32) == index) & new.valid
+        # A choice and not a scatter: in a loop over tokens, all leaves are then one kernel.
+        return jax.tree.map(lambda a, b: jnp.where(_along(here, a), b[None], a), self, new)
 
     def first(self, rank: Array) -> Int[Array, ""]:
         """An empty slot, or if there is none the one of the lowest `rank (S,)`; of equals the oldest."""
@@ -76,17 +77,24 @@ class Slots(eqx.Module):
     def since(self, segment: Int[Array, ""]) -> "Slots":
         """The same slots, those written before `segment` held fixed under differentiation."""
         recent = self.segment >= segment
-
-        def cut(leaf):
-            keep = recent.reshape(recent.shape + (1,) * (leaf.ndim - recent.ndim))
-            return jnp.where(keep, leaf, lax.stop_gradient(leaf))
-
+        cut = lambda leaf: jnp.where(_along(recent, leaf), leaf, lax.stop_gradient(leaf))
         kept = cut(self.key), cut(self.value), cut(self.salience)
         return eqx.tree_at(lambda s: (s.key, s.value, s.salience), self, kept)
 
 
+def _along(mask: Bool[Array, "*s"], leaf: Array) -> Bool[Array, "..."]:
+    """A mask of slots, to be broadcast against one of their leaves."""
+    return mask.reshape(mask.shape + (1,) * (leaf.ndim - mask.ndim))
+
+
 class AbstractEviction(eqx.Module):
-    """How a token gets its slot: `eviction(slots, token) -> slots`. Empty slots are filled first."""
+    """How a token gets its slot: `eviction(slots, token) -> slots`. Empty slots are filled first.
+
+    `blind`: whether it only decides what stands where, and neither reads nor changes what slots hold. It is then shown
+    slots without keys and values, and these are moved once, at the end of a segment.
+    """
+
+    blind: ClassVar[bool] = False
 
     @abc.abstractmethod
     def __call__(self, slots: Slots, new: Slots) -> Slots:
@@ -96,12 +104,16 @@ class AbstractEviction(eqx.Module):
 class Fifo(AbstractEviction):
     """The oldest slot gives way."""
 
+    blind: ClassVar[bool] = True
+
     def __call__(self, slots: Slots, new: Slots) -> Slots:
         return slots.put(slots.first(slots.written), new)
 
 
 class LeastAttended(AbstractEviction):
     """The slot that got the least attention per query since it was written gives way; those not read yet go last."""
+
+    blind: ClassVar[bool] = True
 
     def __call__(self, slots: Slots, new: Slots) -> Slots:
         rate = slots.mass / jnp.maximum(slots.reads, 1).astype(slots.mass.dtype)
@@ -110,6 +122,8 @@ class LeastAttended(AbstractEviction):
 
 class LeastSalient(AbstractEviction):
     """The least salient slot gives way, unless the new token is less salient still: then that is not written."""
+
+    blind: ClassVar[bool] = True
 
     def __call__(self, slots: Slots, new: Slots) -> Slots:
         i = slots.first(slots.salience)
@@ -158,4 +172,16 @@ def write(slots: Slots, tokens: Slots, eviction: AbstractEviction) -> Slots:
 
     **Returns:** S slots. Keys, values and saliences of the tokens in them receive gradient.
     """
+    if not eviction.blind:
+        return _one_by_one(slots, tokens, eviction)
+    # In place of contents the evictions move the numbers of those that they come from.
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), slots, tokens)
+    index = jnp.arange(both.valid.size, dtype=jnp.int32)
+    named = eqx.tree_at(lambda s: (s.key, s.value), lax.stop_gradient(both), (index, index))
+    size = slots.valid.size
+    source = _one_by_one(named[:size], named[size:], eviction).key
+    return both[source]
+
+
+def _one_by_one(slots: Slots, tokens: Slots, eviction: AbstractEviction) -> Slots:
     return lax.scan(lambda slots, new: (eviction(slots, new), None), slots, tokens)[0]

@@ -79,6 +79,8 @@ class GPT2Settings(Settings):
     """Leave the GPT-2's weights alone: only its memory learns, and adapters."""
     bfloat16: bool = False
     """Forward and backward passes in bfloat16; weights stay in float32."""
+    gradient_checkpointing: bool = False
+    """Compute every layer anew in the backward pass, for less memory (segments of a memory always are)."""
 
     steps: int = 2000
     """Updates."""
@@ -120,6 +122,11 @@ class GPT2Settings(Settings):
             )
         if self.freeze and not self.lora_rank and self.memory == "none":
             raise ValueError("--freeze leaves nothing to learn: add --memory or --lora-rank.")
+        if self.gradient_checkpointing and self.memory != "none":
+            raise ValueError(
+                "--gradient-checkpointing is for a GPT-2 without memory: with one, every segment is computed anew in "
+                "the backward pass as it is. Leave it out."
+            )
 
     @property
     def window(self) -> int:
@@ -199,6 +206,8 @@ def start_gpt2(config: GPT2Settings, *, fallback: bool = True) -> GPT2Run:
             resid_pdrop=config.dropout,
             embd_pdrop=config.dropout,
             attn_pdrop=config.dropout,
+            bos_token_id=getattr(tokenizer, "end", None),
+            eos_token_id=getattr(tokenizer, "end", None),
         )
         model = GPT2.init(shape, jax.random.key(config.seed))
     run = _assemble(config, model, tokenizer, corpus.text, corpus.source)
@@ -244,7 +253,7 @@ def _assemble(config, gpt2, tokenizer, text, source) -> GPT2Run:
     trains = eqx.Partial(_trained, config)
     optimiser = build_optimiser(config)
     estimator = Backprop(
-        call=eqx.Partial(_read, config.length),
+        call=eqx.Partial(_read, config.length, config.gradient_checkpointing),
         trains=trains,
         dtype=jnp.bfloat16 if config.bfloat16 else None,
     )
@@ -270,11 +279,12 @@ def _trained(config: GPT2Settings, model: GPT2 | MemoryGPT2) -> Any:
     return jax.tree.map(lambda *mark: any(mark), *marks)
 
 
-def _read(length: int, model: GPT2 | MemoryGPT2, tokens, key):
+def _read(length: int, checkpointing: bool, model: GPT2 | MemoryGPT2, tokens, key):
     """The logits after every token; with memory, read segment by segment."""
     if isinstance(model, GPT2):
         rates = (model.config.resid_pdrop, model.config.embd_pdrop, model.config.attn_pdrop)
-        return model(tokens, key=key if any(rates) else None)
+        key = key if any(rates) else None
+        return model(tokens, key=key, gradient_checkpointing=checkpointing)
 
     @jax.checkpoint
     def segment(memory, tokens):
@@ -303,7 +313,9 @@ def build_optimiser(config: GPT2Settings) -> optax.GradientTransformation:
 
 @eqx.filter_jit
 def _losses(model, length, inputs, targets):
-    return jax.vmap(lambda u, y: cross_entropy(_read(length, model, u, None), y))(inputs, targets)
+    return jax.vmap(lambda u, y: cross_entropy(_read(length, False, model, u, None), y))(
+        inputs, targets
+    )
 
 
 def evaluate_gpt2(run: GPT2Run, ids: np.ndarray) -> float:

@@ -1,6 +1,7 @@
 """The loop around a step: metrics, checkpoints, and going on where a run was stopped."""
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -11,10 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from ..gradients import Report
 from .checkpoint import Checkpoints
 from .folder import checkpoints
 from .metrics import Metrics
 from .step import check_finite
+
+_REPORTED = {field.name for field in dataclasses.fields(Report)} - {"loss"}
 
 
 @dataclasses.dataclass
@@ -63,7 +67,9 @@ def fit(
     logged = (config.log_every, config.evaluate_every, *cadences)
 
     def report(step: int, values: dict[str, float]) -> None:
-        metrics.write(step, **values)
+        # What the report of an estimator does not have (NaN) is left out of the file: in a GPT-2 nothing settles.
+        absent = [name for name in _REPORTED if math.isnan(values.get(name, 0))]
+        metrics.write(step, **{k: v for k, v in values.items() if k not in absent})
         if on_step is not None:
             on_step(step, values)
 
