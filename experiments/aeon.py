@@ -1,6 +1,6 @@
 """Does AEON train a small GPT-2 better, or through more, than AdamW? And which of its parts does it?
 
-    python experiments/aeon.py --quick                              # three small rows, to see that it runs
+    python experiments/aeon.py --quick                              # three rows, to see that it runs
     python experiments/aeon.py --seeds 6 --json aeon.json           # the table
     python experiments/aeon.py --rows 0 2 --json a.json             # some rows, in a process of their own ...
     python experiments/aeon.py --join a.json b.json --plot p.png    # ... and one table of them all
@@ -12,19 +12,19 @@ and weight decay .1. Every row's peak learning rate is tuned in the same way: of
 *calm* over three seeds that are not in the table. One at the edge of those is marked: a better one may lie beyond.
 
 - *calm*: nothing happens. Validation cross-entropy in nats per character, read in streams from an empty state.
-- *shock*: a twentieth of the steps, after two fifths of them, has random targets. Validation loss at the end. *regret*: the mean
+- *shock*: a twentieth of the steps, after two fifths of them, has random targets. Validation loss at the end. *regret*: mean
   over the fifth of the run after the burst of (training loss - that of the same seed and row when calm).
 - *shift*: after half of the steps the text is another one, Python's help texts. Validation loss on it at the end. *adapting*:
   mean training loss over the first tenth of the run on it. *kept*: validation loss on the old text at the end.
 
 Little is good. A figure is the mean over the seeds ± their standard deviation and, in brackets, the difference from the first row,
-paired by seed, likewise. *factor*: what the controller makes of the rate, a geometric mean over the calm runs. Rows with the
-same model share one program, or two unless there are as many seeds as rates; the first of them waits for it.
+paired by seed, likewise. *factor*: what the controller makes of the rate, a geometric mean over the calm runs. The rows of a
+model share a program; with as many seeds as rates it serves tuning and table, otherwise each has its own.
 """
 
-import argparse
 import json
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import equinox as eqx
@@ -39,7 +39,6 @@ from eqjax.language.corpus import fallback_text
 from eqjax.training.resonant import ClosedLoop, LossController, resonant_adamw
 
 jax.config.update("jax_default_matmul_precision", "float32")  # on a GPU, too
-
 OFF = {"recurrence": False, "resonance": False}
 RATE, MOMENTUM, NOISE = {"rate": 0.1}, {"momentum_gain": 0.03}, {"noise": 0.02, "noise_gain": 0.5}
 CONTROL = RATE | MOMENTUM | NOISE
@@ -65,9 +64,8 @@ ROWS = {
     "noise alone": (OFF, NOISE),
 }
 GAINS = "rate", "momentum_gain", "noise", "noise_gain", "coupling"
-EVENTS = "calm", "shock", "shift"
+EVENTS, TUNING = ("calm", "shock", "shift"), (1000, 1001, 1002)
 FIGURES = "calm", "shock", "regret", "shift", "adapting", "kept"
-TUNING = 1000, 1001, 1002
 SETTINGS = {"seeds": 3, "steps": 2000, "width": 64, "window": 64, "streams": 16}
 
 
@@ -98,12 +96,12 @@ def batches(event, texts, vocabulary, shape, seed):
     """All batches of a run."""
     rng, steps = np.random.default_rng(seed), shape[0]
     inputs, targets = streams(texts[0], shape, rng)
-    others = streams(texts[1], (steps - steps // 2, *shape[1:]), rng)
     if event == "shock":
         burst = slice(2 * steps // 5, 2 * steps // 5 + max(1, steps // 20))
         targets[burst] = rng.integers(0, vocabulary, targets[burst].shape)
     if event == "shift":
-        inputs[steps // 2 :], targets[steps // 2 :] = others
+        rest = slice(steps // 2, steps)
+        inputs[rest], targets[rest] = streams(texts[1], inputs[rest].shape, rng)
     return inputs, targets
 
 
@@ -123,11 +121,11 @@ class Study:
             return tuple(jnp.asarray(np.stack(parts)) for parts in zip(*pairs, strict=True))
 
         def data(events, seeds):
-            of_all = trained, self.vocabulary, self.shape
-            return stack(batches(event, *of_all, seed) for event in events for seed in seeds)
+            rest = trained, self.vocabulary, self.shape
+            return stack(batches(event, *rest, seed) for event in events for seed in seeds)
 
-        rng, shape = np.random.default_rng(0), (8 if options.quick else 64, 16, options.window)
-        self.held = stack(streams(ids, shape, rng) for ids in held)
+        rng, windows = np.random.default_rng(0), 8 if options.quick else 64
+        self.held = stack(streams(ids, (windows, 16, options.window), rng) for ids in held)
         self.tuning = data(["calm"], np.repeat(TUNING, len(self.rates)))
         self.table = data(EVENTS, self.seeds)
 
@@ -151,8 +149,8 @@ class Study:
             paced = lambda step: rate * schedule(step)
             adamw = resonant_adamw(paced, Steering(gains), weight_decay=0.1, key=noise)
             loop = ClosedLoop(optax.chain(optax.clip_by_global_norm(1.0), adamw))
-            state = loop.init(self.model(width, parts, weights), count)
-            arrays, rest = eqx.partition(state, eqx.is_array)
+            start = loop.init(self.model(width, parts, weights), count)
+            arrays, rest = eqx.partition(start, eqx.is_array)
 
             def step(arrays, batch):
                 state, metrics = loop(eqx.combine(arrays, rest), batch)
@@ -167,8 +165,7 @@ class Study:
                 return state, jnp.mean(losses)
 
             stream = lambda windows: jnp.mean(jax.lax.scan(read, model.initial(), windows)[1])
-            read_all = jax.vmap(jax.vmap(stream, in_axes=1))
-            return *told, jnp.mean(read_all(held), axis=1)
+            return *told, jnp.mean(jax.vmap(jax.vmap(stream, in_axes=1))(held), axis=1)
 
         return jax.vmap(one)(seeds, rates, data)
 
@@ -177,18 +174,16 @@ class Study:
         begun, (parts, gains) = time.time(), ROWS[row]
         width, gains = self.width, tuple(jnp.float32(gains.get(name, 0)) for name in GAINS)
         while row == LARGER and self.size(width, parts) < self.size(self.width, {}):
-            width += 4
+            width += 4  # heads
 
         def run(seeds, rates, data):
-            runs = jnp.int32(seeds), jnp.float32(rates), data
+            runs = jnp.int32(seeds), jnp.broadcast_to(jnp.float32(rates), len(seeds)), data
             return map(np.asarray, self.run(width, parts, gains, *runs, self.held))
 
         *_, held = run(np.repeat(TUNING, len(self.rates)), self.rates * len(TUNING), self.tuning)
         tuning = held[:, 0].reshape(len(TUNING), -1).mean(0)
         best = int(np.argmin(np.nan_to_num(tuning, nan=np.inf)))
-        edge = " (edge)" if best in (0, len(tuning) - 1) else ""
-        count = len(EVENTS) * len(self.seeds)
-        told = run(np.tile(self.seeds, len(EVENTS)), [self.rates[best]] * count, self.table)
+        told = run(np.tile(self.seeds, len(EVENTS)), self.rates[best], self.table)
         losses, factors, held = (a.reshape(len(EVENTS), -1, a.shape[-1]) for a in told)
         (calm, shock, shift), steps = losses, self.shape[0]
         after, half = 2 * steps // 5 + max(1, steps // 20), steps // 2
@@ -199,7 +194,7 @@ class Study:
         return {
             "parameters": self.size(width, parts),
             "tuning": tuning.tolist(),
-            "rate": f"{self.rates[best]:g}{edge}",
+            "rate": f"{self.rates[best]:g}" + " (edge)" * (best in (0, len(tuning) - 1)),
             "factor": float(np.exp(factors[0].mean())),
             "figures": dict(zip(FIGURES, np.array(values).tolist(), strict=True)),
             "curves": dict(zip(EVENTS, curves.tolist(), strict=True)),  # means over 5 steps
@@ -208,8 +203,8 @@ class Study:
 
 
 def listed(*cells, head=False):
-    text = f"| {' | '.join(cells)} |"
-    return "\n" + text + "\n" + "| --- " * len(cells) + "|" if head else text
+    rule = "\n" + "| --- " * len(cells) + "|"
+    return "\n" * head + f"| {' | '.join(cells)} |" + rule * head
 
 
 def line(row, records):
@@ -231,8 +226,8 @@ def plot(records, path):
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
     for axis, event in zip(axes, EVENTS[1:], strict=True):
         for row in filter(records.get, SHOWN):
-            curve = np.array(records[row]["curves"][event])
-            axis.plot(5 * np.arange(curve.size), curve, label=row, linewidth=1)
+            curve = records[row]["curves"][event]
+            axis.plot(5 * np.arange(len(curve)), curve, label=row, linewidth=1)
         axis.set(title=event, xlabel="step", ylabel="training loss (nats per character)")
     axes[0].legend()
     figure.savefig(path, dpi=150)
@@ -240,12 +235,10 @@ def plot(records, path):
 
 def main():
     numbers = dict(zip(map(str, range(len(ROWS))), ROWS, strict=True))
-    style = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     for name, value in SETTINGS.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    rates = [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]
-    parser.add_argument("--rates", type=float, nargs="+", default=rates)
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3 * 2**i for i in range(6)])
     told = "of " + "; ".join(map(" ".join, numbers.items()))
     parser.add_argument("--rows", nargs="+", choices=[*numbers, *ROWS], metavar="ROW", help=told)
     parser.add_argument("--text", metavar="FILE", help="in place of tiny Shakespeare")
@@ -277,9 +270,9 @@ def main():
     print(listed("*calm* when tuned, by rate", *map(str, settings["rates"]), head=True))
     for row, record in records.items():
         print(listed(row, *(f"{loss:.3f}" for loss in record["tuning"])))
-    print(f"\n{time.time() - begun:.0f} s")
     if options.plot:
         plot(records, options.plot)
+    print(f"\n{time.time() - begun:.0f} s")
 
 
 if __name__ == "__main__":
