@@ -14,6 +14,7 @@ from eqjax.language.aeon import AeonGPT2, Biased, Coupling, GatedRecurrence
 from eqjax.language.attend import Heads, weights
 from eqjax.language.gpt2 import GPT2
 from eqjax.language.gpt2_config import GPT2Config
+from eqjax.language.lora import adapters, lora
 from eqjax.training import Checkpoints
 from eqjax.training.resonant import ClosedLoop, LossController, resonant_adamw
 
@@ -371,6 +372,17 @@ def test_without_its_parts_the_loop_is_plain_training_of_the_gpt2(aeon):
     for ours, g, theirs in zip(*leaves, strict=True):
         ours, g, theirs = map(np.asarray, (ours, g, theirs))
         assert np.allclose(ours[np.abs(g) > 1e-9], theirs[np.abs(g) > 1e-9], rtol=0, atol=1e-7)
+
+
+def test_the_loop_leaves_alone_what_is_frozen(aeon):
+    gpt2 = lora(aeon.gpt2, rank=1, alpha=1, key=jax.random.key(0))
+    model = AeonGPT2(gpt2, recurrence=False, resonance=False, key=jax.random.key(0))
+    loop = ClosedLoop(optax.adamw(1e-2, weight_decay=0.1))
+    state, _ = loop(loop.init(model, 3), window(7, 3, 8))
+    marks = jax.tree.leaves(adapters(gpt2))
+    leaves = zip(*map(jax.tree.leaves, (state.model.gpt2, gpt2)), marks, strict=True)
+    moved = [(bool(jnp.any(a != b)), mark) for a, b, mark in leaves]
+    assert (True, True) in moved and (True, False) not in moved
 
 
 def test_misuse_is_refused_with_its_name(aeon):

@@ -476,6 +476,9 @@ def test_a_name_is_fetched_from_the_hub(folder, model, monkeypatch):
     with pytest.raises(ConnectionError, match="gpt3 is no local folder.*no route to host"):
         load_gpt2("gpt3")
     assert asked == ["somebody/gpt2", "gpt3"]
+    train_bpe(["the cat"], 257).save(folder)  # a tokenizer comes by its name, too
+    assert BPETokenizer.load("somebody/gpt2") == BPETokenizer.load(folder)
+    (folder / "tokenizer.json").unlink()
 
 
 # --- the model itself
@@ -786,6 +789,8 @@ def test_beyond_the_context_generation_refuses_or_slides(model, key):
         generate(model, prompt[:0], 3, key=key)
     with pytest.raises(ValueError, match="got a dict"):
         generate({}, prompt, 3, key=key)
+    with pytest.raises(RuntimeError, match=r"outside of the model's vocabulary, 0 … 96"):
+        generate(model, PROMPT.at[0].set(97), 20, key=key, stop=NEVER)
 
 
 def test_what_is_generated_leaves_a_state_that_goes_on(model, key):
@@ -910,8 +915,17 @@ def test_lora_refuses(model, tmp_path):
     other = GPT2.init(TINY, jax.random.key(0))
     with pytest.raises(ValueError, match=r"attn\.c_attn\.lora_A\.weight has shape \(2, 24\)"):
         load_adapters(other, tmp_path)
+    weights = tmp_path / "adapter_model.safetensors"
+    deeper = safetensors.numpy.load_file(weights)
+    more = {name.replace("h.0.", "h.9."): tensor for name, tensor in deeper.items()}
+    safetensors.numpy.save_file(deeper | more, weights)
+    with pytest.raises(ValueError, match=r"no place, such as base_model.*h\.9\."):
+        load_adapters(model, tmp_path)
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
     with pytest.raises(ValueError, match="use_dora=True, which is more than plain LoRA"):
+        load_adapters(model, tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ValueError, match="has no r: it is not the file of a LoRA"):
         load_adapters(model, tmp_path)
 
 
@@ -1034,6 +1048,15 @@ def test_tokenizers_from_files(tmp_path):
     (old / "merges.txt").unlink()
     with pytest.raises(ValueError, match="has no tokenizer"):
         BPETokenizer.load(old)
+    cutting = json.loads(tokenizer.text) | {
+        "truncation": {
+            "max_length": 3,
+            "strategy": "LongestFirst",
+            "stride": 0,
+            "direction": "Right",
+        }
+    }
+    assert np.array_equal(BPETokenizer(json.dumps(cutting)).encode(text), ids)
     with pytest.raises(ValueError, match="not the contents of a tokenizer.json"):
         BPETokenizer("{}")
     (old / "tokenizer.json").write_bytes(b"\xff\xfe")

@@ -13,7 +13,17 @@ import safetensors.numpy
 
 import eqjax as ej
 from eqjax.cli import main
-from eqjax.language import GPT2, GPT2Config, load_gpt2, save_gpt2, train_bpe
+from eqjax.language import (
+    GPT2,
+    GPT2Config,
+    MemoryGPT2,
+    generate,
+    load_gpt2,
+    load_memory,
+    reply,
+    save_gpt2,
+    train_bpe,
+)
 from eqjax.training import CheckpointError, TrainState, make_step, open_run, read_metrics
 from eqjax.training.gpt2 import (
     GPT2Settings,
@@ -86,7 +96,8 @@ def test_a_step_by_backprop_trains_any_model_and_leaves_out_what_is_not_finite()
 
 @pytest.mark.parametrize("memory", ["none", "both"])
 def test_a_run_goes_on_to_the_same_weights(text, tmp_path, memory):
-    config = settings(text, tmp_path / "whole", memory=memory, segments=2, slots=4, dropout=0.1)
+    others = {"dropout": 0.1} if memory == "none" else {"memory": memory, "segments": 2, "slots": 4}
+    config = settings(text, tmp_path / "whole", **others)
     whole = start_gpt2(config)
     outcome = train_gpt2(whole)
     assert outcome.skipped == 0
@@ -102,8 +113,11 @@ def test_a_run_goes_on_to_the_same_weights(text, tmp_path, memory):
     opened = open_gpt2(tmp_path / "whole")
     found = evaluate_gpt2(opened, opened.validation_ids)
     assert found == evaluate_gpt2(whole, whole.validation_ids)
-    saved = load_gpt2(tmp_path / "whole" / "model")
-    np.testing.assert_array_equal(saved.wte, whole.gpt2.wte)
+    if memory == "none":
+        saved = load_gpt2(tmp_path / "whole" / "model")
+        np.testing.assert_array_equal(saved.wte, whole.model.wte)
+    else:  # cut off from its memory it is not the model that learned
+        assert not (tmp_path / "whole" / "model").exists()
     with pytest.raises(CheckpointError, match="of `eqjax gpt2 train`, not of `eqjax train`"):
         open_run(tmp_path / "whole")
     with pytest.raises(ValueError, match="already holds a run"):
@@ -128,6 +142,8 @@ def test_layers_computed_anew_give_the_same_run_and_metrics_say_what_there_is(te
     assert not {"free_residual", "nudged_residual", "displacement"} & lines[-1].keys()
     with pytest.raises(ValueError, match="--gradient-checkpointing is for a GPT-2 without memory"):
         settings(text, tmp_path, memory="slots", gradient_checkpointing=True)
+    with pytest.raises(ValueError, match="--dropout is for a GPT-2 without memory"):
+        settings(text, tmp_path, memory="slots", dropout=0.1)
 
 
 def test_generation_from_the_command_line_ends_with_the_text(text, tmp_path, capsys):
@@ -179,9 +195,11 @@ def _stop(now):
 
 
 def test_decay_is_of_matrices_only():
-    model = GPT2.init(
+    gpt2 = GPT2.init(
         GPT2Config(vocab_size=7, n_positions=4, n_embd=4, n_layer=2, n_head=2), jax.random.key(0)
     )
+    model = MemoryGPT2(gpt2, capacity=2, late=None, key=jax.random.key(1))
+    model = jax.tree.map(lambda leaf: leaf + 1 if eqx.is_inexact_array(leaf) else leaf, model)
     weights = eqx.filter(model, eqx.is_inexact_array)
     optimiser = build_optimiser(GPT2Settings(warmup=0, steps=10, weight_decay=0.5))
     zero = jax.tree.map(jnp.zeros_like, weights)
@@ -192,12 +210,15 @@ def test_decay_is_of_matrices_only():
         for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
     }
     assert {name for name, yes in moved.items() if yes} == {
-        ".wte",
-        ".wpe",
-        ".blocks.attn.c_attn.weight",
-        ".blocks.attn.c_proj.weight",
-        ".blocks.mlp.c_fc.weight",
-        ".blocks.mlp.c_proj.weight",
+        ".gpt2.wte",
+        ".gpt2.wpe",
+        ".gpt2.blocks.attn.c_attn.weight",
+        ".gpt2.blocks.attn.c_proj.weight",
+        ".gpt2.blocks.mlp.c_fc.weight",
+        ".gpt2.blocks.mlp.c_proj.weight",
+        ".early.recurrent.cell.weight_ih",
+        ".early.recurrent.cell.weight_hh",
+        ".early.weight",
     }
 
 
@@ -230,7 +251,7 @@ def test_only_adapters_and_memory_learn_when_asked(text, tmp_path):
 
 
 def test_the_command_line(text, tmp_path, capsys, monkeypatch):
-    flags = [f"--{k}={v}" for k, v in (SMALL | RARE).items()]
+    flags = [f"--{k}={v}" for k, v in (SMALL | RARE | {"length": 24}).items()]
     flags = [flag.replace("_", "-") for flag in flags]
     out = tmp_path / "a run"
     main(
@@ -251,7 +272,7 @@ def test_the_command_line(text, tmp_path, capsys, monkeypatch):
     assert "validation cross-entropy" in capsys.readouterr().out
     main(["gpt2", "generate", str(out), "--prompt", "settle", "--count", "12", "--top-k", "3"])
     written = capsys.readouterr().out
-    assert written.startswith("settle") and len(written.strip("\n")) == 18
+    assert written.startswith("settle") and len(written.removesuffix("\n")) == 18
     # A chat that is continued by another run of the program is the chat that never stopped.
     chat = ["gpt2", "chat", str(out), "--count", "5", "--temperature", "0", "--memory"]
 
@@ -266,6 +287,22 @@ def test_the_command_line(text, tmp_path, capsys, monkeypatch):
     kept = [safetensors.numpy.load_file(tmp_path / name) for name in ("whole", "parts")]
     for name in kept[0] | kept[1]:
         np.testing.assert_array_equal(kept[0][name], kept[1][name])
+    # Padding takes room in the context, and does nothing else: the first line alone fills half of it.
+    run = open_gpt2(out)
+    line, newline = (jnp.asarray(run.tokenizer.encode(t)) for t in ("settle once\n", "\n"))
+    greedy = {"key": jax.random.key(0), "temperature": 0, "stop": newline}
+    answer, memory = reply(run.model, line, run.model.memory(), 5, **greedy)
+    said = run.tokenizer.decode(answer.tokens[: int(answer.length)])
+    assert first == said.strip("\n") + "\n"
+    # What is generated goes through the memory, which stays as it is.
+    file = tmp_path / "whole"
+    before = file.read_bytes()
+    told = ["gpt2", "generate", str(out), "--prompt", "once", "--count", "30", "--temperature", "0"]
+    main([*told, "--memory", str(file)])
+    prompt, memory = jnp.asarray(run.tokenizer.encode("once")), load_memory(file, run.model)
+    expected = generate(run.model, prompt, 30, memory=memory, key=jax.random.key(0), temperature=0)
+    assert capsys.readouterr().out == "once" + run.tokenizer.decode(expected.tokens) + "\n"
+    assert file.read_bytes() == before
 
 
 def _fails(capsys, *arguments):
@@ -283,6 +320,7 @@ def test_misuse_is_told(text, tmp_path, capsys):
     assert "--prompt" in _fails(capsys, "gpt2", "generate", out, "--prompt", "")
     assert "not in the vocabulary" in _fails(capsys, "gpt2", "generate", out, "--prompt", "Ж")
     assert "config.json" in _fails(capsys, "gpt2", "generate", tmp_path)
+    assert "without memory" in _fails(capsys, "gpt2", "generate", out, "--memory", tmp_path / "m")
     assert "--start" in _fails(capsys, "gpt2", "train", "--lora-rank", 2)
     assert "--freeze" in _fails(capsys, "gpt2", "train", "--freeze", "--start", out / "model")
     assert "no run here" in _fails(capsys, "gpt2", "train", "--resume", tmp_path)

@@ -16,7 +16,7 @@ from hypothesis import given, strategies as st
 from eqjax import cross_entropy, tree_cast
 from eqjax.language import GPT2, GPT2Config, Heads, Sampler, adapters, generate, lora, quantise
 from eqjax.language.attention_memory import AttentionWithMemory, Fused, Recall
-from eqjax.language.memory import load_memory, save_memory
+from eqjax.language.memory import fingerprint, load_memory, save_memory
 from eqjax.language.memory_gpt2 import MemoryGPT2, memory_parameters
 from eqjax.language.recurrence import Recurrence
 from eqjax.language.segments import reply, segment_loss
@@ -145,7 +145,7 @@ def test_no_token_sees_a_later_one():
 
 
 def test_padding_is_neither_seen_nor_remembered(assert_close):
-    model, ids, wild = opened(remembering()), tokens(4), tokens(2, seed=3)
+    model, ids, wild = opened(remembering()), tokens(4), tokens(2, seed=3) - 100
     real = jnp.arange(6) < 4
     logits, memory = read(model, jnp.concatenate([ids, wild]), mask=real)
     padded, same = read(model, jnp.concatenate([wild, ids]), mask=real[::-1])
@@ -481,6 +481,11 @@ def test_a_memory_of_another_model_or_a_damaged_one_is_refused(tmp_path, monkeyp
     layer = AttentionWithMemory(16, 2, capacity=5, key=jax.random.key(0))
     with pytest.raises(ValueError, match="not a memory of `model`"):
         save_memory(memory, path, layer)
+    with pytest.raises(ValueError, match="`memory` is spoilt: at `.early`"):
+        save_memory(eqx.tree_at(lambda m: m.early, memory, jnp.nan * memory.early), path, model)
+    assert path.read_bytes() == good
+    adapted = (lora(model.gpt2, rank=1, alpha=a, key=jax.random.key(0)) for a in (1, 2))
+    assert len({fingerprint(eqx.tree_at(lambda m: m.gpt2, model, gpt2)) for gpt2 in adapted}) == 2
     for place in (3, 40, len(good) // 2, len(good) - 1):
         path.write_bytes(good[:place] + bytes([good[place] ^ 64]) + good[place + 1 :])
         with pytest.raises(ValueError, match=str(path)):
@@ -524,6 +529,8 @@ def test_misuse_is_refused_with_the_cure():
             remembering(**{name: value})
     with pytest.raises(ValueError, match="`prompt` must hold at least one token"):
         reply(model, tokens(0), model.memory(), 1, key=jax.random.key(0))
+    with pytest.raises(RuntimeError, match="outside of the model's vocabulary"):
+        reply(model, tokens(8) - 100, model.memory(), 9, key=jax.random.key(0), stop=-1)
     segment = model.extend(tokens(4), model.open(model.memory()))[1]
     with pytest.raises(RuntimeError, match="no room for these tokens"):
         model.extend(tokens(3), segment)

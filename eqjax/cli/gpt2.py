@@ -15,8 +15,8 @@ from .checks import check_prompt, check_resume, encoded
 class Train:
     """Train a GPT-2 from nothing, or go on from a pretrained one; with memory, if asked.
 
-    The run's folder gets config.yaml (which --config accepts back), metrics.jsonl, checkpoints, and in model/ the GPT-2
-    without its memory, which Hugging Face's transformers read. A run that was stopped goes on with --resume FOLDER.
+    The run's folder gets config.yaml (which --config accepts back), metrics.jsonl, checkpoints, and of a GPT-2 without memory
+    in model/ what Hugging Face's transformers read. A run that was stopped goes on with --resume FOLDER.
     """
 
     settings: tyro.conf.OmitArgPrefixes[GPT2Settings] = dataclasses.field(
@@ -30,12 +30,14 @@ class Train:
 
 @dataclasses.dataclass(frozen=True)
 class Generate:
-    """Let a GPT-2 go on from a prompt."""
+    """Let a GPT-2 go on from a prompt; one with memory remembers all that it reads and writes, beyond its context."""
 
     source: tyro.conf.Positional[str]
     """The folder of a run of `eqjax gpt2 train`, or that of a saved GPT-2, or a name such as gpt2."""
     prompt: str = "\n"
     """Text to go on from."""
+    memory: Path | None = None
+    """A file that chat wrote: go on from what is remembered there. It stays as it is."""
     count: int = 200
     """Tokens to write."""
     temperature: float = 0.8
@@ -114,14 +116,18 @@ def _generate(command: Generate) -> None:
     import jax
     import jax.numpy as jnp
 
-    from ..language import generate
+    from ..language import MemoryGPT2, generate, load_memory
 
     check_prompt(command.prompt)
     model, tokenizer = _opened(command.source)
     prompt = encoded(tokenizer, command.prompt)
-    fits = len(prompt) + command.count <= model.config.n_positions
-    own, end = model.config.eos_token_id, getattr(tokenizer, "end", None)
-    ends = {end, *(own if isinstance(own, tuple) else (own,))} - {None}
+    config = model.gpt2.config if isinstance(model, MemoryGPT2) else model.config
+    if isinstance(model, MemoryGPT2):
+        how = {"memory": load_memory(command.memory, model) if command.memory else None}
+    elif command.memory:
+        raise ValueError(f"--memory {command.memory}: {command.source} is a GPT-2 without memory.")
+    else:  # what is longer than the context slides its window
+        how = {"cache": len(prompt) + command.count <= config.n_positions}
     written = generate(
         model,
         jnp.asarray(prompt),
@@ -130,10 +136,16 @@ def _generate(command: Generate) -> None:
         temperature=command.temperature,
         top_k=command.top_k,
         top_p=command.top_p,
-        stop=tuple(sorted(ends)),
-        cache=fits,  # what is longer than the context slides its window
+        stop=_ends(config, getattr(tokenizer, "end", None)),
+        **how,
     )
     print(command.prompt + tokenizer.decode(written.tokens[: int(written.length)]))
+
+
+def _ends(config, *others: int | None) -> tuple[int, ...]:
+    """After which tokens to stop."""
+    own = config.eos_token_id
+    return tuple(sorted({*others, *(own if isinstance(own, tuple) else (own,))} - {None}))
 
 
 def _opened(source: str):
@@ -144,7 +156,7 @@ def _opened(source: str):
 
     if holds_run(source):
         run = open_gpt2(source)
-        return run.gpt2, run.tokenizer
+        return run.model, run.tokenizer
     model, tokenizer = load_gpt2(source), BPETokenizer.load(source)
     tokenizer.check(model)
     return model, tokenizer
@@ -172,29 +184,28 @@ def _chat(command: Chat) -> None:
     memory = load_memory(command.memory, model) if known else model.memory()
     if known:
         print(f"Goes on after {int(memory.tokens)} tokens.", file=sys.stderr)
-    key = jax.random.fold_in(jax.random.key(command.seed), int(memory.tokens))
-    for number, line in enumerate(sys.stdin):
+    for line in sys.stdin:
         if not line.strip():
             break
         if isinstance(tokenizer, CharTokenizer):
             line = "".join(c for c in line if c in tokenizer.characters)
         prompt = tokenizer.encode(line)
-        if not len(prompt):
+        if not line.strip():
             print("None of these characters was in the text that the model learned from.")
             continue
-        # A power of two tokens with padding on the left, so that few lengths are compiled.
-        size = 1 << (len(prompt) - 1).bit_length()
+        # Padding on the left, so that few lengths are compiled; not much, since it takes room in the context.
+        size = -(-len(prompt) // 8) * 8
         padding = size - len(prompt)
         written, memory = reply(
             model,
             jnp.asarray(np.pad(prompt, (padding, 0))),
             memory,
             command.count,
-            key=jax.random.fold_in(key, number),
+            key=jax.random.fold_in(jax.random.key(command.seed), int(memory.tokens)),
             temperature=command.temperature,
             top_k=command.top_k,
             top_p=command.top_p,
-            stop=newline,
+            stop=_ends(model.gpt2.config, getattr(tokenizer, "end", None), newline),
             mask=jnp.arange(size) >= padding,
         )
         print(tokenizer.decode(written.tokens[: int(written.length)]).strip("\n"), flush=True)

@@ -11,6 +11,7 @@ import numpy as np
 import tokenizers
 
 from .gpt2 import GPT2
+from .hub import resolved
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -31,8 +32,10 @@ class BPETokenizer:
 
     @classmethod
     def load(cls, source: str | os.PathLike) -> "BPETokenizer":
-        """Read a `tokenizer.json`, or a folder that has one, or has `vocab.json` and `merges.txt`."""
+        """Read a `tokenizer.json`, or a folder that has one, or has `vocab.json` and `merges.txt`; or that of a model
+        by its name, as `load_gpt2` does."""
         path = Path(source)
+        path = path if path.is_file() else resolved(source)
         file = path / "tokenizer.json" if path.is_dir() else path
         if file.is_file():
             try:
@@ -62,9 +65,13 @@ class BPETokenizer:
     @functools.cached_property
     def _tokenizer(self) -> tokenizers.Tokenizer:
         try:
-            return tokenizers.Tokenizer.from_str(self.text)
+            tokenizer = tokenizers.Tokenizer.from_str(self.text)
         except Exception as error:  # the library raises nothing narrower
             raise ValueError(f"`text` is not the contents of a tokenizer.json: {error}") from None
+        # Files made for training in batches may cut or fill up every text, without a word.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
 
     @property
     def size(self) -> int:

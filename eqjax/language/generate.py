@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, ScalarLike
 from ..fields import AbstractEquilibriumModel
 from ..relaxation import Anderson, equilibrium
 from .attend import Attend
-from .gpt2 import GPT2
+from .gpt2 import GPT2, known
 from .sampling import Continuation, Sampler, autoregress
 
 
@@ -45,7 +45,7 @@ def generate(model: Any, prompt: Any, count: int, **settings: Any) -> Any:
     Of a `MemoryGPT2` it is the `Continuation` of `reply`, whose settings it takes, after `memory` (empty by default).
     """
     raise ValueError(
-        f"`model` must be a GPT2 or an equilibrium model, got a {type(model).__name__}."
+        f"`model` must be a GPT2, a MemoryGPT2 or an equilibrium model, got a {type(model).__name__}."
     )
 
 
@@ -138,7 +138,7 @@ def _continued(
     read_on = _cached if cache else _reread
     stop = model.config.eos_token_id if stop is None else stop
     stop = None if stop is None else jnp.asarray(stop, jnp.int32)
-    prompt, sampler = prompt.astype(jnp.int32), Sampler(temperature, top_k, top_p)
+    prompt, sampler = known(model, prompt, valid), Sampler(temperature, top_k, top_p)
     return read_on(model, prompt, valid, count, sampler, key, stop, attend)
 
 

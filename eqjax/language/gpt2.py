@@ -238,7 +238,8 @@ class GPT2(eqx.Module):
         seen = None
         if mask is not None:
             seen = analytic.causal_mask(tokens.shape[0]) & mask[None]
-            positions = _counted(mask) if positions is None else positions
+            tokens = jnp.where(mask, tokens, 0)  # padding may be anything
+            positions = counted(mask) if positions is None else positions
         h = dropout(self.embed(tokens, positions), self.config.embd_pdrop, drop)
         h, _ = self.run(
             h, attend, mask=seen, key=key, gradient_checkpointing=gradient_checkpointing
@@ -280,9 +281,21 @@ class GPT2(eqx.Module):
         full = cache.length + new.size > cache.valid.size
         length = eqx.error_if(cache.length, full, _FULL)
         chosen = Cached(DotProduct() if attend is None else attend, cache.valid, length, new)
-        h = self.embed(tokens, _counted(new, jnp.sum(cache.valid, dtype=jnp.int32)))
+        positions = counted(new, jnp.sum(cache.valid, dtype=jnp.int32))
+        h = self.embed(jnp.where(new, tokens, 0), positions)
         h, (key, value, _) = self.run(h, chosen, (cache.key, cache.value, None))
         return self.unembed(h), cache.written(key, value, new)
+
+
+def known(model: GPT2, prompt: Int[Array, " p"], mask: Bool[Array, " p"]) -> Int[Array, " p"]:
+    """The prompt, and an error at run time if the model has no embedding for one of its tokens."""
+    wrong = mask & ((prompt < 0) | (prompt >= model.config.vocab_size))
+    return eqx.error_if(
+        prompt.astype(jnp.int32),
+        jnp.any(wrong),
+        f"`prompt` has tokens outside of the model's vocabulary, 0 … {model.config.vocab_size - 1}. Do they come from "
+        "another tokenizer?",
+    )
 
 
 _FULL = (
@@ -295,6 +308,6 @@ def _rows(table: Float[Array, "n c"], index: Int[Array, " t"]) -> Float[Array, "
     return table.at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
-def _counted(mask: Bool[Array, " t"], before: Int[Array, ""] | int = 0) -> Int[Array, " t"]:
+def counted(mask: Bool[Array, " t"], before: Int[Array, ""] | int = 0) -> Int[Array, " t"]:
     """The position of every token: how many valid ones, and `before`, came before it."""
     return jnp.maximum(before + jnp.cumsum(mask, dtype=jnp.int32) - 1, 0)

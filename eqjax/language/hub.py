@@ -39,7 +39,7 @@ def load_gpt2(source: str | os.PathLike, *, dtype: Any = None) -> GPT2:
     **Returns:** a `GPT2`. **Raises:** `ValueError`, naming the file or the tensor, for a folder that holds no GPT-2;
     `ConnectionError` for a name that cannot be fetched.
     """
-    folder = _folder(source)
+    folder = resolved(source)
     path = folder / "config.json"
     if not path.is_file():
         raise ValueError(
@@ -143,7 +143,11 @@ def opened(path: Path) -> Iterator[Any]:
         yield file
 
 
-def _folder(source: str | os.PathLike) -> Path:
+def resolved(source: str | os.PathLike) -> Path:
+    """A local folder; that of a model on the Hugging Face hub is fetched first, weights and tokenizer.
+
+    **Raises:** `ValueError` for what can be neither; `ConnectionError` for a name that cannot be fetched.
+    """
     if Path(source).is_dir():
         return Path(source)
     name = os.fspath(source)
@@ -152,7 +156,8 @@ def _folder(source: str | os.PathLike) -> Path:
     try:
         import huggingface_hub  # only where a name asks for it
 
-        wanted = ["config.json", "*.safetensors", _INDEX]
+        tokens = ["tokenizer.json", "vocab.json", "merges.txt"]
+        wanted = ["config.json", "*.safetensors", _INDEX, *tokens]
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # whatever went wrong, the cure is the same
         raise ConnectionError(

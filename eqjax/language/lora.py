@@ -108,6 +108,10 @@ def merge(model: Model) -> Model:
 
 def save_adapters(model: GPT2, folder: str | os.PathLike) -> None:
     """Write the adapters of a `GPT2`, without its other weights, as a folder that peft reads."""
+    if not isinstance(model, GPT2):
+        raise ValueError(
+            f"`model` must be a GPT2, got a {type(model).__name__}. Of one with memory, save `model.gpt2`."
+        )
     found = {path: node for path, node in _paths(model).items() if isinstance(node, AdaptedLinear)}
     shapes = {(node.a.shape[-1], node.scale) for node in found.values()}
     if len(shapes) != 1:
@@ -148,6 +152,8 @@ def load_adapters(model: GPT2, folder: str | os.PathLike) -> GPT2:
             raise ValueError(
                 f"{folder / _CONFIG} asks for {name}={settings.get(name)!r}, which is more than plain LoRA."
             )
+    if missing := [name for name in ("r", "lora_alpha", "target_modules") if name not in settings]:
+        raise ValueError(f"{folder / _CONFIG} has no {missing[0]}: it is not the file of a LoRA.")
     targets = settings["target_modules"]
     model = lora(
         model,
@@ -158,11 +164,12 @@ def load_adapters(model: GPT2, folder: str | os.PathLike) -> GPT2:
         key=jax.random.key(0),
     )
     with opened(folder / _WEIGHTS) as file:
-        names = set(file.keys())
+        names, used = set(file.keys()), set()
 
         def read(path, layer, letter, like):
             name = _name(path, layer, letter)
             found = file.get_tensor(name).T if name in names else None
+            used.add(name)
             if found is None or found.shape != like.shape[1:]:
                 state = "is missing" if found is None else f"has shape {found.T.shape}"
                 raise ValueError(
@@ -182,7 +189,13 @@ def load_adapters(model: GPT2, folder: str | os.PathLike) -> GPT2:
             )
             return AdaptedLinear(node.base, a, b, node.scale)
 
-        return each_linear(fill, model)
+        model = each_linear(fill, model)
+    if left := sorted(names - used):
+        raise ValueError(
+            f"{folder / _WEIGHTS} has tensors for which the model has no place, such as {left[0]}. Do they belong to "
+            "another model?"
+        )
+    return model
 
 
 # Settings of peft's that change what a LoRA layer computes, and the values with which they do not.
@@ -195,6 +208,11 @@ _PLAIN = {
     "modules_to_save": (None, []),
     "layers_to_transform": (None, []),
     "layer_replication": (None, []),
+    "lora_bias": (None, False),
+    "use_qalora": (None, False),
+    "trainable_token_indices": (None, []),
+    "target_parameters": (None, []),
+    "alora_invocation_tokens": (None, []),
 }
 
 

@@ -92,6 +92,12 @@ def save_memory(memory: Memory, path: str | os.PathLike, model: AbstractRemember
         raise ValueError(f"`path` {path} is a folder. Give the name of a file.")
     wanted, arrays = _arrays(model.memory()), _arrays(memory)
     _fits(arrays, wanted, "`memory` is not a memory of `model`")
+    for name, array in arrays.items():
+        if jnp.issubdtype(array.dtype, jnp.inexact) and not jnp.isfinite(array).all():
+            raise ValueError(
+                f"`memory` is spoilt: at `{name}` it holds numbers that are not finite, and would for ever. Go on from "
+                "the one before, which is still in the file if it was saved there."
+            )
     about = {
         "format": _FORMAT,
         "model": fingerprint(model),

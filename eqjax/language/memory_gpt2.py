@@ -13,7 +13,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .attend import Cache, Cached, DotProduct
 from .attention_memory import Fused, Recall
-from .gpt2 import GPT2
+from .gpt2 import GPT2, counted
+from .lora import AdaptedLinear
 from .memory import AbstractRemembering, Memory
 from .recurrence import Recurrence
 from .slots import AbstractEviction, Slots
@@ -111,7 +112,10 @@ class MemoryGPT2(AbstractRemembering):
         return Memory.empty(slots, early, late)
 
     def about(self) -> dict[str, Any]:
-        return {"config": self.gpt2.config.to_dict(), "layers": self.layers}
+        is_adapted = lambda node: isinstance(node, AdaptedLinear)
+        maps = filter(is_adapted, jax.tree.leaves(self.gpt2, is_leaf=is_adapted))
+        scales = [node.scale for node in maps]
+        return {"config": self.gpt2.config.to_dict(), "layers": self.layers, "lora": scales}
 
     def __call__(
         self,
@@ -173,8 +177,8 @@ class MemoryGPT2(AbstractRemembering):
     def _extend(self, tokens, segment, mask):
         memory, cache = segment.memory, segment.cache
         new = jnp.ones(tokens.shape, bool) if mask is None else mask
-        before = jnp.sum(cache.valid, dtype=jnp.int32)
-        h = self.gpt2.embed(tokens, jnp.maximum(before + jnp.cumsum(new, dtype=jnp.int32) - 1, 0))
+        positions = counted(new, jnp.sum(cache.valid, dtype=jnp.int32))
+        h = self.gpt2.embed(jnp.where(new, tokens, 0), positions)
         early, late = memory.early, memory.late
         if self.early is not None:
             h, early = self.early(h, early, new)

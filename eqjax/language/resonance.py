@@ -75,10 +75,8 @@ class LayerTap(AbstractTap):
         return config.n_layer, config.n_embd
 
     def __call__(self, model, tokens):
-        last, entered = model.run(
-            model.embed(tokens), lambda heads, _: (DotProduct()(heads)[0], heads.hidden)
-        )
-        return model.unembed(last), jnp.concatenate([entered[1:], last[None]])
+        hidden = model.hidden(tokens)
+        return model.unembed(hidden[-1]), hidden[1:]
 
 
 class HeadTap(AbstractTap):

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, ScalarLike
 
 from ..analytic import logsumexp
 from .generate import generate
+from .gpt2 import known
 from .memory import Memory
 from .memory_gpt2 import MemoryGPT2
 from .sampling import Continuation, Sampler, autoregress
@@ -82,7 +83,8 @@ def reply(
     stop = model.gpt2.config.eos_token_id if stop is None else stop
     stop = None if stop is None else jnp.asarray(stop, jnp.int32)
     sampler = Sampler(temperature, top_k, top_p)
-    return _reply(model, prompt.astype(jnp.int32), mask, memory, count, sampler, key, stop)
+    prompt = known(model.gpt2, prompt, mask)
+    return _reply(model, prompt, mask, memory, count, sampler, key, stop)
 
 
 @eqx.filter_jit

@@ -65,7 +65,7 @@ class GPT2Settings(Settings):
     length: int = 64
     """Tokens in a window, and longest context of a new model."""
     dropout: float = 0.0
-    """Dropout rate."""
+    """Dropout rate, of a GPT-2 without memory."""
     memory: Literal["none", "recurrence", "slots", "both"] = "none"
     """Memory between windows: of what just happened (recurrence), of what was long ago (slots), or both."""
     slots: int = 64
@@ -122,6 +122,8 @@ class GPT2Settings(Settings):
             )
         if self.freeze and not self.lora_rank and self.memory == "none":
             raise ValueError("--freeze leaves nothing to learn: add --memory or --lora-rank.")
+        if self.dropout and self.memory != "none":
+            raise ValueError("--dropout is for a GPT-2 without memory. Leave it out.")
         if self.gradient_checkpointing and self.memory != "none":
             raise ValueError(
                 "--gradient-checkpointing is for a GPT-2 without memory: with one, every segment is computed anew in "
@@ -151,11 +153,6 @@ class GPT2Run:
     @property
     def model(self) -> GPT2 | MemoryGPT2:
         return self.state.model
-
-    @property
-    def gpt2(self) -> GPT2:
-        """The model without its memory, adapters merged."""
-        return merge(_core(self.model))
 
     def about(self) -> dict[str, Any]:
         """What a checkpoint says about itself."""
@@ -188,6 +185,8 @@ def start_gpt2(config: GPT2Settings, *, fallback: bool = True) -> GPT2Run:
     claim(config.out, "gpt2 train")
     if config.start:
         model = load_gpt2(config.start, dtype=jnp.float32)
+        rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
+        model = dataclasses.replace(model, config=dataclasses.replace(model.config, **rates))
         tokenizer = BPETokenizer.load(config.start)
         tokenizer.check(model)
         corpus = load_corpus(config.text, fallback=fallback)
@@ -300,7 +299,7 @@ def build_optimiser(config: GPT2Settings) -> optax.GradientTransformation:
 
     def matrices(params):
         # By name: in a stack of blocks a vector has two axes, too.
-        vector = lambda path: re.search(r"bias|ln_", jax.tree_util.keystr(path))
+        vector = lambda path: re.search(r"bias|ln_|gate|recall", jax.tree_util.keystr(path))
         return jax.tree_util.tree_map_with_path(lambda path, _: not vector(path), params)
 
     return optax.chain(
@@ -329,8 +328,9 @@ def evaluate_gpt2(run: GPT2Run, ids: np.ndarray) -> float:
 def train_gpt2(
     run: GPT2Run, *, on_step: Callable[[int, dict[str, float]], None] | None = None
 ) -> Outcome:
-    """Train until `config.steps`; then write the model to `model/` in the run's folder (adapters merged; a memory stays in
-    the checkpoints, since no other program would know what to do with it).
+    """Train until `config.steps`; then write the model to `model/` in the run's folder, adapters merged (not one that learned
+    with a memory: it stays in the checkpoints, since no other program would know what to do with the memory, and
+    without it the rest is not what learned).
 
     A run that is killed at any moment goes on by `open_gpt2` and `train_gpt2`, to bit-identical parameters.
     """
@@ -342,8 +342,9 @@ def train_gpt2(
         return {}
 
     outcome = fit(run, diagnose, on_step=on_step)
-    folder = config.out / "model"
-    save_gpt2(run.gpt2, folder)
-    if isinstance(run.tokenizer, BPETokenizer):
-        run.tokenizer.save(folder)
+    if isinstance(run.model, GPT2):
+        folder = config.out / "model"
+        save_gpt2(merge(run.model), folder)
+        if isinstance(run.tokenizer, BPETokenizer):
+            run.tokenizer.save(folder)
     return outcome

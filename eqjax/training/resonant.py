@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ..analytic import tree_where
+from ..fields import trainable
 from ..language.aeon import AeonGPT2, Resonance
 
 _Scalar = Float[Array, ""]
@@ -253,7 +254,7 @@ class ClosedLoop(eqx.Module):
     forward with r and m → measure losses and errors → schedule α → control a, μ, σ → update θ → recur r and m.
 
     Row b of each batch continues sequence b, whose r and m it finds in the state. A gradient that is not finite changes
-    neither model nor optimiser; r and m stay bounded anyway.
+    neither model nor optimiser, its controller included; r and m stay bounded anyway.
 
     **Arguments:** `optimiser`: `resonant_adamw`, or any Optax transformation or chain.
     """
@@ -262,7 +263,7 @@ class ClosedLoop(eqx.Module):
 
     def init(self, model: AeonGPT2, batch: int) -> LoopState:
         """The state at step 0, for batches of `batch` sequences."""
-        opt_state = self.optimiser.init(eqx.filter(model, eqx.is_inexact_array))
+        opt_state = self.optimiser.init(eqx.filter(model, trainable(model)))
         resonance = jax.tree.map(
             lambda leaf: jnp.zeros((batch, *leaf.shape), leaf.dtype), model.initial()
         )
@@ -274,7 +275,7 @@ class ClosedLoop(eqx.Module):
     ) -> tuple[LoopState, dict[str, _Scalar | Bool[Array, ""]]]:
         """**Returns:** the next state, and `loss` (token mean, nats), `gradient_norm`, `recurrence` (root mean square of
         r) and whether the model was `updated`."""
-        weights, rest = eqx.partition(state.model, eqx.is_inexact_array)
+        weights, rest = eqx.partition(state.model, trainable(state.model))
 
         def mean_loss(weights):
             read = eqx.combine(weights, rest).losses
