@@ -144,22 +144,18 @@ def _generate(command: Generate) -> None:
 
 def _ends(config, *others: int | None) -> tuple[int, ...]:
     """After which tokens to stop."""
-    own = config.eos_token_id
-    return tuple(sorted({*others, *(own if isinstance(own, tuple) else (own,))} - {None}))
+    return tuple(sorted({*config.ends, *others} - {None}))
 
 
 def _opened(source: str):
     """Model and tokenizer of a run, or of a saved GPT-2."""
-    from ..language import BPETokenizer, load_gpt2
     from ..training import holds_run
-    from ..training.gpt2 import open_gpt2
+    from ..training.gpt2 import open_gpt2, pretrained
 
     if holds_run(source):
         run = open_gpt2(source)
         return run.model, run.tokenizer
-    model, tokenizer = load_gpt2(source), BPETokenizer.load(source)
-    tokenizer.check(model)
-    return model, tokenizer
+    return pretrained(source)
 
 
 def _chat(command: Chat) -> None:

@@ -136,8 +136,7 @@ def _continued(
         )
     valid = jnp.ones(prompt.shape, bool) if mask is None else mask
     read_on = _cached if cache else _reread
-    stop = model.config.eos_token_id if stop is None else stop
-    stop = None if stop is None else jnp.asarray(stop, jnp.int32)
+    stop = jnp.asarray(model.config.ends if stop is None else stop, jnp.int32)
     prompt, sampler = known(model, prompt, valid), Sampler(temperature, top_k, top_p)
     return read_on(model, prompt, valid, count, sampler, key, stop, attend)
 

@@ -92,12 +92,19 @@ class GPT2Config:
         for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)!r}.")
-        ends = self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
-        for name, tokens in (("bos_token_id", (self.bos_token_id,)), ("eos_token_id", ends)):
-            if not all(token is None or type(token) is int for token in tokens):
+        begins = () if self.bos_token_id is None else (self.bos_token_id,)
+        for name, tokens in (("bos_token_id", begins), ("eos_token_id", self.ends)):
+            if not all(type(token) is int for token in tokens):
                 raise ValueError(
                     f"`{name}` must be the number of a token or None, got {getattr(self, name)!r}."
                 )
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The tokens of `eos_token_id`."""
+        if self.eos_token_id is None:
+            return ()
+        return self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
 
     @property
     def inner(self) -> int:

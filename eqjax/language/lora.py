@@ -112,7 +112,7 @@ def save_adapters(model: GPT2, folder: str | os.PathLike) -> None:
         raise ValueError(
             f"`model` must be a GPT2, got a {type(model).__name__}. Of one with memory, save `model.gpt2`."
         )
-    found = {path: node for path, node in _paths(model).items() if isinstance(node, AdaptedLinear)}
+    found = adapted_maps(model)
     shapes = {(node.a.shape[-1], node.scale) for node in found.values()}
     if len(shapes) != 1:
         raise ValueError(
@@ -237,6 +237,11 @@ def _paths(model: Any) -> dict[str, AbstractLinear]:
 
     each_linear(note, model)
     return found
+
+
+def adapted_maps(model: Any) -> dict[str, AdaptedLinear]:
+    """Every linear map with an adapter, by its path."""
+    return {path: node for path, node in _paths(model).items() if isinstance(node, AdaptedLinear)}
 
 
 def _name(path: str, layer: int, letter: str) -> str:

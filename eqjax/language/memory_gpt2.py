@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from .attend import Cache, Cached, DotProduct
 from .attention_memory import Fused, Recall
 from .gpt2 import GPT2, counted
-from .lora import AdaptedLinear
+from .lora import adapted_maps
 from .memory import AbstractRemembering, Memory
 from .recurrence import Recurrence
 from .slots import AbstractEviction, Slots
@@ -112,9 +112,7 @@ class MemoryGPT2(AbstractRemembering):
         return Memory.empty(slots, early, late)
 
     def about(self) -> dict[str, Any]:
-        is_adapted = lambda node: isinstance(node, AdaptedLinear)
-        maps = filter(is_adapted, jax.tree.leaves(self.gpt2, is_leaf=is_adapted))
-        scales = [node.scale for node in maps]
+        scales = [node.scale for node in adapted_maps(self.gpt2).values()]
         return {"config": self.gpt2.config.to_dict(), "layers": self.layers, "lora": scales}
 
     def __call__(

@@ -80,8 +80,7 @@ def reply(
             "`prompt` must hold at least one token; to begin with nothing, give a start token."
         )
     mask = jnp.ones(prompt.shape, bool) if mask is None else mask
-    stop = model.gpt2.config.eos_token_id if stop is None else stop
-    stop = None if stop is None else jnp.asarray(stop, jnp.int32)
+    stop = jnp.asarray(model.gpt2.config.ends if stop is None else stop, jnp.int32)
     sampler = Sampler(temperature, top_k, top_p)
     prompt = known(model.gpt2, prompt, mask)
     return _reply(model, prompt, mask, memory, count, sampler, key, stop)

@@ -34,6 +34,7 @@ from ..language import (
     tiles,
     train_bpe,
 )
+from ..language.hub import resolved
 from .build import warmup_cosine
 from .folder import about_run, claim, digest, keep_text, kept_text, restored
 from .loop import Outcome, fit, in_chunks
@@ -180,15 +181,21 @@ def tokenizer_from(about: dict[str, Any]) -> CharTokenizer | BPETokenizer:
     return BPETokenizer(about["byte_pairs"])
 
 
+def pretrained(source: str, *, dtype: Any = None) -> tuple[GPT2, BPETokenizer]:
+    """A saved GPT-2 and its tokenizer, from a folder or by name; `ValueError` if they do not fit one another."""
+    folder = resolved(source)
+    model, tokenizer = load_gpt2(folder, dtype=dtype), BPETokenizer.load(folder)
+    tokenizer.check(model)
+    return model, tokenizer
+
+
 def start_gpt2(config: GPT2Settings, *, fallback: bool = True) -> GPT2Run:
     """A fresh run: reads the text and the pretrained model, writes `config.yaml` and a copy of the text."""
     claim(config.out, "gpt2 train")
     if config.start:
-        model = load_gpt2(config.start, dtype=jnp.float32)
+        model, tokenizer = pretrained(config.start, dtype=jnp.float32)
         rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
         model = dataclasses.replace(model, config=dataclasses.replace(model.config, **rates))
-        tokenizer = BPETokenizer.load(config.start)
-        tokenizer.check(model)
         corpus = load_corpus(config.text, fallback=fallback)
     else:
         corpus = load_corpus(config.text, fallback=fallback)

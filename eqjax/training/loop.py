@@ -68,8 +68,8 @@ def fit(
 
     def report(step: int, values: dict[str, float]) -> None:
         # What the report of an estimator does not have (NaN) is left out of the file: in a GPT-2 nothing settles.
-        absent = [name for name in _REPORTED if math.isnan(values.get(name, 0))]
-        metrics.write(step, **{k: v for k, v in values.items() if k not in absent})
+        there = {k: v for k, v in values.items() if k not in _REPORTED or not math.isnan(v)}
+        metrics.write(step, **there)
         if on_step is not None:
             on_step(step, values)
 
