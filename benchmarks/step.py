@@ -10,7 +10,14 @@ import jax.numpy as jnp
 from common import Text, arguments, compiled, device, model, table, timed, trained
 
 from eqjax.analytic import cross_entropy
-from eqjax.gradients import BPTT, Accept, AsymEP, OracleAdjoint, SharedAdjoint, agreement
+from eqjax.gradients import (
+    BPTT,
+    Accept,
+    AsymEP,
+    OracleAdjoint,
+    SharedAdjoint,
+    agreement,
+)
 from eqjax.relaxation import GMRES, Anderson
 
 STEPS = 150

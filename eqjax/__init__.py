@@ -1,18 +1,19 @@
 """eqjax: differentiable dynamics. A force field settles, the settled state answers, and the gradient comes
-back by settling again."""
+back by settling again.
+
+How a field settles and how it learns is here at once; the other rooms load at their first use, the applications
+`language`, `memory`, `resonance`, `recipes`, `plots` and `showcase` with what their extras bring."""
 
 import importlib.metadata as _metadata
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from . import (
     analytic as analytic,
     fields as fields,
     gradients as gradients,
-    language as language,
-    plots as plots,
     relaxation as relaxation,
-    stability as stability,
-    training as training,
 )
+from ._extras import lazily as _lazily
 from .analytic import (
     cross_entropy as cross_entropy,
     squared_error as squared_error,
@@ -30,27 +31,14 @@ from .fields import (
 from .gradients import (
     BPTT as BPTT,
     Accept as Accept,
-    AdjointCoordinates as AdjointCoordinates,
     AsymEP as AsymEP,
-    Averaged as Averaged,
     Backprop as Backprop,
-    Central as Central,
     DyadicEP as DyadicEP,
     EnergyEP as EnergyEP,
-    ExactCorrection as ExactCorrection,
-    ExactEligibility as ExactEligibility,
     ForwardEligibility as ForwardEligibility,
     GradientEstimate as GradientEstimate,
     HolomorphicEP as HolomorphicEP,
-    LockIn as LockIn,
-    LowRank as LowRank,
-    OneSided as OneSided,
     OracleAdjoint as OracleAdjoint,
-    ProbeCorrection as ProbeCorrection,
-    RandomDirections as RandomDirections,
-    RawStates as RawStates,
-    Reversible as Reversible,
-    SharedAdjoint as SharedAdjoint,
     TruncatedAdjoint as TruncatedAdjoint,
     VectorFieldEP as VectorFieldEP,
     compare as compare,
@@ -59,21 +47,29 @@ from .relaxation import (
     GMRES as GMRES,
     RESULTS as RESULTS,
     Anderson as Anderson,
-    BackwardEuler as BackwardEuler,
-    Broyden as Broyden,
-    Equilibrium as Equilibrium,
-    Fallback as Fallback,
-    IMEXEuler as IMEXEuler,
     NewtonKrylov as NewtonKrylov,
-    OvershootController as OvershootController,
     Picard as Picard,
-    PseudoTransient as PseudoTransient,
-    Refine as Refine,
-    Relaxation as Relaxation,
     TimeStepping as TimeStepping,
     equilibrium as equilibrium,
     force_residual as force_residual,
     relax as relax,
 )
 
+if _TYPE_CHECKING:
+    from . import (
+        homeostasis as homeostasis,
+        language as language,
+        memory as memory,
+        plots as plots,
+        recipes as recipes,
+        resonance as resonance,
+        showcase as showcase,
+        stability as stability,
+        training as training,
+    )
+
 __version__ = _metadata.version("eqjax")
+__getattr__, __dir__ = _lazily(
+    __name__,
+    "stability homeostasis training language memory resonance recipes plots showcase cli demo",
+)

@@ -17,13 +17,19 @@ from rich.table import Table
 
 from . import plots
 from .analytic import cross_entropy, tree_cast
-from .gradients import Accept, AsymEP, OracleAdjoint
-from .gradients.compare import on_common_samples
+from .gradients import Accept, AsymEP, OracleAdjoint, on_common_samples
 from .language import bigram_cross_entropy, unigram_entropy, without_attention
+from .recipes import (
+    Run,
+    TrainConfig,
+    evaluate,
+    probe_batch,
+    sample,
+    start_run,
+    train,
+)
 from .relaxation import GMRES, Anderson
-from .training import Run, TrainConfig, evaluate, read_metrics, start_run, train
-from .training.metrics import plain
-from .training.run import probe_batch, sample
+from .training import plain, read_metrics
 
 ESTIMATORS = {"asymep": "AsymEP", "oracle": "OracleAdjoint", "bptt": "BPTT"}
 # A checkpoint counts as settled if this fraction of its samples meets both residuals.

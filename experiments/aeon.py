@@ -33,10 +33,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from eqjax.language import GPT2, CharTokenizer, GPT2Config, read_text, split, tiny_shakespeare
-from eqjax.language.aeon import AeonGPT2
-from eqjax.language.corpus import fallback_text
-from eqjax.training.resonant import ClosedLoop, LossController, resonant_adamw
+from eqjax.language import (
+    GPT2,
+    CharTokenizer,
+    GPT2Config,
+    read_text,
+    split,
+    tiny_shakespeare,
+)
+from eqjax.language._corpus import fallback_text
+from eqjax.resonance import AeonGPT2, ClosedLoop, LossController, resonant_adamw
 
 jax.config.update("jax_default_matmul_precision", "float32")  # on a GPU, too
 OFF = {"recurrence": False, "resonance": False}

@@ -9,8 +9,14 @@ import importlib.metadata
 import json
 from pathlib import Path
 
-from eqjax.language import CharTokenizer, read_text, split, tiles
-from eqjax.language.corpus import fallback_text, tiny_shakespeare
+from eqjax.language import (
+    CharTokenizer,
+    read_text,
+    split,
+    tiles,
+    tiny_shakespeare,
+)
+from eqjax.language._corpus import fallback_text
 
 
 def king_james():

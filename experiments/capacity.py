@@ -18,7 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqjax.fields import AssociativeMemory, LogCosh, Polynomial, Softmax
+from eqjax.fields import (
+    AssociativeMemory,
+    LogCosh,
+    Polynomial,
+    Softmax,
+)
 
 SATURATED = 20.0  # a visible state whose activation tanh is ±1
 

@@ -9,7 +9,8 @@ about five minutes on two cores with the oracle.
 import argparse
 from pathlib import Path
 
-from eqjax.training import TrainConfig, read_metrics, start_run, train
+from eqjax.recipes import TrainConfig, start_run, train
+from eqjax.training import read_metrics
 
 
 def main():

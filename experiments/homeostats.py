@@ -26,14 +26,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import eqjax as ej
-from eqjax.fields.parts import MLP, Attention, LayerNorm
-from eqjax.language import tiles
-from eqjax.language.equilibrium_lm import Embedding, Readout
-from eqjax.stability.propagation import euler_map
-from eqjax.training import TrainConfig, read_metrics, start_run, train
-from eqjax.training.build import build_optimiser
-from eqjax.training.examine import settle, windows
-from eqjax.training.metrics import plain
+from eqjax.fields._parts import MLP, Attention, LayerNorm
+from eqjax.language import Embedding, Readout, tiles
+from eqjax.recipes import TrainConfig, start_run, train
+from eqjax.recipes._equilibrium_build import build_optimiser
+from eqjax.recipes._examine import settle, windows
+from eqjax.stability._propagation import euler_map
+from eqjax.training import read_metrics
+from eqjax.training._metrics import plain
 
 SIZES = {
     "short": {

@@ -22,11 +22,22 @@ from homeostats import chosen, training_options
 from matplotlib.figure import Figure
 
 import eqjax as ej
-from eqjax import plots, stability
-from eqjax.training import TrainConfig, holds_run, open_run, start_run, train
-from eqjax.training.checkpoint import Checkpoints
-from eqjax.training.examine import check_windows, follow, in_double, settle, windows
-from eqjax.training.metrics import plain
+from eqjax import homeostasis, plots, stability
+from eqjax.recipes import (
+    TrainConfig,
+    open_run,
+    start_run,
+    train,
+)
+from eqjax.recipes._examine import (
+    check_windows,
+    follow,
+    in_double,
+    settle,
+    windows,
+)
+from eqjax.training import Checkpoints, holds_run
+from eqjax.training._metrics import plain
 
 MARGINAL = 1e-3  # force residual after a long relaxation, above which a window has not settled
 LONG, TAIL = 2000, 1024
@@ -128,7 +139,7 @@ def learned_norm(width: int, heads: int, length: int, scale: float) -> tuple[flo
     gram = lambda v: transpose(product(v))[0]
     start = jax.random.normal(c, settled.value.shape, settled.value.dtype)
     top = stability.krylov_schur(gram, start, k=1, which="LM", tol=1e-3, key=c).values[0]
-    mean = stability.jacobian_penalty(model.field, settled.value, x, c, probes=32)
+    mean = homeostasis.jacobian_penalty(model.field, settled.value, x, c, probes=32)
     return float(jnp.sqrt(top.real)), float(jnp.sqrt(mean))
 
 
@@ -165,7 +176,7 @@ def along(options, steps: list[int]) -> list[dict[str, Any]]:
         value = np.asarray(found.spectrum.values[:, 0])
         # What was not found, a ghost of a fixed point that is gone, has no spectrum to speak of.
         worst = int(np.argmax(np.where(np.asarray(found.fixed_point), value.real, -np.inf)))
-        result = ej.training.evaluate(run, run.validation_ids)
+        result = ej.recipes.evaluate(run, run.validation_ids)
         rows.append(
             {
                 "step": step,

@@ -36,10 +36,22 @@ import numpy as np
 import optax
 from books import book
 
-from eqjax.language import GPT2, CharTokenizer, GPT2Config, split, tiles
-from eqjax.language.memory_gpt2 import MemoryGPT2
-from eqjax.language.segments import reply, segment_loss
-from eqjax.language.slots import Fifo, LeastAttended, LeastSalient, Summarise
+from eqjax.language import (
+    GPT2,
+    CharTokenizer,
+    GPT2Config,
+    split,
+    tiles,
+)
+from eqjax.memory import (
+    Fifo,
+    LeastAttended,
+    LeastSalient,
+    MemoryGPT2,
+    Summarise,
+    reply,
+    segment_loss,
+)
 
 KEYS, VALUES, NOISE, MARK, ASK, VOCABULARY = 16, 32, 14, 62, 63, 64
 WINDOW, PAIRS = 16, 4

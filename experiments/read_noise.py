@@ -42,11 +42,11 @@ def estimators(sigma, radius):
     }
     two = ej.AsymEP(**shared)
     return {
-        "1 phase": ej.AsymEP(**shared, stencil=ej.OneSided()),
+        "1 phase": ej.AsymEP(**shared, stencil=ej.gradients.OneSided()),
         "2 phases": two,
-        "4 real phases": ej.AsymEP(**shared, stencil=ej.Central(2)),
+        "4 real phases": ej.AsymEP(**shared, stencil=ej.gradients.Central(2)),
         "6 complex phases": ej.HolomorphicEP(**shared, points=6),
-        "2 phases, 16 repeats": ej.Averaged(two, 16),
+        "2 phases, 16 repeats": ej.gradients.Averaged(two, 16),
     }
 
 

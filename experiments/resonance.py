@@ -35,8 +35,16 @@ from books import shelf
 import eqjax as ej
 from eqjax.fields import FeedForward, trainable
 from eqjax.language import GPT2, GPT2Config
-from eqjax.language.art import FuzzyART, SimpleARTMAP, complement_code
-from eqjax.language.resonance import ARLL, HeadTap, LayerTap, nearest_distance, squash
+from eqjax.resonance import (
+    ARLL,
+    FuzzyART,
+    HeadTap,
+    LayerTap,
+    SimpleARTMAP,
+    complement_code,
+    nearest_distance,
+    squash,
+)
 
 TUNING = 100  # the seed that chooses strengths
 

@@ -11,13 +11,18 @@ import pytest
 
 from eqjax.analytic import tree_cast
 from eqjax.fields import trainable
-from eqjax.language.aeon import AeonGPT2, Biased, Coupling, GatedRecurrence
-from eqjax.language.attend import Heads, weights
-from eqjax.language.gpt2 import GPT2
-from eqjax.language.gpt2_config import GPT2Config
-from eqjax.language.lora import lora
+from eqjax.language import GPT2, GPT2Config, Heads, lora
+from eqjax.language._attend import weights
+from eqjax.resonance import (
+    AeonGPT2,
+    Biased,
+    ClosedLoop,
+    Coupling,
+    GatedRecurrence,
+    LossController,
+    resonant_adamw,
+)
 from eqjax.training import Checkpoints
-from eqjax.training.resonant import ClosedLoop, LossController, resonant_adamw
 
 CONFIG = GPT2Config(vocab_size=11, n_positions=8, n_embd=12, n_layer=2, n_head=3)
 ACTIVE = LossController(rate=0.3, momentum_gain=0.05, noise=1e-3, noise_gain=0.5, coupling=0.3)

@@ -9,15 +9,14 @@ import pytest
 import scipy.special
 
 import eqjax as ej
-from eqjax.fields import (
+from eqjax.fields import FeedForward, feed_forward_model
+from eqjax.language import (
     DecoderLayer,
     EncoderLayer,
-    FeedForward,
     PostNorm,
     PreNorm,
     Recurrent,
     SimpleRNNCell,
-    feed_forward_model,
     look_ahead_mask,
     padding_mask,
     sinusoidal_positions,

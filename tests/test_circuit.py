@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqjax import relax
 from eqjax.fields import (
     AssociativeMemory,
     ClampedMemory,
@@ -26,7 +25,8 @@ from eqjax.fields import (
     to_spice,
     xor_memory,
 )
-from eqjax.fields.circuit import expression
+from eqjax.fields._circuit import expression
+from eqjax.relaxation import relax
 
 UNIT, LAST = 1e-3, 6e-3
 GRID = np.linspace(0.0, LAST, 4001)

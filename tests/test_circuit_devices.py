@@ -5,9 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqjax import relax
-from eqjax.fields import AssociativeMemory, Crossbar, LogCosh, Softmax, perturbed, xor_memory
-from eqjax.fields.circuit import FiniteBandwidth
+from eqjax.fields import (
+    AssociativeMemory,
+    Crossbar,
+    FiniteBandwidth,
+    LogCosh,
+    Softmax,
+    perturbed,
+    xor_memory,
+)
+from eqjax.relaxation import relax
 
 
 def crossbar():

@@ -11,8 +11,8 @@ import pytest
 
 from eqjax import stability
 from eqjax.cli import main
-from eqjax.training import TrainConfig, open_run
-from eqjax.training.examine import settle, windows
+from eqjax.recipes import TrainConfig, open_run
+from eqjax.recipes._examine import settle, windows
 
 SMALL = (
     "--width 8 --heads 2 --length 8 --batch 4 --steps 4 --warmup 1 --evaluate-windows 16".split()

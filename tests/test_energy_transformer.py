@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqjax import Anderson, EnergyEP, OracleAdjoint, equilibrium, relax, squared_error
-from eqjax.fields import EnergyTransformer, EquilibriumModel, LogCosh
-from eqjax.fields.energy_transformer import Attending, Context, EnergyTransformerLM
+from eqjax.analytic import squared_error
+from eqjax.fields import Context, EnergyTransformer, EnergyTransformerLM, EquilibriumModel, LogCosh
+from eqjax.fields._energy_transformer import Attending
+from eqjax.gradients import EnergyEP, OracleAdjoint
 from eqjax.language import Sampler, autoregress
+from eqjax.relaxation import Anderson, equilibrium, relax
 
 WIDTH, MEMORIES, ROOM = 3, 2, 4
 

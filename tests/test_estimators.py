@@ -44,7 +44,14 @@ from eqjax.gradients import (
     agreement,
     check_holomorphic,
 )
-from eqjax.relaxation import GMRES, Anderson, Fallback, NewtonKrylov, Picard, equilibrium
+from eqjax.relaxation import (
+    GMRES,
+    Anderson,
+    Fallback,
+    NewtonKrylov,
+    Picard,
+    equilibrium,
+)
 
 ORACLE = OracleAdjoint(free=TIGHT, adjoint_solver=GMRES(1e-12))
 AT_EQUILIBRIUM = {

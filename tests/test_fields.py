@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 
 from eqjax import fields
-from eqjax.fields.monotone import GELU_LIPSCHITZ, floored_norm, spectral_bound
+from eqjax.fields._monotone import GELU_LIPSCHITZ, floored_norm, spectral_bound
 from eqjax.relaxation import relax
 
 T, C, H = 6, 8, 2

@@ -25,8 +25,7 @@ with warnings.catch_warnings():
     import torch
     import transformers
 
-from eqjax import cross_entropy, tree_cast
-from eqjax.analytic import causal_mask, gelu
+from eqjax.analytic import causal_mask, cross_entropy, gelu, tree_cast
 from eqjax.fields import trainable
 from eqjax.language import (
     GPT2,
@@ -47,8 +46,8 @@ from eqjax.language import (
     save_gpt2,
     train_bpe,
 )
-from eqjax.language.attend import DroppedOut
-from eqjax.language.quantise import NF4
+from eqjax.language._attend import DroppedOut
+from eqjax.language._quantise import NF4
 
 transformers.logging.set_verbosity_error()
 torch.set_num_threads(1)

@@ -16,22 +16,25 @@ from eqjax.cli import main
 from eqjax.language import (
     GPT2,
     GPT2Config,
-    MemoryGPT2,
     generate,
     load_gpt2,
-    load_memory,
-    reply,
     save_gpt2,
     train_bpe,
 )
-from eqjax.training import CheckpointError, TrainState, make_step, open_run, read_metrics
-from eqjax.training.gpt2 import (
-    GPT2Settings,
+from eqjax.memory import MemoryGPT2, load_memory, reply
+from eqjax.recipes import GPT2Settings, open_run
+from eqjax.recipes._gpt2 import (
     build_optimiser,
     evaluate_gpt2,
     open_gpt2,
     start_gpt2,
     train_gpt2,
+)
+from eqjax.training import (
+    CheckpointError,
+    TrainState,
+    make_step,
+    read_metrics,
 )
 
 SMALL = {"layers": 1, "heads": 2, "width": 8, "length": 8, "batch": 3, "warmup": 1}

@@ -16,7 +16,14 @@ from eqjax.gradients import (
     agreement,
     compare,
 )
-from eqjax.relaxation import GMRES, Anderson, NewtonKrylov, Picard, equilibrium, relax
+from eqjax.relaxation import (
+    GMRES,
+    Anderson,
+    NewtonKrylov,
+    Picard,
+    equilibrium,
+    relax,
+)
 
 TIGHT = Anderson(rtol=1e-12)
 EQUILIBRIUM = {

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import Phase
 
 import eqjax as ej
-from eqjax import stability
-from eqjax.stability import penalties
+from eqjax import homeostasis
+from eqjax.homeostasis import _penalties as penalties
 
 N = 9
 
@@ -72,11 +72,11 @@ def test_jacobian_penalty_sees_only_the_learned_part_of_a_split_field_and_weighs
     z, x = jax.random.normal(key, (4, 6)), jnp.zeros((4, 6))
     learned = jax.jacfwd(lambda s: block.nonreciprocal(0.0, s, x))(z).reshape(24, 24)
     exact = jnp.sum(learned**2) / 24
-    estimate = stability.jacobian_penalty(block, z, x, key, probes=4000)
+    estimate = homeostasis.jacobian_penalty(block, z, x, key, probes=4000)
     np.testing.assert_allclose(estimate, exact, rtol=0.1)
     attention = jax.jacfwd(block.attended)(z).reshape(24, 24)
     branches = [(2.0, lambda f, z, x: f.attended(z)), (0.0, lambda f, z, x: f.transformed(z))]
-    weighed = stability.jacobian_penalty(block, z, x, key, probes=4000, branches=branches)
+    weighed = homeostasis.jacobian_penalty(block, z, x, key, probes=4000, branches=branches)
     np.testing.assert_allclose(weighed, 2 * jnp.sum(attention**2) / 24, rtol=0.1)
 
 
@@ -94,15 +94,15 @@ def test_antisymmetry_penalty_and_the_homeostasis_identity(case, key):
 def test_antisymmetry_penalty_vanishes_for_a_gradient_field(key):
     block = ej.fields.EnergyBlock(6, 2, key=key)
     z, x = jax.random.normal(key, (4, 6)), jnp.zeros((4, 6))
-    assert stability.antisymmetry_penalty(block, z, x, key) < 1e-25
+    assert homeostasis.antisymmetry_penalty(block, z, x, key) < 1e-25
     thick = ej.fields.ThickBlock(6, 2, key=key)
-    assert stability.antisymmetry_penalty(thick, z, x, key) > 1e-2
+    assert homeostasis.antisymmetry_penalty(thick, z, x, key) > 1e-2
 
 
 def test_residual_penalty_is_the_squared_force_residual(case, key):
     field, z, x = case
     expected = ej.force_residual(field, z, x) ** 2
-    np.testing.assert_allclose(stability.residual_penalty(field, z, x), expected)
+    np.testing.assert_allclose(homeostasis.residual_penalty(field, z, x), expected)
     check_gradient(penalties.residual_penalty, case, key)
 
 
@@ -149,10 +149,10 @@ def test_growth_rate_is_that_of_the_linear_relaxation(case, key):
         v = euler @ v
         v /= np.linalg.norm(v)
     expected = np.log(np.linalg.norm(np.linalg.matrix_power(euler, 6) @ v)) / (6 * step)
-    rate = stability.growth_rate(field, z, x, key, step=step, noise=0.0)
+    rate = homeostasis.growth_rate(field, z, x, key, step=step, noise=0.0)
     np.testing.assert_allclose(rate, expected, rtol=1e-10)
     # Long enough, it is the rate of the leading mode.
-    long = stability.growth_rate(field, z, x, key, step=step, warmup=3000, steps=4000)
+    long = homeostasis.growth_rate(field, z, x, key, step=step, warmup=3000, steps=4000)
     leading = np.log(np.max(np.abs(np.linalg.eigvals(euler)))) / step
     np.testing.assert_allclose(long, leading, atol=2e-3)
 
@@ -175,7 +175,7 @@ def test_growth_penalty_differentiates_the_last_steps_only(case, key):
     direction = np.asarray(jax.random.normal(jax.random.key(7), (N, N)))
     h = 1e-6
     expected = (held(field.weight + h * direction) - held(field.weight - h * direction)) / (2 * h)
-    penalty = eqx.Partial(stability.growth_penalty, margin=margin, noise=0.0)
+    penalty = eqx.Partial(homeostasis.growth_penalty, margin=margin, noise=0.0)
     value, grads = eqx.filter_value_and_grad(penalty)(field, z, x, key)
     np.testing.assert_allclose(value, held(field.weight), rtol=1e-10)
     np.testing.assert_allclose(jnp.vdot(grads.weight, direction), expected, rtol=1e-6)
@@ -184,9 +184,9 @@ def test_growth_penalty_differentiates_the_last_steps_only(case, key):
 def test_a_settled_state_still_has_a_direction(key):
     field = Tanh(jnp.zeros((N, N)), jnp.asarray(0.5))
     z = x = jnp.zeros(N)
-    rate = stability.growth_rate(field, z, x, key)
+    rate = homeostasis.growth_rate(field, z, x, key)
     np.testing.assert_allclose(rate, np.log(1 - 0.05) / 0.1, rtol=1e-9)
-    assert stability.growth_penalty(field, z, x, key, margin=0.4) == 0
+    assert homeostasis.growth_penalty(field, z, x, key, margin=0.4) == 0
 
 
 # Controllers
@@ -201,14 +201,14 @@ def run(controller, signals):
 
 
 def test_multiplicative_goes_up_above_the_target_and_down_below_it():
-    control = stability.Multiplicative(weight=0.1, target=1.0, up=1.5, down=0.5, floor=0.05)
+    control = homeostasis.Multiplicative(weight=0.1, target=1.0, up=1.5, down=0.5, floor=0.05)
     np.testing.assert_allclose(
         run(control, [2.0, 3.0, 0.5, 0.5, 0.5]), [0.15, 0.225, 0.1125, 0.05625, 0.05]
     )
 
 
 def test_pi_follows_its_equation():
-    control = stability.PI(
+    control = homeostasis.PI(
         weight=1.0, target=1.0, proportional=0.5, integral=0.1, smoothing=0.0, floor=1e-3
     )
     e = np.log([2.0, 4.0, 1.0])
@@ -229,8 +229,8 @@ def test_pi_overshoots_less_than_multiplicative_on_a_slow_plant():
         (_, last), weights = jax.lax.scan(body, start, length=2000)
         return float(jnp.max(weights)), abs(float(last))
 
-    pi, left = peak(stability.PI(weight=0.5, target=1.0, integral=0.01, smoothing=0.0))
-    other, _ = peak(stability.Multiplicative(weight=0.5, target=1.0, up=1.03, down=0.99))
+    pi, left = peak(homeostasis.PI(weight=0.5, target=1.0, integral=0.01, smoothing=0.0))
+    other, _ = peak(homeostasis.Multiplicative(weight=0.5, target=1.0, up=1.03, down=0.99))
     assert left < 0.05
     assert pi < 0.75 * other
 
@@ -246,15 +246,15 @@ def test_pi_overshoots_less_than_multiplicative_on_a_slow_plant():
 def test_weights_stay_between_floor_and_ceiling_whatever_the_signal(signals):
     padded = signals + [signals[-1]] * (12 - len(signals))
     for control in (
-        stability.PI(weight=1.0, floor=0.5, ceiling=3.0, integral=1.0),
-        stability.Multiplicative(weight=1.0, floor=0.5, ceiling=3.0, up=2.0),
+        homeostasis.PI(weight=1.0, floor=0.5, ceiling=3.0, integral=1.0),
+        homeostasis.Multiplicative(weight=1.0, floor=0.5, ceiling=3.0, up=2.0),
     ):
         weights = run(control, padded)
         assert jnp.all((weights >= 0.5 - 1e-12) & (weights <= 3 + 1e-12))
 
 
 def test_limits_do_not_wind_up():
-    control = stability.PI(weight=1.0, target=1.0, integral=0.5, ceiling=2.0, smoothing=0.0)
+    control = homeostasis.PI(weight=1.0, target=1.0, integral=0.5, ceiling=2.0, smoothing=0.0)
     weights = run(control, [100.0] * 50 + [0.01] * 3)
     assert weights[49] == pytest.approx(2.0) and weights[50] < 1.0  # at once, not after fifty
 
@@ -262,17 +262,17 @@ def test_limits_do_not_wind_up():
 @pytest.mark.parametrize(
     ("make", "word"),
     [
-        (lambda: stability.PI(weight=1e9), "floor"),
-        (lambda: stability.PI(target=0.0), "target"),
-        (lambda: stability.PI(smoothing=1.0), "smoothing"),
-        (lambda: stability.PI(integral=-1.0), "integral"),
-        (lambda: stability.Multiplicative(up=0.9), "up"),
-        (lambda: stability.Constant(-1.0), "weight"),
-        (lambda: stability.growth_homeostat(margin=-0.1), "margin"),
-        (lambda: stability.growth_homeostat(gate=2.0), "gate"),
-        (lambda: stability.growth_homeostat(samples=0), "samples"),
-        (lambda: stability.cap_norms(0.0), "factor"),
-        (lambda: stability.rails(1.0, 0.0, where=lambda m: m), "low"),
+        (lambda: homeostasis.PI(weight=1e9), "floor"),
+        (lambda: homeostasis.PI(target=0.0), "target"),
+        (lambda: homeostasis.PI(smoothing=1.0), "smoothing"),
+        (lambda: homeostasis.PI(integral=-1.0), "integral"),
+        (lambda: homeostasis.Multiplicative(up=0.9), "up"),
+        (lambda: homeostasis.Constant(-1.0), "weight"),
+        (lambda: homeostasis.growth_homeostat(margin=-0.1), "margin"),
+        (lambda: homeostasis.growth_homeostat(gate=2.0), "gate"),
+        (lambda: homeostasis.growth_homeostat(samples=0), "samples"),
+        (lambda: homeostasis.cap_norms(0.0), "factor"),
+        (lambda: homeostasis.rails(1.0, 0.0, where=lambda m: m), "low"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(make, word):
@@ -310,7 +310,7 @@ def weights(tree):
 
 def test_the_update_is_task_plus_weighted_penalty(problem, assert_close):
     model, batch = problem
-    homeostat = stability.Homeostat(penalties.residual_penalty, stability.Constant(3.0))
+    homeostat = homeostasis.Homeostat(penalties.residual_penalty, homeostasis.Constant(3.0))
     # A loose state, so that the residual penalty has a gradient.
     loose = ej.BPTT(steps=3)
     after, metrics = one_update(problem, homeostat, estimator=loose)
@@ -332,8 +332,8 @@ def test_the_update_is_task_plus_weighted_penalty(problem, assert_close):
 
 
 def test_a_relative_weight_is_a_ratio_of_norms(problem):
-    homeostat = stability.Homeostat(
-        penalties.residual_penalty, stability.Constant(0.5), relative=True
+    homeostat = homeostasis.Homeostat(
+        penalties.residual_penalty, homeostasis.Constant(0.5), relative=True
     )
     loose = ej.BPTT(steps=3)
     plain, _ = one_update(problem, None, estimator=loose)
@@ -345,7 +345,7 @@ def test_a_relative_weight_is_a_ratio_of_norms(problem):
 def test_a_gated_batch_leaves_the_penalty_alone_in_charge(problem):
     strict = ej.OracleAdjoint(free=SETTLE, accept=ej.Accept(1e-30, 1e-30))
     model, _ = problem
-    held, metrics = one_update(problem, stability.growth_homeostat(margin=5.0), estimator=strict)
+    held, metrics = one_update(problem, homeostasis.growth_homeostat(margin=5.0), estimator=strict)
     assert metrics["gated"] and metrics["accepted"] == 0 and metrics["updated"]
     moved = jax.tree.map(jnp.subtract, weights(held.model), weights(model))
     assert optax.tree.norm(moved.field) > 0
@@ -356,8 +356,8 @@ def test_a_gated_batch_leaves_the_penalty_alone_in_charge(problem):
 
 def test_only_the_first_samples_are_penalised_when_asked(problem):
     model, batch = problem
-    penalty = eqx.Partial(stability.growth_penalty, margin=5.0, noise=0.0)
-    _, one = one_update(problem, stability.Homeostat(penalty, samples=1))
+    penalty = eqx.Partial(homeostasis.growth_penalty, margin=5.0, noise=0.0)
+    _, one = one_update(problem, homeostasis.Homeostat(penalty, samples=1))
     estimate = ORACLE(model, ej.squared_error, batch)
     x = model.encode(batch[0][0])
     expected = penalty(model.field, estimate.states[0], x, jax.random.key(0))
@@ -375,7 +375,7 @@ class Brittle(ej.AbstractForceField):
 
 def test_a_sample_that_is_not_finite_does_not_spoil_the_penalty():
     model = ej.EquilibriumModel(lambda u: u, Brittle(jnp.ones(2)), lambda z: z)
-    homeostat = stability.growth_homeostat(margin=3.0)
+    homeostat = homeostasis.growth_homeostat(margin=3.0)
 
     def gradients(inputs):
         estimate = ORACLE(model, ej.squared_error, (inputs, jnp.zeros_like(inputs)))
@@ -395,7 +395,7 @@ def test_a_homeostat_brings_a_loose_field_back(key):
     """Its penalty alone, by gradient descent, restores the margin that it asks for."""
     field = Tanh(2.2 * jnp.eye(N) + 0.3 * jax.random.normal(key, (N, N)), jnp.asarray(1.0))
     z, x = jnp.zeros(N), jnp.zeros(N)
-    penalty = eqx.Partial(stability.growth_penalty, margin=0.3)
+    penalty = eqx.Partial(homeostasis.growth_penalty, margin=0.3)
 
     def body(weight, key):
         at = lambda w: penalty(eqx.tree_at(lambda f: f.weight, field, w), z, x, key)
@@ -408,7 +408,7 @@ def test_a_homeostat_brings_a_loose_field_back(key):
 
 def test_step_and_state_must_agree_on_the_homeostat(problem):
     model, batch = problem
-    step = ej.training.make_step(ORACLE, SGD, stability.growth_homeostat())
+    step = ej.training.make_step(ORACLE, SGD, homeostasis.growth_homeostat())
     state = ej.training.TrainState.create(model, SGD, key=jax.random.key(0))
     with pytest.raises(ValueError, match="homeostat"):
         step(state, batch)
@@ -419,7 +419,7 @@ def test_step_and_state_must_agree_on_the_homeostat(problem):
 
 def test_caps_hold_every_matrix_and_leave_vectors_alone(problem):
     model, _ = problem
-    optimiser = optax.chain(optax.sgd(1.0), stability.cap_norms(1.01))
+    optimiser = optax.chain(optax.sgd(1.0), homeostasis.cap_norms(1.01))
     after, _ = one_update(problem, None, optimiser)
     free, _ = one_update(problem, None, optax.sgd(1.0))
     old, new, wild = (jax.tree.leaves(weights(m)) for m in (model, after.model, free.model))
@@ -441,7 +441,7 @@ def test_rails_hold_a_trained_hyperparameter(problem):
     leak = lambda m: m.field.leak
     trains = lambda m: eqx.tree_at(leak, ej.trainable(m), True)
     estimator = ej.OracleAdjoint(free=SETTLE, trains=trains)
-    optimiser = optax.chain(optax.sgd(50.0), stability.rails(0.85, 1.05, where=leak))
+    optimiser = optax.chain(optax.sgd(50.0), homeostasis.rails(0.85, 1.05, where=leak))
     step = ej.training.make_step(estimator, optimiser, loss=ej.squared_error)
     create = ej.training.TrainState.create
     state = create(model, optimiser, key=jax.random.key(0), trains=trains)

@@ -14,16 +14,7 @@ import scipy.special
 import scipy.stats
 from hypothesis import Phase, given, settings, strategies as st
 
-from eqjax import (
-    GMRES,
-    Anderson,
-    AsymEP,
-    EnergyEP,
-    OracleAdjoint,
-    VectorFieldEP,
-    relax,
-    squared_error,
-)
+from eqjax.analytic import squared_error
 from eqjax.fields import (
     AssociativeMemory,
     Asynchronous,
@@ -47,6 +38,13 @@ from eqjax.fields import (
     storkey,
     xor_memory,
 )
+from eqjax.gradients import (
+    AsymEP,
+    EnergyEP,
+    OracleAdjoint,
+    VectorFieldEP,
+)
+from eqjax.relaxation import GMRES, Anderson, relax
 
 N = 1000
 FEW = settings(max_examples=10, phases=[Phase.generate])

@@ -13,14 +13,35 @@ import pytest
 import safetensors.numpy
 from hypothesis import given, strategies as st
 
-from eqjax import cross_entropy, tree_cast
-from eqjax.language import GPT2, GPT2Config, Heads, Sampler, adapters, generate, lora, quantise
-from eqjax.language.attention_memory import AttentionWithMemory, Fused, Recall
-from eqjax.language.memory import fingerprint, load_memory, save_memory
-from eqjax.language.memory_gpt2 import MemoryGPT2, memory_parameters
-from eqjax.language.recurrence import Recurrence
-from eqjax.language.segments import reply, segment_loss
-from eqjax.language.slots import Fifo, LeastAttended, LeastSalient, Slots, Summarise, write
+from eqjax.analytic import cross_entropy, tree_cast
+from eqjax.language import (
+    GPT2,
+    GPT2Config,
+    Heads,
+    Sampler,
+    adapters,
+    generate,
+    lora,
+    quantise,
+)
+from eqjax.memory import (
+    AttentionWithMemory,
+    Fifo,
+    LeastAttended,
+    LeastSalient,
+    MemoryGPT2,
+    Slots,
+    Summarise,
+    load_memory,
+    memory_parameters,
+    reply,
+    save_memory,
+    segment_loss,
+)
+from eqjax.memory._attention_memory import Fused, Recall
+from eqjax.memory._memory import fingerprint
+from eqjax.memory._recurrence import Recurrence
+from eqjax.memory._slots import write
 
 CONFIG = GPT2Config(vocab_size=11, n_positions=6, n_embd=16, n_layer=2, n_head=2)
 EVICTIONS = Fifo(), LeastAttended(), LeastSalient(), Summarise()

@@ -19,9 +19,7 @@ import scipy.stats
 import eqjax as ej
 from eqjax.fields import (
     DeltaSynapse,
-    EventDriven,
     ExponentialSynapse,
-    FixedStep,
     HodgkinHuxley,
     Kuramoto,
     KuramotoNetwork,
@@ -29,11 +27,11 @@ from eqjax.fields import (
     MorrisLecar,
     SparseWeight,
     SpikingNetwork,
-    fire,
     order_parameter,
 )
-from eqjax.fields.connections import of_several
-from eqjax.fields.neurons import linoid
+from eqjax.fields._connections import of_several
+from eqjax.fields._neurons import linoid
+from eqjax.relaxation import EventDriven, FixedStep, fire
 from eqjax.stability import continuation, periodic_orbit
 
 HERE = Path(__file__).parent

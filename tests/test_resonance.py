@@ -15,17 +15,19 @@ from scipy.stats import rankdata
 from sklearn.datasets import load_digits, load_iris, make_blobs
 
 import eqjax as ej
-from eqjax.language.art import FuzzyART, SimpleARTMAP, complement_code, stack
-from eqjax.language.gpt2 import GPT2
-from eqjax.language.gpt2_config import GPT2Config
-from eqjax.language.resonance import (
+from eqjax.language import GPT2, GPT2Config
+from eqjax.resonance import (
     ARLL,
     AdaptiveResonance,
+    FuzzyART,
     HeadTap,
     LayerTap,
+    SimpleARTMAP,
+    complement_code,
     nearest_distance,
     squash,
 )
+from eqjax.resonance._art import stack
 
 learn = jax.jit(FuzzyART.learn)
 BLOBS = make_blobs(150, centers=3, cluster_std=0.5, random_state=0, shuffle=False)[0]

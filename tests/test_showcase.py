@@ -13,21 +13,31 @@ from eqjax.fields import (
     BinaryHopfield,
     ContinuousHopfield,
     Crossbar,
-    FixedStep,
     HodgkinHuxley,
     KuramotoNetwork,
     LeakyIntegrateAndFire,
     MorrisLecar,
-    SpikeTrain,
     SpikingNetwork,
-    SpikingState,
-    fire,
     hebb,
     pattern_memory,
     recall,
 )
-from eqjax.showcase import HH, LIF, Hopfield, Kuramoto, Parity, one_step_law
-from eqjax.showcase.memories import near_square, retrieval_overlap
+from eqjax.relaxation import (
+    FixedStep,
+    SpikeTrain,
+    SpikingState,
+    fire,
+)
+from eqjax.showcase import (
+    HH,
+    LIF,
+    Hopfield,
+    Kuramoto,
+    Parity,
+    one_step_law,
+    retrieval_overlap,
+)
+from eqjax.showcase._memories import near_square
 
 
 def run(capsys, *arguments):

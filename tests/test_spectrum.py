@@ -27,7 +27,7 @@ from eqjax.stability import (
     pseudospectral_abscissa,
     spectrum,
 )
-from eqjax.stability.krylov_schur import decompose
+from eqjax.stability._krylov_schur import decompose
 
 KEY = jax.random.key(0)
 

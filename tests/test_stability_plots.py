@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from eqjax import fields, plots
-from eqjax.stability import continuation, cycle_continuation, periodic_orbit, spectrum
+from eqjax.stability import (
+    continuation,
+    cycle_continuation,
+    periodic_orbit,
+    spectrum,
+)
 
 
 class Folded(eqx.Module):

@@ -17,23 +17,35 @@ import optax
 import pytest
 
 from eqjax.analytic import cross_entropy
-from eqjax.gradients import Accept, AsymEP, OracleAdjoint, agreement
+from eqjax.gradients import (
+    Accept,
+    AsymEP,
+    OracleAdjoint,
+    agreement,
+)
+from eqjax.recipes import (
+    TrainConfig,
+    evaluate,
+    open_run,
+    start_run,
+    train,
+)
+from eqjax.recipes._equilibrium_build import build_estimator, build_homeostat, reference_oracle
+from eqjax.recipes._equilibrium_settings import (
+    ControllerName,
+    EstimatorName,
+    HomeostatName,
+    SolverName,
+)
 from eqjax.training import (
     CheckpointError,
     Checkpoints,
     Metrics,
-    TrainConfig,
     TrainState,
     check_finite,
-    evaluate,
     make_step,
-    open_run,
     read_metrics,
-    start_run,
-    train,
 )
-from eqjax.training.build import build_estimator, build_homeostat, reference_oracle
-from eqjax.training.config import ControllerName, EstimatorName, HomeostatName, SolverName
 
 WORDS = (
     "the quick brown fox jumps over the lazy dog and then settles down by the river bank to rest "

@@ -1,5 +1,10 @@
 """The command line: `eqjax demo | train | evaluate | sample | compare | spectrum | continue | run | gpt2`."""
 
+from .._extras import require as _require
+
+_require("cli")
+
+
 import dataclasses
 import os
 import sys
@@ -8,9 +13,8 @@ from typing import Annotated
 
 import tyro
 
-from ..training.config import TrainConfig
-from ..training.gpt2 import GPT2Settings
-from . import equilibrium as eq, gpt2
+from ..recipes import GPT2Settings, TrainConfig
+from . import _equilibrium as eq, _gpt2 as gpt2
 
 _Command = (
     Annotated[eq.Demo, tyro.conf.subcommand("demo")]
@@ -70,7 +74,7 @@ def _use_compilation_cache() -> None:
     """Keep compiled programs between processes, so that a second run starts at once."""
     import jax
 
-    from ..language.corpus import cache_folder
+    from ..language import cache_folder
 
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))

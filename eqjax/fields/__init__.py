@@ -1,6 +1,6 @@
 """Force fields: Equinox modules with the Diffrax signature `field(t, z, x) -> dz/dt`."""
 
-from .associative import (
+from ._associative import (
     AdiabaticMemory as AdiabaticMemory,
     AssociativeMemory as AssociativeMemory,
     ClampedMemory as ClampedMemory,
@@ -13,37 +13,38 @@ from .associative import (
     pattern_memory as pattern_memory,
     xor_memory as xor_memory,
 )
-from .base import (
+from ._base import (
     AbstractEnergyField as AbstractEnergyField,
     AbstractForceField as AbstractForceField,
     AbstractSplitField as AbstractSplitField,
     Realified as Realified,
     hyperparameter as hyperparameter,
+    scalar as scalar,
     trainable as trainable,
 )
-from .circuit import (
+from ._circuit import (
     Crossbar as Crossbar,
     FiniteBandwidth as FiniteBandwidth,
     to_spice as to_spice,
 )
-from .connections import SparseWeight as SparseWeight
-from .energy_transformer import (
+from ._connections import (
+    SparseWeight as SparseWeight,
+    check_weight as check_weight,
+    of_one as of_one,
+    of_several as of_several,
+)
+from ._energy_transformer import (
     AdiabaticTransformer as AdiabaticTransformer,
     Blocks as Blocks,
     Context as Context,
     EnergyTransformer as EnergyTransformer,
     EnergyTransformerLM as EnergyTransformerLM,
 )
-from .feedforward import FeedForward as FeedForward, feed_forward_model as feed_forward_model
-from .firing import (
-    AbstractScheme as AbstractScheme,
-    EventDriven as EventDriven,
-    FixedStep as FixedStep,
-    SpikeTrain as SpikeTrain,
-    SpikingState as SpikingState,
-    fire as fire,
+from ._feedforward import (
+    FeedForward as FeedForward,
+    feed_forward_model as feed_forward_model,
 )
-from .hopfield import (
+from ._hopfield import (
     Asynchronous as Asynchronous,
     BinaryHopfield as BinaryHopfield,
     ContinuousHopfield as ContinuousHopfield,
@@ -54,45 +55,47 @@ from .hopfield import (
     recall as recall,
     storkey as storkey,
 )
-from .kuramoto import (
+from ._kuramoto import (
     Kuramoto as Kuramoto,
     KuramotoNetwork as KuramotoNetwork,
     order_parameter as order_parameter,
 )
-from .mismatch import Mismatched as Mismatched, perturbed as perturbed
-from .model import (
+from ._mismatch import (
+    Mismatched as Mismatched,
+    perturbed as perturbed,
+)
+from ._model import (
     AbstractEquilibriumModel as AbstractEquilibriumModel,
     EquilibriumModel as EquilibriumModel,
 )
-from .monotone import MonotoneBlock as MonotoneBlock
-from .neurons import HodgkinHuxley as HodgkinHuxley, MorrisLecar as MorrisLecar
-from .oscillators import (
+from ._monotone import (
+    MonotoneBlock as MonotoneBlock,
+)
+from ._neurons import (
+    HodgkinHuxley as HodgkinHuxley,
+    MorrisLecar as MorrisLecar,
+)
+from ._oscillators import (
     Brusselator as Brusselator,
     FitzHughNagumo as FitzHughNagumo,
     Lorenz as Lorenz,
     StuartLandau as StuartLandau,
     VanDerPol as VanDerPol,
 )
-from .recurrent import RecurrentField as RecurrentField
-from .sequences import (
-    DecoderLayer as DecoderLayer,
-    EncoderLayer as EncoderLayer,
-    PostNorm as PostNorm,
-    PreNorm as PreNorm,
-    Recurrent as Recurrent,
-    SimpleRNNCell as SimpleRNNCell,
-    look_ahead_mask as look_ahead_mask,
-    padding_mask as padding_mask,
-    sinusoidal_positions as sinusoidal_positions,
+from ._parts import (
+    check_heads as check_heads,
 )
-from .spiking import (
+from ._recurrent import (
+    RecurrentField as RecurrentField,
+)
+from ._spiking import (
     AbstractSynapse as AbstractSynapse,
     DeltaSynapse as DeltaSynapse,
     ExponentialSynapse as ExponentialSynapse,
     LeakyIntegrateAndFire as LeakyIntegrateAndFire,
     SpikingNetwork as SpikingNetwork,
 )
-from .transformer import (
+from ._transformer import (
     EnergyBlock as EnergyBlock,
     RealBlock as RealBlock,
     ThickBlock as ThickBlock,

@@ -1,43 +1,77 @@
 """Estimators of dL/dθ, and `compare`, which lays them side by side."""
 
-from .asymep import AsymEP as AsymEP, VectorFieldEP as VectorFieldEP
-from .averaged import Averaged as Averaged
-from .backprop import Backprop as Backprop
-from .bptt import BPTT as BPTT
-from .compare import Comparison as Comparison, agreement as agreement, compare as compare
-from .corrections import (
+from ._asymep import (
+    AsymEP as AsymEP,
+    VectorFieldEP as VectorFieldEP,
+)
+from ._averaged import (
+    Averaged as Averaged,
+)
+from ._backprop import (
+    Backprop as Backprop,
+)
+from ._bptt import (
+    BPTT as BPTT,
+)
+from ._compare import (
+    Comparison as Comparison,
+    agreement as agreement,
+    compare as compare,
+    on_common_samples as on_common_samples,
+)
+from ._corrections import (
     ExactCorrection as ExactCorrection,
     NoCorrection as NoCorrection,
     ProbeCorrection as ProbeCorrection,
 )
-from .dyadic import DyadicEP as DyadicEP
-from .energy import EnergyEP as EnergyEP
-from .estimate import (
+from ._dyadic import (
+    DyadicEP as DyadicEP,
+)
+from ._energy import (
+    EnergyEP as EnergyEP,
+)
+from ._estimate import (
     AbstractEstimator as AbstractEstimator,
     Accept as Accept,
     GradientEstimate as GradientEstimate,
     Report as Report,
 )
-from .forward import (
+from ._forward import (
     ExactEligibility as ExactEligibility,
     ForwardEligibility as ForwardEligibility,
     LowRank as LowRank,
     RandomDirections as RandomDirections,
 )
-from .holomorphic import HolomorphicEP as HolomorphicEP, LockIn as LockIn
-from .holomorphy import check_holomorphic as check_holomorphic
-from .nudged import (
+from ._holomorphic import (
+    HolomorphicEP as HolomorphicEP,
+    LockIn as LockIn,
+)
+from ._holomorphy import (
+    check_holomorphic as check_holomorphic,
+)
+from ._nudged import (
+    AbstractNudgedEstimator as AbstractNudgedEstimator,
     AdjointCoordinates as AdjointCoordinates,
     RawStates as RawStates,
     SharedAdjoint as SharedAdjoint,
 )
-from .oracle import OracleAdjoint as OracleAdjoint
-from .response import (
+from ._oracle import (
+    OracleAdjoint as OracleAdjoint,
+)
+from ._response import (
     AbstractAdjointEstimator as AbstractAdjointEstimator,
     AbstractEquilibriumEstimator as AbstractEquilibriumEstimator,
     Adjoint as Adjoint,
     Response as Response,
 )
-from .reversible import Reversible as Reversible
-from .stencils import Central as Central, OneSided as OneSided, RootsOfUnity as RootsOfUnity
-from .truncated import TruncatedAdjoint as TruncatedAdjoint
+from ._reversible import (
+    Reversible as Reversible,
+)
+from ._stencils import (
+    Central as Central,
+    OneSided as OneSided,
+    RootsOfUnity as RootsOfUnity,
+)
+from ._truncated import (
+    TruncatedAdjoint as TruncatedAdjoint,
+)

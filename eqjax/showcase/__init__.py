@@ -1,13 +1,18 @@
 """Known answers on the command line: small memories, neurons and oscillators, each beside the number it must give."""
 
-from .memories import (
+from .._extras import require as _require
+
+_require("cli")
+
+
+from ._memories import (
     Hamming as Hamming,
     Hopfield as Hopfield,
     Xor as Xor,
     one_step_law as one_step_law,
     retrieval_overlap as retrieval_overlap,
 )
-from .neurons import (
+from ._neurons import (
     HH as HH,
     LIF as LIF,
     Kuramoto as Kuramoto,
@@ -15,5 +20,11 @@ from .neurons import (
     firing_rates as firing_rates,
     spiking_network as spiking_network,
 )
-from .parity import Parity as Parity
-from .show import AbstractShow as AbstractShow, Shown as Shown, present as present
+from ._parity import (
+    Parity as Parity,
+)
+from ._show import (
+    AbstractShow as AbstractShow,
+    Shown as Shown,
+    present as present,
+)

@@ -1,26 +1,32 @@
 """The pure step, the loop around it, checkpoints and metrics."""
 
-from .checkpoint import CheckpointError as CheckpointError, Checkpoints as Checkpoints
-from .config import TrainConfig as TrainConfig
-from .folder import holds_run as holds_run
-from .loop import Outcome as Outcome
-from .metrics import Metrics as Metrics, read_metrics as read_metrics
-from .resonant import (
-    ClosedLoop as ClosedLoop,
-    LoopState as LoopState,
-    LossController as LossController,
-    ResonantState as ResonantState,
-    resonant_adamw as resonant_adamw,
+from ._checkpoint import (
+    CheckpointError as CheckpointError,
+    Checkpoints as Checkpoints,
 )
-from .run import (
-    Evaluation as Evaluation,
-    Run as Run,
-    evaluate as evaluate,
-    open_run as open_run,
-    start_run as start_run,
-    train as train,
+from ._folder import (
+    about_run as about_run,
+    claim as claim,
+    digest as digest,
+    holds_run as holds_run,
+    keep_text as keep_text,
+    kept_text as kept_text,
+    restored as restored,
 )
-from .step import (
+from ._loop import (
+    Outcome as Outcome,
+    fit as fit,
+    in_chunks as in_chunks,
+)
+from ._metrics import (
+    Metrics as Metrics,
+    plain as plain,
+    read_metrics as read_metrics,
+)
+from ._settings import (
+    Settings as Settings,
+)
+from ._step import (
     Step as Step,
     TrainState as TrainState,
     check_finite as check_finite,

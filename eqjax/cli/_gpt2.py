@@ -1,0 +1,228 @@
+"""The commands for GPT-2: `eqjax gpt2 train | generate | chat`."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ..recipes import GPT2Settings
+from ._checks import check_prompt, check_resume, encoded
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train a GPT-2 from nothing, or go on from a pretrained one; with memory, if asked.
+
+    The run's folder gets config.yaml (which --config accepts back), metrics.jsonl, checkpoints, and of a GPT-2 without memory
+    in model/ what Hugging Face's transformers read. A run that was stopped goes on with --resume FOLDER.
+    """
+
+    settings: tyro.conf.OmitArgPrefixes[GPT2Settings] = dataclasses.field(
+        default_factory=GPT2Settings
+    )
+    config: Path | None = None
+    """A YAML file of settings; flags given beside it win."""
+    resume: Path | None = None
+    """Go on with the run in this folder, by its own settings: no other flag goes with it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """Let a GPT-2 go on from a prompt; one with memory remembers all that it reads and writes, beyond its context."""
+
+    source: tyro.conf.Positional[str]
+    """The folder of a run of `eqjax gpt2 train`, or that of a saved GPT-2, or a name such as gpt2."""
+    prompt: str = "\n"
+    """Text to go on from."""
+    memory: Path | None = None
+    """A file that chat wrote: go on from what is remembered there. It stays as it is."""
+    count: int = 200
+    """Tokens to write."""
+    temperature: float = 0.8
+    """Of the sampling; 0 takes the likeliest token."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens only."""
+    top_p: float | None = None
+    """Draw from the fewest likeliest tokens that together have this probability."""
+    seed: int = 0
+    """Random seed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chat:
+    """Talk to a GPT-2 with memory; what was said is remembered by the next run of this program, too.
+
+    Every line of standard input is read and answered. An empty line, or the end of the input, ends it.
+    """
+
+    source: tyro.conf.Positional[Path]
+    """The folder of a run of `eqjax gpt2 train --memory ...`."""
+    memory: Path
+    """File of the memory. Read if it exists, and written, whole, after every answer."""
+    count: int = 80
+    """Tokens of an answer, at the most; it ends with its line."""
+    temperature: float = 0.8
+    """Of the sampling; 0 takes the likeliest token."""
+    top_k: int | None = None
+    """Draw from the k likeliest tokens only."""
+    top_p: float | None = None
+    """Draw from the fewest likeliest tokens that together have this probability."""
+    seed: int = 0
+    """Random seed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpt2:
+    """GPT-2: train one, let it write, talk to one that remembers."""
+
+    what: (
+        Annotated[Train, tyro.conf.subcommand("train")]
+        | Annotated[Generate, tyro.conf.subcommand("generate")]
+        | Annotated[Chat, tyro.conf.subcommand("chat")]
+    )
+    """Which."""
+
+
+def _train(command: Train) -> None:
+    from rich.console import Console
+
+    from ..demo import progress_bar
+    from ..language import bigram_cross_entropy
+    from ..recipes import (
+        evaluate_gpt2,
+        open_gpt2,
+        start_gpt2,
+        train_gpt2,
+    )
+
+    check_resume(command.resume, command.settings)
+    run = open_gpt2(command.resume) if command.resume else start_gpt2(command.settings)
+    console = Console()
+    console.print(f"Text: {run.source}; writing to {run.config.out}.")
+    with progress_bar(console, "loss {task.fields[loss]}") as progress:
+        task = progress.add_task(
+            "gpt2", total=run.config.steps, completed=int(run.state.step), loss="–"
+        )
+
+        def on_step(step: int, values: dict[str, float]) -> None:
+            progress.update(task, completed=step, loss=f"{values['loss']:.3f}")
+
+        outcome = train_gpt2(run, on_step=on_step)
+    entropy = evaluate_gpt2(run, run.validation_ids)
+    bigram = bigram_cross_entropy(run.train_ids, run.validation_ids, run.tokenizer.size)
+    print(f"validation cross-entropy {entropy:.4f} nats/token (bigram {bigram:.3f})")
+    if outcome.memory_bytes:
+        print(f"{outcome.seconds_per_step:.3f} s/step, {outcome.memory_bytes / 2**20:.0f} MiB/step")
+
+
+def _generate(command: Generate) -> None:
+    import jax
+    import jax.numpy as jnp
+
+    from ..language import generate
+    from ..memory import MemoryGPT2, load_memory
+
+    check_prompt(command.prompt)
+    model, tokenizer = _opened(command.source)
+    prompt = encoded(tokenizer, command.prompt)
+    config = model.gpt2.config if isinstance(model, MemoryGPT2) else model.config
+    if isinstance(model, MemoryGPT2):
+        how = {"memory": load_memory(command.memory, model) if command.memory else None}
+    elif command.memory:
+        raise ValueError(f"--memory {command.memory}: {command.source} is a GPT-2 without memory.")
+    else:  # what is longer than the context slides its window
+        how = {"cache": len(prompt) + command.count <= config.n_positions}
+    written = generate(
+        model,
+        jnp.asarray(prompt),
+        command.count,
+        key=jax.random.key(command.seed),
+        temperature=command.temperature,
+        top_k=command.top_k,
+        top_p=command.top_p,
+        stop=_ends(config, getattr(tokenizer, "end", None)),
+        **how,
+    )
+    print(command.prompt + tokenizer.decode(written.tokens[: int(written.length)]))
+
+
+def _ends(config, *others: int | None) -> tuple[int, ...]:
+    """After which tokens to stop."""
+    return tuple(sorted({*config.ends, *others} - {None}))
+
+
+def _opened(source: str):
+    """Model and tokenizer of a run, or of a saved GPT-2."""
+    from ..recipes import open_gpt2, pretrained
+    from ..training import holds_run
+
+    if holds_run(source):
+        run = open_gpt2(source)
+        return run.model, run.tokenizer
+    return pretrained(source)
+
+
+def _chat(command: Chat) -> None:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from ..language import CharTokenizer
+    from ..memory import (
+        MemoryGPT2,
+        load_memory,
+        reply,
+        save_memory,
+    )
+    from ..recipes import open_gpt2
+
+    run = open_gpt2(command.source)
+    model, tokenizer = run.model, run.tokenizer
+    if not isinstance(model, MemoryGPT2):
+        raise ValueError(
+            f"{command.source}: this GPT-2 has no memory. Train one with `eqjax gpt2 train --memory both`."
+        )
+    try:
+        newline = int(tokenizer.encode("\n")[0])
+    except ValueError:
+        newline = None  # the text that it learned from was one line
+    known = command.memory.exists()
+    memory = load_memory(command.memory, model) if known else model.memory()
+    if known:
+        print(f"Goes on after {int(memory.tokens)} tokens.", file=sys.stderr)
+    for line in sys.stdin:
+        if not line.strip():
+            break
+        if isinstance(tokenizer, CharTokenizer):
+            line = "".join(c for c in line if c in tokenizer.characters)
+        prompt = tokenizer.encode(line)
+        if not line.strip():
+            print("None of these characters was in the text that the model learned from.")
+            continue
+        # Padding on the left, so that few lengths are compiled; not much, since it takes room in the context.
+        size = -(-len(prompt) // 8) * 8
+        padding = size - len(prompt)
+        written, memory = reply(
+            model,
+            jnp.asarray(np.pad(prompt, (padding, 0))),
+            memory,
+            command.count,
+            key=jax.random.fold_in(jax.random.key(command.seed), int(memory.tokens)),
+            temperature=command.temperature,
+            top_k=command.top_k,
+            top_p=command.top_p,
+            stop=_ends(model.gpt2.config, getattr(tokenizer, "end", None), newline),
+            mask=jnp.arange(size) >= padding,
+        )
+        print(tokenizer.decode(written.tokens[: int(written.length)]).strip("\n"), flush=True)
+        save_memory(memory, command.memory, model)
+
+
+COMMANDS = {
+    Train: _train,
+    Generate: _generate,
+    Chat: _chat,
+    Gpt2: lambda command: COMMANDS[type(command.what)](command.what),
+}

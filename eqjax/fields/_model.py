@@ -1,0 +1,59 @@
+"""Models that answer by settling: encode the input, let the field settle, decode the settled state."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, PyTree
+
+from ._base import AbstractForceField
+
+
+class AbstractEquilibriumModel(eqx.Module):
+    """A force field with an encoder and a decoder. Every method describes one sample."""
+
+    field: eqx.AbstractVar[AbstractForceField]
+
+    @abc.abstractmethod
+    def encode(self, inputs: PyTree) -> PyTree:
+        """The clamped input `x` of the field."""
+
+    @abc.abstractmethod
+    def initial(self, x: PyTree) -> PyTree[Array]:
+        """The state `z0` from which settling starts."""
+
+    @abc.abstractmethod
+    def decode(self, z: PyTree[Array]) -> PyTree[Array]:
+        """The outputs read from a settled state."""
+
+
+def clamp(x: PyTree) -> PyTree:
+    """Start settling at the clamped input itself."""
+    return x
+
+
+class EquilibriumModel(AbstractEquilibriumModel):
+    """The convenience model built from its parts.
+
+    **Arguments:**
+
+    - `encoder`: callable `inputs -> x`.
+    - `field`: the force field.
+    - `decoder`: callable `z -> outputs`.
+    - `start`: callable `x -> z0`; by default `z0 = x`.
+    """
+
+    encoder: Callable[[Any], Any]
+    field: AbstractForceField
+    decoder: Callable[[Any], Any]
+    start: Callable[[Any], Any] = clamp
+
+    def encode(self, inputs: PyTree) -> PyTree:
+        return self.encoder(inputs)
+
+    def initial(self, x: PyTree) -> PyTree[Array]:
+        return self.start(x)
+
+    def decode(self, z: PyTree[Array]) -> PyTree[Array]:
+        return self.decoder(z)

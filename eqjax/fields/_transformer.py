@@ -1,0 +1,181 @@
+"""The equilibrium transformer block in its thick, energy and real modes (see `monotone` for the fourth).
+
+State `z (T, C)` per sample, clamped input `x (T, C)`; leak `c`, attention gain `α` (it scales W_O).
+"""
+
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Inexact, PRNGKeyArray
+
+from ..analytic import scale, shift
+from ._base import (
+    AbstractEnergyField,
+    AbstractSplitField,
+    hyperparameter,
+    negative_gradient,
+    scalar,
+)
+from ._parts import (
+    MLP,
+    Attention,
+    AttentionEnergy,
+    HopfieldEnergy,
+    LayerNorm,
+)
+
+_State = Inexact[Array, "t c"]
+
+
+class ThickBlock(AbstractSplitField):
+    """The pre-LN transformer block as a force, causal and non-reciprocal:
+
+    `F(z) = x - (1 + c) z + α Attn(LN₁ z) + MLP(LN₂ z)`.
+
+    **Arguments:**
+
+    - `width`: channels C. `heads`: must divide `width`.
+    - `leak`: c, `attention_gain`: α; scalar arrays that training leaves alone.
+    - `qknorm`: RMS-normalise queries and keys per head.
+    - `residual_scale`: factor on the initial W_O and W_down.
+    - `expansion`: hidden width of the MLP over C. `key`: random key of the initial weights.
+    """
+
+    causal: ClassVar[bool] = True
+    norm1: LayerNorm
+    attention: Attention
+    norm2: LayerNorm
+    mlp: MLP
+    leak: Float[Array, ""] = hyperparameter()
+    attention_gain: Float[Array, ""] = hyperparameter()
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        leak: float = 1.0,
+        attention_gain: float = 1.0,
+        qknorm: bool = False,
+        residual_scale: float = 1.0,
+        expansion: int = 4,
+        key: PRNGKeyArray,
+    ):
+        k1, k2 = jax.random.split(key)
+        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
+        self.attention = Attention(
+            width, heads, qknorm=qknorm, residual_scale=residual_scale, key=k1
+        )
+        self.mlp = MLP(width, expansion=expansion, residual_scale=residual_scale, key=k2)
+        self.leak, self.attention_gain = scalar(leak), scalar(attention_gain)
+
+    def reciprocal(self, t: Any, z: _State, x: _State) -> _State:
+        return shift(scale(z, -(1 + self.leak)), x)
+
+    def nonreciprocal(self, t: Any, z: _State, x: _State) -> _State:
+        return self.attended(z) + self.transformed(z)
+
+    def attended(self, z: _State) -> _State:
+        """The attention branch, `α Attn(LN₁ z)`."""
+        return scale(self.attention(self.norm1(z)), self.attention_gain)
+
+    def transformed(self, z: _State) -> _State:
+        """The MLP branch, `MLP(LN₂ z)`."""
+        return self.mlp(self.norm2(z))
+
+
+class EnergyBlock(AbstractEnergyField):
+    """The conservative block: attention and memory are tied and the force is `-∂E/∂z` of
+
+    `E(z) = (1 + c)/2 ‖z‖² - ⟨x, z⟩ + α E_attn(LN₁ z) + E_memory(LN₂ z)`,
+
+    differentiated *through* the layer norms, so the Jacobian is symmetric. The energy is bounded below,
+    because layer-normed states are bounded.
+
+    Symmetric attention lets a key feel later queries: the block is **not causal** (`causal` is false) and
+    next-token training refuses it.
+
+    **Arguments:** as `ThickBlock`; `residual_scale` scales the initial patterns, queries and keys.
+    """
+
+    causal: ClassVar[bool] = False
+    norm1: LayerNorm
+    attention: AttentionEnergy
+    norm2: LayerNorm
+    memory: HopfieldEnergy
+    leak: Float[Array, ""] = hyperparameter()
+    attention_gain: Float[Array, ""] = hyperparameter()
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        leak: float = 1.0,
+        attention_gain: float = 1.0,
+        qknorm: bool = False,
+        residual_scale: float = 1.0,
+        expansion: int = 4,
+        key: PRNGKeyArray,
+    ):
+        k1, k2 = jax.random.split(key)
+        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
+        self.attention = AttentionEnergy(width, heads, qknorm=qknorm, scale=residual_scale, key=k1)
+        self.memory = HopfieldEnergy(width, expansion=expansion, scale=residual_scale, key=k2)
+        self.leak, self.attention_gain = scalar(leak), scalar(attention_gain)
+
+    def energy(self, z: _State, x: _State) -> Inexact[Array, ""]:
+        confinement = 0.5 * jnp.sum(scale(z * z, 1 + self.leak)) - jnp.sum(scale(z, x))
+        attended = scale(self.attention(self.norm1(z)), self.attention_gain)
+        return confinement + attended + self.memory(self.norm2(z))
+
+
+class RealBlock(AbstractSplitField):
+    """Conservative clamp and memory plus a damped non-reciprocal attention:
+
+    `F(z) = x - z - ∂E_memory(LN₂ z)/∂z + s (α Attn(LN₁ z) - c z)`.
+
+    At `s = 0` the block is a causal gradient flow; `s` turns the non-reciprocal part on.
+
+    **Arguments:** as `ThickBlock`, and `nonreciprocity`: s, a scalar that training leaves alone.
+    """
+
+    causal: ClassVar[bool] = True
+    norm1: LayerNorm
+    attention: Attention
+    norm2: LayerNorm
+    memory: HopfieldEnergy
+    leak: Float[Array, ""] = hyperparameter()
+    attention_gain: Float[Array, ""] = hyperparameter()
+    nonreciprocity: Float[Array, ""] = hyperparameter()
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        leak: float = 1.0,
+        attention_gain: float = 1.0,
+        nonreciprocity: float = 1.0,
+        qknorm: bool = False,
+        residual_scale: float = 1.0,
+        expansion: int = 4,
+        key: PRNGKeyArray,
+    ):
+        k1, k2 = jax.random.split(key)
+        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
+        self.attention = Attention(
+            width, heads, qknorm=qknorm, residual_scale=residual_scale, key=k1
+        )
+        self.memory = HopfieldEnergy(width, expansion=expansion, scale=residual_scale, key=k2)
+        self.leak, self.attention_gain = scalar(leak), scalar(attention_gain)
+        self.nonreciprocity = scalar(nonreciprocity)
+
+    def reciprocal(self, t: Any, z: _State, x: _State) -> _State:
+        pull = negative_gradient(lambda state: self.memory(self.norm2(state)), z)
+        return shift(pull - z, x)
+
+    def nonreciprocal(self, t: Any, z: _State, x: _State) -> _State:
+        attended = scale(self.attention(self.norm1(z)), self.attention_gain)
+        return scale(attended - scale(z, self.leak), self.nonreciprocity)

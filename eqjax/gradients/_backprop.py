@@ -1,0 +1,90 @@
+"""Plain backpropagation: the gradient of models that compute their output at once."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, PyTree
+
+from ..analytic import tree_cast
+from ..fields import trainable
+from ._estimate import (
+    AbstractEstimator,
+    GradientEstimate,
+    Report,
+    accepted_mean,
+    batch_keys,
+    check_batch,
+)
+
+
+def called(model: Any, inputs: Any, key: Any) -> Any:
+    """`model(inputs)`: of a model that draws nothing."""
+    return model(inputs)
+
+
+class Backprop(AbstractEstimator):
+    """The gradient of `L(model(inputs))`, by reverse mode (Rumelhart, Hinton & Williams 1986). *Objective: output.*
+
+    With it `make_step` trains any Equinox model, and a yardstick has the same loop, metrics and checkpoints as an
+    equilibrium model. A sample whose loss is not finite spoils the gradient of its batch (`make_step` then leaves it out).
+
+    **Arguments:**
+
+    - `call`: `(model, inputs, key) -> outputs` of one sample; by default `model(inputs)`. The key is None without one.
+    - `trains`: function from models to a mask of the trained arrays.
+    - `dtype`: of model and inputs in the forward and backward pass, such as bfloat16; loss and gradients stay in full
+      precision. None leaves all as it is.
+    """
+
+    objective: ClassVar[str] = "output"
+    call: Callable[..., Any] = called
+    trains: Callable = trainable
+    dtype: Any = eqx.field(static=True, default=None)
+
+    def settle(self, field: Any, z0: PyTree[Array], x: PyTree) -> Any:
+        """**Raises:** `ValueError`: there is nothing to settle."""
+        raise ValueError("A model trained by `Backprop` computes its output at once; call it.")
+
+    def __call__(
+        self, model: Any, loss: Callable, batch: tuple, *, key: Any = None, subset: Any = None
+    ) -> GradientEstimate:
+        return _backprop(self, model, loss, check_batch(batch), key, subset)
+
+
+@eqx.filter_jit
+def _backprop(estimator, model, loss, batch, key, subset):
+    trained, held = eqx.partition(model, estimator.trains(model))
+    size = jax.tree.leaves(batch)[0].shape[0]
+    keys = batch_keys(key, size)
+
+    def losses(trained):
+        full = eqx.combine(trained, held)
+
+        def one(inputs, targets, key):
+            if estimator.dtype is None:
+                return loss(estimator.call(full, inputs, key), targets)
+            outputs = estimator.call(*tree_cast((full, inputs), estimator.dtype), key)
+            return loss(tree_cast(outputs, jnp.result_type(float)), targets)
+
+        return jax.vmap(one, in_axes=(0, 0, None if keys is None else 0))(batch[0], batch[1], keys)
+
+    def mean(trained):
+        values = losses(trained)
+        taken = jnp.ones(size, bool) if subset is None else subset
+        return accepted_mean(values, taken), (values, taken)
+
+    (total, (values, taken)), grads = eqx.filter_value_and_grad(mean, has_aux=True)(trained)
+    nothing = jnp.full_like(values, jnp.nan)
+    report = Report(
+        loss=values,
+        free_residual=nothing,
+        nudged_residual=nothing,
+        adjoint_residual=nothing,
+        displacement=nothing,
+        field_evaluations=jnp.zeros(size, int),
+        accepted=taken & jnp.isfinite(values),
+    )
+    return GradientEstimate(total, grads, report, states=None)

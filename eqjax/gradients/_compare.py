@@ -1,0 +1,183 @@
+"""`compare`: gradient estimators side by side on one batch."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ._estimate import AbstractEstimator, GradientEstimate
+from ._oracle import OracleAdjoint
+
+
+def agreement(grads: PyTree, reference: PyTree) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """Cosine and relative error `‖g - r‖ / ‖r‖` of one gradient against another, over all their leaves."""
+    ours, theirs = jax.tree.leaves(grads), jax.tree.leaves(reference)
+    dot = sum(jnp.sum(a * b) for a, b in zip(ours, theirs, strict=True))
+    error = sum(jnp.sum((a - b) ** 2) for a, b in zip(ours, theirs, strict=True))
+    size, extent = (sum(jnp.sum(a * a) for a in leaves) for leaves in (ours, theirs))
+    return dot / jnp.sqrt(size * extent), jnp.sqrt(error / extent)
+
+
+def on_common_samples(
+    model: Any,
+    loss: Callable,
+    batch: tuple,
+    estimator: AbstractEstimator,
+    reference: AbstractEstimator,
+    *,
+    key: Any = None,
+) -> tuple[GradientEstimate, Float[Array, ""], Float[Array, ""]]:
+    """The estimate on the whole batch, and its `agreement` with the reference over the samples both accept.
+
+    Gradients over different samples differ for that reason alone: one sample near marginality can own a batch.
+    """
+    estimate = estimator(model, loss, batch, key=key)
+    truth = reference(model, loss, batch, key=key)
+    ours, theirs = estimate, truth
+    if bool(jnp.any(estimate.report.accepted != truth.report.accepted)):
+        common = estimate.report.accepted & truth.report.accepted
+        ours = estimator(model, loss, batch, key=key, subset=common)
+        theirs = reference(model, loss, batch, key=key, subset=common)
+    return estimate, *agreement(ours.grads, theirs.grads)
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One estimator's line in a `Comparison`. Residuals are the worst over accepted samples; cosine and
+    relative error are over the samples that the reference accepts too; `spread` is the standard error that a random
+    estimate states of itself, relative to its norm; `seconds` is the best repeat."""
+
+    estimator: str
+    objective: str
+    loss: float
+    cosine: float
+    relative_error: float
+    spread: float
+    free_residual: float
+    nudged_residual: float
+    adjoint_residual: float
+    field_evaluations: float
+    accepted: float
+    seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The table that `compare` returns; print it, or read `rows`. `reference` names the gradient compared to."""
+
+    rows: tuple[Row, ...]
+    reference: str
+
+    def __str__(self) -> str:
+        names = [f.name for f in dataclasses.fields(Row)]
+        table = [names] + [[_text(getattr(row, name)) for name in names] for row in self.rows]
+        widths = [max(len(line[i]) for line in table) for i in range(len(names))]
+        lines = [
+            "  ".join(
+                cell.ljust(width) if i < 2 else cell.rjust(width)
+                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+            ).rstrip()
+            for line in table
+        ]
+        lines.insert(1, "-" * len(lines[0]))
+        return "\n".join([*lines, f"cosine and relative error against {self.reference}"])
+
+    __repr__ = __str__
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dictionary; a quantity that an estimator does not have is None."""
+        rows = [
+            {k: None if v != v else v for k, v in dataclasses.asdict(row).items()}
+            for row in self.rows
+        ]
+        return {"reference": self.reference, "rows": rows}
+
+    def __getitem__(self, estimator: str) -> Row:
+        return next(row for row in self.rows if row.estimator == estimator)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return "–" if value != value else f"{value:.4g}"
+
+
+def compare(
+    model: Any,
+    loss: Callable,
+    batch: tuple,
+    estimators: Sequence[AbstractEstimator] | Mapping[str, AbstractEstimator],
+    *,
+    key: Any = None,
+    reference: AbstractEstimator | None = None,
+    repeats: int = 1,
+) -> Comparison:
+    """Run every estimator on the same model and batch and compare gradients, residuals and cost.
+
+    **Arguments:**
+
+    - `model`, `loss`, `batch`, `key`: as for an estimator.
+    - `estimators`: those to compare; a mapping names them, in a list two of a kind are numbered.
+    - `reference`: whose gradient the others are measured against; by default the first `OracleAdjoint` of the
+      list, or else the first estimator.
+    - `repeats`: timed calls after the one that compiles.
+
+    **Returns:** a `Comparison`, which prints itself as a table.
+    """
+    if not estimators:
+        raise ValueError(
+            "`estimators` is empty: name at least one, for example [AsymEP(), OracleAdjoint()]."
+        )
+    named = _named(estimators)
+    for estimator in named.values():
+        if not isinstance(estimator, AbstractEstimator):
+            raise ValueError(f"`estimators` holds {estimator!r}, which is no estimator.")
+    if reference is None:
+        oracles = (e for e in named.values() if isinstance(e, OracleAdjoint))
+        reference = next(oracles, next(iter(named.values())))
+    rows = []
+    for name, estimator in named.items():
+        estimate, cosine, error = on_common_samples(
+            model, loss, batch, estimator, reference, key=key
+        )
+        seconds = []
+        for _ in range(max(1, repeats)):
+            start = time.perf_counter()
+            jax.block_until_ready(estimator(model, loss, batch, key=key))
+            seconds.append(time.perf_counter() - start)
+        summary = {k: float(v) for k, v in estimate.report.summary().items()}
+        summary.pop("displacement")
+        rows.append(
+            Row(
+                estimator=name,
+                objective=estimator.objective,
+                cosine=float(cosine),
+                relative_error=float(error),
+                spread=_spread(estimate),
+                seconds=min(seconds),
+                **summary,
+            )
+        )
+    known = [name for name, estimator in named.items() if estimator is reference]
+    return Comparison(tuple(rows), known[0] if known else type(reference).__name__)
+
+
+def _named(estimators) -> dict[str, AbstractEstimator]:
+    if isinstance(estimators, Mapping):
+        return dict(estimators)
+    names = [type(e).__name__ for e in estimators]
+    return {
+        f"{name} #{names[: i + 1].count(name)}" if names.count(name) > 1 else name: estimator
+        for i, (name, estimator) in enumerate(zip(names, estimators, strict=True))
+    }
+
+
+def _spread(estimate: GradientEstimate) -> float:
+    if estimate.variance is None:
+        return float("nan")
+    size = sum(float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves(estimate.grads))
+    return (float(estimate.variance) / size) ** 0.5 if size else float("nan")

@@ -1,0 +1,98 @@
+"""State and adjoint, relaxed together."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+
+from ..fields import trainable
+from ..relaxation import Anderson, equilibrium, residual_ratio
+from ._estimate import Accept, check_positive, check_steps
+from ._response import (
+    AbstractEquilibriumEstimator,
+    Adjoint,
+    Settled,
+    adjoint_surrogate,
+)
+from ._stencils import relative_radius
+
+
+class DyadicEP(AbstractEquilibriumEstimator):
+    """One phase: every unit is a dyad `z± = z ∓ βa`, whose mean is the state and whose difference is the adjoint.
+
+    *Objective: equilibrium.* Both relax at once, after the dyadic neurons of Høier & Zach (2020; dual propagation, 2023),
+    with AsymEP's correction for non-conservative fields:
+
+    `ż = ½ (F(z₊) + F(z₋))`,
+    `ȧ = (F(z₋) - F(z₊))/(2β) - (J - Jᵀ) a + ½ (∂L/∂z(z₊) + ∂L/∂z(z₋))`, J at the running z.
+
+    There is no free phase to wait for, and no second one. Error O(β²), in the state as well.
+
+    **Arguments:** `free`, `free_steps`: an Optimistix fixed-point solver, and its budget, for the pair (z, a) as a whole
+    (and for the state alone where a model is evaluated); its tolerance is relative to the pair, a being in units
+    of the pull at the start. `radius`: `β‖a‖/‖z‖`, by default as for `AsymEP`. `accept`, `trains`: as there.
+    """
+
+    free: Any = Anderson(rtol=1e-5)
+    radius: Any = None
+    free_steps: int = 256
+    accept: Accept = Accept()
+    trains: Callable = trainable
+
+    def __check_init__(self):
+        check_steps(free_steps=self.free_steps)
+        check_positive(radius=self.radius)
+
+    def respond(self, sample):
+        real = jnp.finfo(jnp.result_type(*jax.tree.leaves(sample.z0))).dtype
+        radius = relative_radius(self.radius, 2, real)
+        first = optx.two_norm(jax.grad(sample.loss)(sample.z0))
+        unit = jnp.where(first > 0, first, jnp.ones_like(first))
+
+        def step_of(z, a):
+            size = optx.two_norm(a)
+            safe = jnp.where(size > 0, size, jnp.ones_like(size))
+            return radius * jnp.maximum(optx.two_norm(z), 1.0) / safe
+
+        def dyad(t, pair, x):
+            z, a = pair
+            beta = step_of(z, a)
+            force = lambda state: sample.field(0.0, state, x)
+            _, jvp = jax.linearize(force, z)
+            transpose = jax.linear_transpose(jvp, z)
+            (up, pull_up), (down, pull_down) = (
+                (force(state), jax.grad(sample.loss)(state))
+                for state in (
+                    jax.tree.map(lambda u, v, s=s: u - s * beta * v, z, a) for s in (1, -1)
+                )
+            )
+            mean = jax.tree.map(lambda u, d: 0.5 * (u + d), up, down)
+            adjoint = jax.tree.map(
+                lambda u, d, pu, pd, jv, jtv: (
+                    (d - u) / (2 * beta) + 0.5 * (pu + pd) / unit - jv + jtv
+                ),
+                up,
+                down,
+                pull_up,
+                pull_down,
+                jvp(a),
+                transpose(a)[0],
+            )
+            return mean, adjoint
+
+        start = (sample.z0, jax.tree.map(jnp.zeros_like, sample.z0))
+        settled = equilibrium(
+            dyad, start, sample.x, solver=self.free, max_steps=self.free_steps, throw=False
+        )
+        z, a = settled.value
+        response = sample.respond(z)
+        value = jax.tree.map(lambda v: v * (unit / response.pull_size), a)
+        displacement = step_of(z, a) * optx.two_norm(a) / response.extent
+        adjoint = Adjoint(value, jnp.asarray(0), settled.residual, displacement)
+        evaluations = 4 * settled.stats["field_evaluations"] + 1
+        return Settled(response, residual_ratio(response.force0, z), evaluations, adjoint)
+
+    def surrogate(self, model, loss, inputs, target, z, a, memory):
+        return adjoint_surrogate(model, loss, inputs, target, z, a)

@@ -1,0 +1,140 @@
+"""Equilibrium propagation with complex nudges."""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array
+
+from ..analytic import scale
+from ..fields import Realified, trainable
+from ..relaxation import Anderson, relax
+from ._corrections import AbstractCorrection, ExactCorrection
+from ._estimate import Accept, check_positive
+from ._holomorphy import check_holomorphic
+from ._nudged import AbstractContrast, AbstractNudgedEstimator, AdjointCoordinates
+from ._response import adjoint_surrogate
+from ._stencils import AbstractStencil, RootsOfUnity
+
+
+class HolomorphicEP(AbstractNudgedEstimator):
+    """Holomorphic equilibrium propagation (Laborieux & Zenke 2022) with the correction of AsymEP.
+
+    *Objective: equilibrium.* N phases settle at complex nudges `β e^(2πik/N)` under
+    `F(z) - (J - Jᵀ)(z - z*) - β ∂L/∂z`, and Cauchy's integral over them is the adjoint with error O(β^N): a *finite* β
+    will do, far above the noise, as long as it lies inside the radius of analyticity. Two points are
+    the symmetric contrast of `AsymEP`. The field itself runs on complex states; field, decoder and loss must be
+    holomorphic there (functions from `eqjax.analytic` are), and what is not is refused by name.
+
+    **Arguments:** as `AsymEP`, with `points`: N ≥ 2, any, in place of `stencil`, and a default `radius` of a fifth of
+    `eps^(1/(N + 1))`. `contrast` may also be `LockIn(...)`.
+    """
+
+    free: Any = Anderson(rtol=1e-5)
+    nudged: Any = Anderson(rtol=1e-3)
+    points: int = eqx.field(default=4, static=True)
+    radius: Any = None
+    beta: Any = None
+    contrast: AbstractContrast = AdjointCoordinates()
+    correction: AbstractCorrection = ExactCorrection()
+    read_noise: Any = None
+    free_steps: int = 256
+    nudged_steps: int = 256
+    accept: Accept = Accept()
+    trains: Callable = trainable
+
+    def __check_init__(self):
+        RootsOfUnity(self.points)  # which refuses fewer than two
+
+    @property
+    def stencil(self) -> AbstractStencil:
+        return RootsOfUnity(self.points)
+
+    def check(self, model, loss, batch, key):
+        super().check(model, loss, batch, key)
+        inputs, target = jax.eval_shape(lambda b: jax.tree.map(lambda a: a[0], b), batch)
+        x = jax.eval_shape(model.encode, inputs)
+        z = jax.eval_shape(model.initial, x)
+        known = (*jax.tree.flatten((z, x, target)), jax.tree.structure(model), loss)
+        known = (tuple((a.shape, a.dtype.name) for a in known[0]), *known[1:])
+        if known not in _CHECKED:
+            check_holomorphic(lambda z, x: model.field(0.0, z, x), z, x, name="field")
+            objective = lambda z, y: loss(model.decode(z), y)
+            check_holomorphic(objective, z, target, name="loss of the decoded state")
+            _CHECKED.add(known)
+
+    def surrogate(self, model, loss, inputs, target, z, a, memory):
+        return adjoint_surrogate(model, loss, inputs, target, z, a)
+
+
+_CHECKED: set = set()  # models (their structure, never their arrays) that passed
+
+
+class LockIn(AbstractContrast):
+    """Continuous-time lock-in: the nudge rotates, `β e^(iωt)`, the state follows and is demodulated,
+
+    `a = Re (1/T) ∫ e^(-iωt) (z* - z)/β dt` over whole periods, after some that are left out.
+
+    Nothing waits for a phase to settle; harmonics that curvature adds average out. The field has to keep up:
+    the error is O(ω²), from `(iω - Jᵀ)⁻¹` in place of `-J⁻ᵀ`. Needs `HolomorphicEP`; its `beta` or `radius` fixes
+    `β = radius · ‖z*‖/‖∂L/∂z‖`, and its `nudged` solver and `points` are not used.
+
+    **Arguments:** `period`: 2π/ω, in units of the field's time; `periods`, `transient`: how many are demodulated, and
+    left out first; `step`: of the integration, a whole number of times in the period; `solver`: a Diffrax solver.
+    """
+
+    period: float = eqx.field(default=60.0, static=True)
+    periods: int = eqx.field(default=1, static=True)
+    transient: int = eqx.field(default=1, static=True)
+    step: float = eqx.field(default=0.1, static=True)
+    solver: dfx.AbstractSolver = dfx.Heun()
+
+    def __check_init__(self):
+        check_positive(period=self.period, periods=self.periods, step=self.step)
+        if self.transient < 0:
+            raise ValueError(f"`transient` must be at least 0, got {self.transient}.")
+
+    def settle(self, phases, settings):
+        response = phases.response
+        if not np.iscomplexobj(phases.nodes):
+            raise ValueError("`LockIn` turns a complex nudge: use it with `HolomorphicEP`.")
+        beta = phases.step_size(response.pull, settings)  # a unit pull stands in for a
+        per_period = round(self.period / self.step)
+        omega = 2 * np.pi / self.period
+        start = self.transient * self.period
+
+        def turning(t: Array, state, x):
+            a, _ = state
+            turn = lax.complex(jnp.cos(omega * t), jnp.sin(omega * t))
+            here = jax.tree.map(lambda z, v: z - scale(v, beta), response.z, a)
+            force = jax.tree.map(
+                lambda f0, f, pull, anti: scale(f0 - f, 1 / beta) + turn * pull - anti,
+                phases.anchor,
+                phases.force(0, here),
+                response.pull_at(here),
+                phases.antisymmetric(0, a),
+            )
+            gate = jnp.where(t >= start * (1 - 1e-6), 1 / (self.periods * self.period), 0.0)
+            return force, jax.tree.map(lambda v: gate.astype(turn.dtype) * turn.conj() * v, a)
+
+        zero = jax.tree.map(jnp.zeros_like, response.z)
+        field, both = Realified(turning), (zero, zero)
+        steps = per_period * (self.transient + self.periods)
+        ran = relax(
+            field,
+            field.split(both),
+            solver=self.solver,
+            step=self.period / per_period,
+            steps=steps,
+            throw=False,
+        )
+        _, a = field.join(ran.value)
+        a = jax.tree.map(lambda v: v[None], a)
+        phases = phases._replace(nodes=phases.nodes[:1], weights=jnp.ones_like(phases.weights[:1]))
+        calls = ran.stats["field_evaluations"]
+        return phases.contrast(a, beta, jnp.nan, calls, calls)

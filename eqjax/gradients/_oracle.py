@@ -1,0 +1,73 @@
+"""The exact equilibrium gradient."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import optimistix as optx
+
+from ..fields import trainable
+from ..relaxation import GMRES, Anderson
+from ._estimate import Accept, check_steps
+from ._response import (
+    AbstractAdjointEstimator,
+    Adjoint,
+    Response,
+    settle_adjoint,
+)
+
+
+class OracleAdjoint(AbstractAdjointEstimator):
+    """The gradient of `L(z*)` by the implicit function theorem: `Jᵀa = -∂L/∂z*`, solved by products with Jᵀ.
+
+    *Objective: equilibrium.* Pineda (1987), Almeida (1987); as in deep equilibrium models (Bai et al. 2019).
+
+    **Arguments:**
+
+    - `free`: solver of the free phase, as for `equilibrium`; `free_steps`: its budget.
+    - `adjoint_solver`: a Lineax solver (`GMRES`, `lineax.BiCGStab`, or a dense one such as `lineax.LU` for tests),
+      or an Optimistix fixed-point solver (`Anderson`), whose tolerance then speaks of the adjoint residual.
+    - `adjoint_steps`: budget of an Optimistix adjoint solver (a Lineax solver has its own `max_steps`).
+    - `accept`: per-sample thresholds. `trains`: function from models to a mask of the trained arrays.
+
+    A linear solve that fails shows in `report.adjoint_residual`, and its sample is not accepted.
+    """
+
+    free: Any = Anderson(rtol=1e-5)
+    adjoint_solver: Any = GMRES(rtol=1e-4)
+    free_steps: int = 256
+    adjoint_steps: int = 256
+    accept: Accept = Accept()
+    trains: Callable = trainable
+
+    def __check_init__(self):
+        check_steps(free_steps=self.free_steps, adjoint_steps=self.adjoint_steps)
+        kinds = (lx.AbstractLinearSolver, optx.AbstractFixedPointSolver)
+        if not isinstance(self.adjoint_solver, kinds):
+            raise ValueError(
+                "`adjoint_solver` must be a Lineax linear solver or an Optimistix fixed-point solver, got "
+                f"{self.adjoint_solver!r}."
+            )
+
+    def adjoint(self, response: Response) -> Adjoint:
+        if isinstance(self.adjoint_solver, lx.AbstractLinearSolver):
+            operator = lx.FunctionLinearOperator(
+                response.vjp, jax.eval_shape(lambda: response.pull)
+            )
+            solution = lx.linear_solve(
+                operator,
+                jax.tree.map(jnp.negative, response.pull),
+                self.adjoint_solver,
+                throw=False,
+            )
+            products = solution.stats.get("num_steps", -1)
+            return Adjoint(solution.value, jnp.asarray(products))
+
+        def residual(a):
+            return jax.tree.map(jnp.add, response.vjp(a), response.pull)
+
+        start = jax.tree.map(jnp.zeros_like, response.pull)
+        solution = settle_adjoint(residual, start, self.adjoint_solver, self.adjoint_steps)
+        return Adjoint(solution.value, solution.stats["field_evaluations"])

@@ -1,0 +1,277 @@
+"""The half of the work that all equilibrium estimators share.
+
+They differ only in the adjoint state `a` that they propose; one expression turns it into a gradient: that of
+`mean_b [loss(decode(z), y) + ⟨a, F(z, encode(u))⟩]` with `z` and `a` held fixed.
+"""
+
+import abc
+import contextlib
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from jax import lax
+from jaxtyping import Array, Float, PyTree
+
+from ..analytic import scale
+from ..relaxation import Fallback, equilibrium
+from ._estimate import (
+    AbstractEstimator,
+    Accept,
+    GradientEstimate,
+    Report,
+    accepted_mean,
+    batch_keys,
+    borrow,
+    check_batch,
+    zero_unless,
+)
+
+
+class Response(NamedTuple):
+    """One sample at a state z, in units in which `‖∂L/∂z‖ = 1`: what an adjoint is computed from.
+
+    `force0 = F(z)`; `pull = ∂L/∂z / ‖∂L/∂z‖`; `pull_size = ‖∂L/∂z‖`; `extent = max(‖z‖, 1)`; callables `force(z)`,
+    `pull_at(z)`, `jvp(v) = J v`, `vjp(v) = Jᵀ v`, with J at z; all of them take complex states and vectors too, as far
+    as the field is holomorphic.
+    """
+
+    z: PyTree[Array]
+    force0: PyTree[Array]
+    pull: PyTree[Array]
+    pull_size: Array
+    extent: Array
+    force: Callable
+    pull_at: Callable
+    jvp: Callable
+    vjp: Callable
+
+    def only_if(self, condition: Array) -> "Response":
+        """This response, or one without a pull, whose adjoint is zero: a state that will not be accepted has no use for an
+        adjoint, and would be the slowest of its batch to get one."""
+        off = lambda tree: jax.tree.map(lambda a: jnp.where(condition, a, jnp.zeros_like(a)), tree)
+        return self._replace(pull=off(self.pull), pull_at=lambda state: off(self.pull_at(state)))
+
+
+class Sample(NamedTuple):
+    """One sample before it has settled: its field, input, start, loss as a function of the state, and key."""
+
+    field: Callable
+    x: PyTree
+    z0: PyTree[Array]
+    loss: Callable
+    key: Any
+
+    def respond(self, z: PyTree[Array], field: Callable | None = None) -> Response:
+        """The response at z; under another realisation of the field if one is given."""
+        field = self.field if field is None else field
+
+        def force(state):
+            with _mixing(state):
+                return field(0.0, state, self.x)
+
+        pull = jax.grad(self.loss)(z)
+        size = optx.two_norm(pull)
+        unit = jnp.where(size > 0, size, jnp.ones_like(size))
+
+        def pull_at(state):
+            with _mixing(state):
+                gradient = jax.grad(self.loss, holomorphic=is_complex(state))(state)
+            return jax.tree.map(lambda g: scale(g, 1 / unit), gradient)
+
+        force0, jvp = jax.linearize(force, z)
+        transpose = jax.linear_transpose(jvp, z)
+        return Response(
+            z=z,
+            force0=force0,
+            pull=jax.tree.map(lambda g: g / unit, pull),
+            pull_size=unit,
+            extent=jnp.maximum(optx.two_norm(z), 1.0),
+            force=force,
+            pull_at=pull_at,
+            jvp=_on_complex(jvp),
+            vjp=_on_complex(lambda v: transpose(v)[0]),
+        )
+
+
+def is_complex(tree: PyTree) -> bool:
+    return any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def complexify(tree: PyTree[Array]) -> PyTree[Array]:
+    return jax.tree.map(lambda a: lax.complex(a, jnp.zeros_like(a)), tree)
+
+
+def _mixing(state: PyTree):
+    """A complex nudge may meet the real parameters of whatever modules the user brought."""
+    mixed = is_complex(state)
+    return jax.numpy_dtype_promotion("standard") if mixed else contextlib.nullcontext()
+
+
+def _on_complex(product: Callable) -> Callable:
+    """A real-linear product that takes complex vectors too."""
+
+    def apply(v):
+        if not is_complex(v):
+            return product(v)
+        re, im = (product(jax.tree.map(part, v)) for part in (jnp.real, jnp.imag))
+        return jax.tree.map(lax.complex, re, im)
+
+    return apply
+
+
+class Adjoint(NamedTuple):
+    """`value`: a proposed solution of `Jᵀa + pull = 0` (unit pull), and how it was come by."""
+
+    value: PyTree[Array]
+    evaluations: Array
+    nudged_residual: Any = jnp.nan
+    displacement: Any = jnp.nan
+
+
+class Settled(NamedTuple):
+    """What an equilibrium estimator knows of one sample after settling.
+
+    `response`, at the free state; `free_residual`; `evaluations` before the adjoint; `adjoint`; `memory`: what else
+    its `surrogate` wants.
+    """
+
+    response: Response
+    free_residual: Array
+    evaluations: Array
+    adjoint: Adjoint
+    memory: PyTree = None
+
+
+class AbstractEquilibriumEstimator(AbstractEstimator):
+    """Estimators of the gradient of `L(z*)`, `F(z*) = 0`."""
+
+    objective: ClassVar[str] = "equilibrium"
+    free: eqx.AbstractVar[Any]
+    free_steps: eqx.AbstractVar[int]
+    accept: eqx.AbstractVar[Accept]
+
+    @abc.abstractmethod
+    def respond(self, sample: Sample) -> Settled:
+        """Settle one sample, and propose its adjoint."""
+
+    @abc.abstractmethod
+    def surrogate(self, model, loss, inputs, target, z, a, memory) -> Float[Array, ""]:
+        """The scalar of one sample whose gradient in the parameters, all states held fixed, is the estimate."""
+
+    def check(self, model, loss, batch, key) -> None:
+        """Refuse, before any work, a model that the estimator cannot treat, or a missing key."""
+
+    def settle(self, field, z0, x):
+        return equilibrium(field, z0, x, solver=self.free, max_steps=self.free_steps, throw=False)
+
+    def settle_freely(self, sample: Sample, field: Callable | None = None):
+        field = sample.field if field is None else field
+        free = self.settle(field, sample.z0, sample.x)
+        return free.value, free.residual, free.stats["field_evaluations"] + 1
+
+    def __call__(self, model, loss, batch, *, key=None, subset=None):
+        batch = check_batch(batch)
+        self.check(model, loss, batch, key)
+        return _estimate(self, model, loss, batch, key, subset)
+
+
+class AbstractAdjointEstimator(AbstractEquilibriumEstimator):
+    """Equilibrium estimators that settle freely, and then find the adjoint at the free state."""
+
+    @abc.abstractmethod
+    def adjoint(self, response: Response) -> Adjoint:
+        """The adjoint state of one sample."""
+
+    def respond(self, sample):
+        z, residual, evaluations = self.settle_freely(sample)
+        response = sample.respond(z)
+        adjoint = self.adjoint(response.only_if(residual <= self.accept.free_residual))
+        return Settled(response, residual, evaluations, adjoint)
+
+    def surrogate(self, model, loss, inputs, target, z, a, memory):
+        return adjoint_surrogate(model, loss, inputs, target, z, a)
+
+
+def adjoint_surrogate(model, loss, inputs, target, z, a) -> Float[Array, ""]:
+    """`loss(decode(z), y) + ⟨a, F(z, encode(u))⟩`."""
+    force = model.field(0.0, z, model.encode(inputs))
+    work = jax.tree.map(lambda u, v: jnp.sum(u * v), a, force)
+    return loss(model.decode(z), target) + sum(jax.tree.leaves(work))
+
+
+@eqx.filter_jit
+def _estimate(estimator, model, loss, batch, key, subset):
+    inputs, targets = batch
+    keys = batch_keys(key, jax.tree.leaves(batch)[0].shape[0])
+    with jax.default_matmul_precision("highest"):
+        settle = eqx.filter_vmap(_settle, in_axes=(None, None, None, 0, 0, 0))
+        z, a, memory, report = settle(estimator, model, loss, inputs, targets, keys)
+        if subset is not None:
+            report = eqx.tree_at(lambda r: r.accepted, report, report.accepted & subset)
+        accepted = report.accepted
+        samples = borrow(accepted, (inputs, targets, z, a, memory))
+        trained, held = eqx.partition(model, estimator.trains(model))
+
+        def objective(trained):
+            model = eqx.combine(trained, held)
+            one = eqx.filter_vmap(lambda sample: estimator.surrogate(model, loss, *sample))
+            return accepted_mean(one(samples), accepted)
+
+        grads = zero_unless(jnp.any(accepted), jax.grad(objective)(trained))
+    return GradientEstimate(accepted_mean(report.loss, accepted), grads, report, z)
+
+
+def _settle(estimator, model, loss, inputs, target, key):
+    x = model.encode(inputs)
+    objective = lambda state: loss(model.decode(state), target)
+    settled = estimator.respond(Sample(model.field, x, model.initial(x), objective, key))
+    response, adjoint = settled.response, settled.adjoint
+    value, size = objective(response.z), response.pull_size
+    defect = jax.tree.map(jnp.add, response.vjp(adjoint.value), response.pull)
+    adjoint_residual = optx.two_norm(defect)
+    # No pull, no adjoint: there is nothing to be wrong about.
+    pulled = optx.two_norm(response.pull) > 0
+    adjoint_residual = jnp.where(
+        pulled | ~jnp.isfinite(adjoint_residual), adjoint_residual, jnp.zeros_like(size)
+    )
+    finite = jnp.isfinite(value) & jnp.isfinite(size) & jnp.isfinite(adjoint_residual)
+    report = Report(
+        loss=value,
+        free_residual=settled.free_residual,
+        nudged_residual=jnp.asarray(adjoint.nudged_residual, size.dtype),
+        adjoint_residual=adjoint_residual,
+        displacement=jnp.asarray(adjoint.displacement, size.dtype),
+        field_evaluations=settled.evaluations + adjoint.evaluations,
+        accepted=finite
+        & (settled.free_residual <= estimator.accept.free_residual)
+        & (adjoint_residual <= estimator.accept.adjoint_residual),
+    )
+    a = jax.tree.map(lambda v: size * v, adjoint.value)
+    return response.z, a, settled.memory, report
+
+
+def settle_adjoint(residual: Callable, start: PyTree[Array], solver: Any, steps: int, phases=1):
+    """Solve `residual(a) = 0` from `start` in adjoint coordinates (of that many stacked phases).
+
+    There `‖pull‖ = 1`, so the solver's relative tolerance is read as an absolute one on the adjoint residual:
+    relative to ‖a‖ it would loosen as a slow mode amplifies a.
+    """
+    return equilibrium(
+        lambda t, a, x: residual(a),
+        start,
+        solver=_absolute(solver, phases**0.5),
+        max_steps=steps,
+        throw=False,
+    )
+
+
+def _absolute(solver: Any, factor: float) -> Any:
+    if isinstance(solver, Fallback):
+        parts = (_absolute(solver.first, factor), _absolute(solver.then, factor))
+        return eqx.tree_at(lambda s: (s.first, s.then), solver, parts)
+    tolerance = (solver.rtol + solver.atol) * factor
+    return eqx.tree_at(lambda s: (s.rtol, s.atol), solver, (0.0, tolerance))

@@ -1,0 +1,30 @@
+"""eqjax.homeostasis"""
+
+from ._controllers import (
+    PI as PI,
+    AbstractController as AbstractController,
+    Constant as Constant,
+    Multiplicative as Multiplicative,
+)
+from ._homeostat import (
+    AbstractHomeostat as AbstractHomeostat,
+    Homeostat as Homeostat,
+    HomeostatState as HomeostatState,
+    growth_homeostat as growth_homeostat,
+    penalty_signal as penalty_signal,
+    rejected_signal as rejected_signal,
+    residual_signal as residual_signal,
+)
+from ._penalties import (
+    antisymmetry_penalty as antisymmetry_penalty,
+    growth_penalty as growth_penalty,
+    growth_rate as growth_rate,
+    jacobian_penalty as jacobian_penalty,
+    lognorm_penalty as lognorm_penalty,
+    residual_penalty as residual_penalty,
+    spectral_penalty as spectral_penalty,
+)
+from ._rails import (
+    cap_norms as cap_norms,
+    rails as rails,
+)

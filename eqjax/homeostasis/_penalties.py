@@ -1,0 +1,225 @@
+"""Penalties that hold a field settled while it learns: pure functions of (field, z, x, key), for one sample.
+
+`field` is a module, `z` a real state. All are differentiated in the field's parameters at a fixed z, usually where the free
+phase ended, whether or not it settled. Each returns a scalar that does not grow with the number of a state's entries.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
+
+from ..analytic import tree_held
+from ..fields import AbstractSplitField
+from ..relaxation import residual_ratio
+from ..stability import (
+    RESULTS,
+    AbstractTransform,
+    euler_map,
+    fastest_growth,
+    jacobian,
+    quotient,
+    signs,
+    spectrum,
+    square,
+    state_dtype,
+)
+
+_Scalar = Float[Array, ""]
+
+
+def jacobian_penalty(
+    field: Callable[..., Any],
+    z: PyTree[Array],
+    x: PyTree,
+    key: PRNGKeyArray,
+    *,
+    branches: Sequence[tuple[float, Callable[[Any, PyTree, PyTree], PyTree]]] | None = None,
+    probes: int = 1,
+) -> _Scalar:
+    """`‖N′‖_F² / n`, the mean squared singular value of the learned part's Jacobian (Bai, Koltun & Kolter 2021).
+
+    By Hutchinson's estimator: `E ‖N′v‖² = tr(N′ᵀN′ E vvᵀ) = ‖N′‖_F²` over random signs v.
+
+    **Arguments:** `branches`: pairs of a weight and a part `part(field, z, x)` of the force, penalised apart and summed,
+    such as `(1.0, lambda f, z, x: f.attended(z))`; by default one, N: the non-reciprocal part of an
+    `AbstractSplitField`, the whole force of any other field. `probes`: vectors v.
+    """
+    parts = [(1.0, _learned)] if branches is None else branches
+    total = jnp.zeros((), state_dtype(z))
+    for (weight, part), draw in zip(parts, jax.random.split(key, len(parts)), strict=True):
+        J = jacobian(lambda t, state, x, part=part: part(field, state, x), z, x)
+        total = total + weight * _hutchinson(J.mv, J.force, draw, probes)
+    return total
+
+
+def antisymmetry_penalty(
+    field: Callable[..., Any],
+    z: PyTree[Array],
+    x: PyTree,
+    key: PRNGKeyArray,
+    *,
+    probes: int = 1,
+) -> _Scalar:
+    """`½ ‖J - Jᵀ‖_F² / n`, which vanishes for a gradient field (Laborieux & Zenke 2024, Jacobian homeostasis).
+
+    By `½ E ‖(J - Jᵀ)v‖²` over random signs v: every draw is ≥ 0, where one of the equal
+    `E [‖Jv‖² - vᵀJ²v] = ‖J‖_F² - tr J² = ½ ‖J - Jᵀ‖_F²` need not be. `probes`: vectors v.
+    """
+    J = jacobian(field, z, x)
+    return 0.5 * _hutchinson(lambda v: J.mv(v) - J.transposed(v), J.force, key, probes)
+
+
+def residual_penalty(
+    field: Callable[..., Any], z: PyTree[Array], x: PyTree, key: PRNGKeyArray | None = None
+) -> _Scalar:
+    """`(‖F(z)‖ / max(‖z‖, 1))²`: pulls the parameters to where the state already is a fixed point.
+
+    Its gradient vanishes as z settles, and its size says nothing: use it in `Homeostat(..., relative=True)`. `key` is
+    not used.
+    """
+    return residual_ratio(field(0.0, z, x), z) ** 2
+
+
+def growth_rate(
+    field: Callable[..., Any],
+    z: PyTree[Array],
+    x: PyTree,
+    key: PRNGKeyArray,
+    *,
+    step: ScalarLike = 0.1,
+    warmup: int = 20,
+    steps: int = 6,
+    noise: float = 1e-6,
+) -> _Scalar:
+    """The rate at which the linearised relaxation grows what is left of the force: `log(‖v₆‖ / ‖v₀‖) / 6ε`.
+
+    v starts as F(z) plus noise, is carried and normalised through `warmup` Euler steps `v ← v + ε J v`, which turn it
+    towards the modes that decay slowest, and then through `steps` differentiable ones. Each of these is a matrix
+    product, so no eigenvector has to converge; the rate tends to `log|1 + εμ| / ε` of the leading mode, and to Re μ
+    as ε → 0. By the chain rule its gradient is that of `(log‖v₆‖)/6ε` with v₀ and z held fixed.
+
+    **Arguments:** `step`: ε; `noise`: its size in each number of the state, so that a settled state has a direction.
+    """
+
+    def euler(J):
+        return lambda v: v + jnp.asarray(step, v.dtype) * J.mv(v)
+
+    def normalised(v):
+        size = jnp.linalg.norm(v)
+        return v / jnp.where(size > 0, size, 1)
+
+    held = jacobian(tree_held(field), z, x)
+    grow, free = euler(held), euler(jacobian(field, z, x))
+    start = normalised(held.force + noise * held.random(key))
+    v, _ = lax.scan(lambda v, _: (normalised(grow(v)), None), start, length=warmup)
+    v, _ = lax.scan(lambda v, _: (free(v), None), lax.stop_gradient(v), length=steps)
+    return jnp.log(jnp.linalg.norm(v)) / (steps * jnp.asarray(step, v.dtype))
+
+
+def growth_penalty(
+    field: Callable[..., Any],
+    z: PyTree[Array],
+    x: PyTree,
+    key: PRNGKeyArray,
+    *,
+    margin: ScalarLike = 0.3,
+    **settings: Any,
+) -> _Scalar:
+    """`relu(r + margin)²` of the `growth_rate` r, whose `settings` it takes: 0 as long as what is left of the force decays
+    at a rate of at least `margin` per unit of time."""
+    return _hinge(growth_rate(field, z, x, key, **settings), margin)
+
+
+def spectral_penalty(
+    field: Callable[..., Any],
+    z: PyTree[Array],
+    x: PyTree,
+    key: PRNGKeyArray,
+    *,
+    margin: ScalarLike = 0.3,
+    step: ScalarLike | None = None,
+    transform: AbstractTransform | None = None,
+    ncv: int = 24,
+    tol: ScalarLike = 1e-3,
+    max_restarts: int = 20,
+) -> _Scalar:
+    """`relu(Re μ + margin)²` of the rightmost eigenvalue μ of J; with `step` ε, `relu(log|1 + εμ| / ε + margin)²` of the
+    multiplier of largest magnitude.
+
+    Its gradient is exact at fixed z, by `dμ = wᴴ (dJ) v / wᴴ v` (Magnus 1985): the quotient `wᴴ J v / wᴴ v` is
+    differentiated with the right and left eigenvectors v and w held. Where they did not converge it returns 0, and has no
+    gradient. `transform`, `ncv`, `tol`, `max_restarts`: as for `spectrum`.
+    """
+    euler = step is not None
+    held = tree_held((field, z, x))
+    found = spectrum(
+        euler_map(held[0], step) if euler else held[0],
+        *held[1:],
+        k=1,
+        which=None if transform is not None else "LM" if euler else "LR",
+        transform=transform,
+        left=True,
+        ncv=min(ncv, sum(leaf.size for leaf in jax.tree.leaves(z))),
+        tol=tol,
+        max_restarts=max_restarts,
+        key=key,
+        throw=False,
+    )
+    usable = found.result == RESULTS.successful
+    v, w = (
+        jax.tree.map(lambda leaf: jnp.where(usable, leaf[0], 1.0), u)
+        for u in (found.vectors, found.left_vectors)
+    )
+    force = euler_map(field, step) if euler else field
+    value = quotient(lambda state, x: force(0.0, state, x), z, x, v, w)
+    value = jnp.where(usable, value, 1.0)  # log 0 has no gradient, not even a masked one
+    rate = jnp.log(jnp.abs(value)) / jnp.asarray(step, value.real.dtype) if euler else value.real
+    return jnp.where(usable, _hinge(rate, margin), 0.0)
+
+
+def lognorm_penalty(
+    field: Callable[..., Any],
+    z: PyTree[Array],
+    x: PyTree,
+    key: PRNGKeyArray,
+    *,
+    margin: ScalarLike = 0.0,
+    ncv: int = 12,
+    tol: ScalarLike = 1e-2,
+    max_restarts: int = 4,
+) -> _Scalar:
+    """`relu(ω + margin)²` of the logarithmic norm `ω(J) = λ_max((J + Jᵀ)/2)`, the numerical abscissa.
+
+    Where ω < 0 every perturbation decays from the first instant (Söderlind 2006), which is more than stability asks for:
+    `Re μ ≤ ω`, far below it where J is not normal. By restarted Lanczos; the gradient is that of the Rayleigh quotient
+    `vᵀ J v` at its maximiser v, held, and a v that has not converged gives a lower bound, still safe to descend.
+
+    **Arguments:** `ncv`, `tol`, `max_restarts`: of the Lanczos search.
+    """
+    held = jacobian(*tree_held((field, z, x)))
+    tol = jnp.asarray(tol, held.force.dtype)
+    _, v = fastest_growth(held, min(ncv, held.force.size), tol, max_restarts, key)
+    v = lax.stop_gradient(v)
+    return _hinge(jnp.vdot(v, jacobian(field, z, x).mv(v)), margin)
+
+
+def _hinge(rate: Array, margin: ScalarLike) -> _Scalar:
+    return jnp.maximum(rate + jnp.asarray(margin, rate.dtype), 0) ** 2
+
+
+def _learned(field: Any, z: PyTree, x: PyTree) -> PyTree:
+    if isinstance(field, AbstractSplitField):
+        return field.nonreciprocal(0.0, z, x)
+    return field(0.0, z, x)
+
+
+def _hutchinson(product: Callable, like: Array, key: PRNGKeyArray, probes: int) -> _Scalar:
+    """`E ‖A v‖² / n` over random signs."""
+    if probes < 1:
+        raise ValueError(f"`probes` must be at least 1, got {probes}.")
+    sample = lambda key: square(product(signs(key, like)))
+    return jnp.mean(jax.vmap(sample)(jax.random.split(key, probes))) / like.size

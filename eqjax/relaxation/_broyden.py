@@ -1,0 +1,47 @@
+"""Broyden's method with limited memory, as an Optimistix fixed-point solver."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax.numpy as jnp
+import optimistix as optx
+from jaxtyping import Array, PyTree, ScalarLike
+
+from ._secant import (
+    AbstractSecant,
+    solve_oblique,
+    tikhonov,
+    unit_rows,
+)
+
+
+class Broyden(AbstractSecant):
+    """Broyden's "good" method (Broyden 1965) on `F(y) = g(y) - y = 0`, with the Jacobian guessed as `-I/ζ` at first.
+
+    In the compact form of Byrd, Nocedal & Schnabel (1994), `y⁺ = y + ζ f - (ΔY + ζ ΔF) γ` with
+    `(ΔYᴴ ΔF + L/ζ) γ = ΔYᴴ f`, L the entries of `ΔYᴴ ΔY` between a difference and its elders. Without L it would
+    be Anderson's type I. Memory: `2 · window` states; the oldest difference is forgotten first. One field
+    evaluation a step.
+
+    Best iterate, restarts with half the mixing, patience, arguments and the caution about unstable fixed points
+    are those of `Anderson`.
+    """
+
+    rtol: ScalarLike
+    atol: ScalarLike = 0.0
+    mixing: ScalarLike = 0.5
+    window: int = eqx.field(default=16, static=True)
+    ridge: ScalarLike | None = None
+    growth: ScalarLike = 10.0
+    patience: int = 24
+    norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
+    scale: ScalarLike = 1.0
+
+    def _coefficients(self, dy, df, f, age, mixing):
+        unit, size = unit_rows(df)
+        test, _ = unit_rows(dy)
+        ridge = tikhonov(self.ridge, f.dtype)
+        elder = age[:, None] < age[None, :]  # row newer than column
+        lower = jnp.where(elder, test.conj() @ dy.T, 0) / size.astype(f.dtype)[None, :]
+        matrix = test.conj() @ unit.T + lower / mixing
+        return solve_oblique(matrix, test.conj() @ f, ridge) / size.astype(f.dtype)

@@ -1,0 +1,173 @@
+"""`equilibrium`: the state at which a field vanishes."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from jaxtyping import Array, Float, PyTree
+
+from ..analytic import tree_held
+from ..fields import Realified
+from ._anderson import Anderson
+from ._gmres import adjoint_solver
+from ._implicit import attach
+from ._refine import Refine, loosened
+from ._residual import (
+    RESULTS,
+    check_structure,
+    evaluations_told,
+    residual_ratio,
+)
+
+
+class Equilibrium(eqx.Module):
+    """What `equilibrium` returns.
+
+    `value`: the state. `residual`: its force residual `‖F‖ / max(‖z‖, scale)`, recomputed there. `result`: a
+    `RESULTS` value. `stats`: `field_evaluations` (calls of F and products with its Jacobian; -1 when a foreign
+    solver does not say) and `num_steps`; from a `Fallback` also `handed_over`, under a `Refine`
+    `coarse_evaluations`, a part of the first.
+    """
+
+    value: PyTree[Array]
+    residual: Float[Array, ""]
+    result: RESULTS
+    stats: dict[str, Any]
+
+
+def _force(z, args):
+    force, x = args
+    return force(z, x)
+
+
+def _map(z, args):
+    return jax.tree.map(jnp.add, z, _force(z, args))
+
+
+def equilibrium(
+    field: Callable[..., Any],
+    z0: PyTree[Array],
+    x: PyTree = None,
+    *,
+    solver: optx.AbstractFixedPointSolver | optx.AbstractRootFinder = Anderson(rtol=1e-5),
+    adjoint: optx.AbstractAdjoint | None = None,
+    max_steps: int = 256,
+    throw: bool = True,
+    precision: str | Refine | None = "highest",
+) -> Equilibrium:
+    """Find `z` with `F(z) = 0` by a solver, for one sample (`jax.vmap` for a batch).
+
+    A fixed-point solver is given the map `z + F(z)`, so its mixing plays the step ε; a root finder is given F.
+
+    **Arguments:**
+
+    - `field`: callable `field(t, z, x) -> dz/dt`; evaluated at t = 0.
+    - `z0`: initial state, or the `value` of a previous equilibrium (warm start). `x`: clamped input.
+    - `solver`: `Anderson`, `Broyden`, `Picard`, `NewtonKrylov`, `PseudoTransient`, `TimeStepping`, a `Fallback`
+      from one to another, or any Optimistix fixed-point solver or root finder.
+    - `adjoint`: how `jax.grad` passes through: by default implicitly, by a matrix-free `GMRES` (rtol 1e-4 in
+      float32, 1e-10 in float64); or any Optimistix adjoint.
+    - `max_steps`: steps of the solver.
+    - `throw`: raise when the state did not settle, or the adjoint solve fails. With `throw=False` look at
+      `result`; the default adjoint is then reverse-mode only, and where it fails that sample's gradient is NaN.
+    - `precision`: of matrix products while settling (`jax.default_matmul_precision`); float32 products in the
+      reduced precision that accelerators default to are too coarse to settle. The residual is measured at
+      "highest" in any case. None leaves all of it alone; a `Refine` settles coarsely first.
+
+    **Returns:** an `Equilibrium`. "successful" is overridden when the residual recomputed at the returned
+    state exceeds the solver's tolerance.
+    """
+    if max_steps < 1:
+        raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
+    if not isinstance(solver, (optx.AbstractFixedPointSolver, optx.AbstractRootFinder)):
+        raise ValueError(
+            f"`solver` must be an Optimistix fixed-point solver or root finder, got {solver!r}. "
+            "For a Diffrax solver use `relax`, or wrap it in `TimeStepping`."
+        )
+    # The residual is measured as the solver measures it; foreign solvers have another notion of error.
+    ours = hasattr(solver, "scale")
+    norm, scale = (solver.norm, solver.scale) if ours else (optx.two_norm, 1.0)  # pyright: ignore
+    z0 = jax.tree.map(jnp.asarray, z0)
+    if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(z0)):
+        # As real and imaginary parts: every solver can do that, and Optimistix asks for it.
+        real = Realified(field)
+        settings = {"adjoint": adjoint, "max_steps": max_steps, "throw": throw}
+        found = equilibrium(real, real.split(z0), x, solver=solver, precision=precision, **settings)
+        return eqx.tree_at(lambda e: e.value, found, real.join(found.value))
+    if isinstance(precision, Refine):
+        return _refined(
+            field, z0, x, solver, precision, adjoint=adjoint, max_steps=max_steps, throw=throw
+        )
+    check_structure(z0, jax.eval_shape(lambda z, x: field(0.0, z, x), z0, x))
+    exact = None if precision is None else "highest"
+    linear = adjoint_solver(z0)
+    # Whatever the field closes over becomes visible to differentiation. The precision of a product is fixed
+    # when it is traced, which is here.
+    with jax.default_matmul_precision(precision):
+        force = eqx.filter_closure_convert(lambda z, x: field(0.0, z, x), z0, x)
+    with jax.default_matmul_precision(exact):
+        exact_force = (
+            force
+            if precision == exact
+            else eqx.filter_closure_convert(lambda z, x: field(0.0, z, x), z0, x)
+        )
+    # What the solve itself must not differentiate, because `attach` does.
+    isolated = adjoint is None and not throw
+    start, args = tree_held((z0, (force, x))) if isolated else (z0, (force, x))
+    adjoint = optx.ImplicitAdjoint(linear) if adjoint is None else adjoint
+    fixed_point = isinstance(solver, optx.AbstractFixedPointSolver)
+    verb: Any = optx.fixed_point if fixed_point else optx.root_find
+    fn = _map if fixed_point else _force
+    with jax.default_matmul_precision(precision):
+        solution = verb(fn, solver, start, args, adjoint=adjoint, max_steps=max_steps, throw=False)
+    value = solution.value
+    with jax.default_matmul_precision(exact):
+        final = exact_force(value, x)
+    residual = residual_ratio(*tree_held((final, value)), norm=norm, scale=scale)
+    result = RESULTS.promote(solution.result)
+    # What the solver itself says of a failure, in more words than Optimistix has.
+    told = solution.stats.get("result", RESULTS.successful)
+    result = RESULTS.where(told == RESULTS.successful, result, told)
+    if solver.rtol is not None and solver.atol is not None:
+        asked = solver.rtol + solver.atol / jnp.maximum(norm(value), scale)
+        # A hair of slack: the solver's own check used the same formula at the same state.
+        missed = (asked > 0) & ~(residual <= 1.001 * asked)
+        missed = missed & (result == RESULTS.successful)
+        result = RESULTS.where(missed, RESULTS.residual_above_tolerance, result)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(value)]))
+    result = RESULTS.where(finite & jnp.isfinite(residual), result, RESULTS.nonfinite)  # pyright: ignore
+    if isolated:
+        value = attach((value, final), *args, linear)
+    if throw:
+        value = result.error_if(value, result != RESULTS.successful)
+    steps = solution.stats["num_steps"]
+    counted = evaluations_told(solver, solution.stats)
+    evaluations = jnp.where(counted < 0, -1, counted + 1)
+    stats = {"field_evaluations": evaluations, "num_steps": steps}
+    if "handed_over" in solution.stats:
+        stats["handed_over"] = solution.stats["handed_over"]
+    return Equilibrium(value, residual, result, stats)
+
+
+def _refined(field, z0, x, solver, refine, **kwargs):
+    coarse = equilibrium(
+        field,
+        *tree_held((z0, x)),
+        solver=loosened(solver, refine.rtol),
+        max_steps=kwargs["max_steps"],
+        throw=False,
+        precision=refine.coarse,
+    )
+    usable = coarse.result != RESULTS.nonfinite
+    start = jax.tree.map(
+        lambda a, b: jnp.where(usable, a, b), tree_held(coarse.value), tree_held(z0)
+    )
+    found = equilibrium(field, start, x, solver=solver, precision="highest", **kwargs)
+    first, then = (part.stats["field_evaluations"] for part in (coarse, found))
+    evaluations = jnp.where((first < 0) | (then < 0), -1, first + then)
+    steps = coarse.stats["num_steps"] + found.stats["num_steps"]
+    stats = {"field_evaluations": evaluations, "coarse_evaluations": first, "num_steps": steps}
+    return Equilibrium(found.value, found.residual, found.result, found.stats | stats)

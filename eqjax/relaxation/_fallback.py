@@ -1,0 +1,162 @@
+"""One solver after another, as an Optimistix fixed-point solver."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
+
+from ._gmres import GMRES
+from ._residual import RESULTS, evaluations_told, is_met
+
+
+class _FallbackState(eqx.Module):
+    y: PyTree[Array]
+    residual: Float[Array, ""]  # after `first`
+    met: Bool[Array, ""]
+    done: Bool[Array, ""]  # `then` has run
+    solved: optx.RESULTS
+    told: RESULTS
+    evaluations: Int[Array, ""]  # -1: a solver did not say
+    steps: Int[Array, ""]
+
+
+class Fallback(optx.AbstractFixedPointSolver):
+    """Run `first`; where it does not settle, hand its state to `then`.
+
+    The state is handed over when its force is smaller than that of the start, otherwise `then` begins at the
+    start, too. Both may be any Optimistix fixed-point solver or root finder, or another `Fallback`. `first` has
+    settled when its state meets the tolerance of `then`, which is that of the whole. Under `vmap` only the
+    samples that did not settle go on; the others keep their state to the bit.
+
+    **Arguments:** `first`, `then`; `first_steps`, `then_steps`: most steps of each (`max_steps` of
+    `equilibrium` then counts for nothing).
+
+    `stats`: `field_evaluations` and `num_steps` of both together, the two residuals measured between them
+    included, and `handed_over`: whether `then` was needed.
+    """
+
+    first: optx.AbstractFixedPointSolver | optx.AbstractRootFinder
+    then: optx.AbstractFixedPointSolver | optx.AbstractRootFinder
+    first_steps: int = eqx.field(default=256, static=True)
+    then_steps: int = eqx.field(default=256, static=True)
+
+    def __check_init__(self):
+        for name in ("first", "then"):
+            solver = getattr(self, name)
+            if not isinstance(solver, (optx.AbstractFixedPointSolver, optx.AbstractRootFinder)):
+                raise ValueError(
+                    f"`{name}` must be an Optimistix fixed-point solver or root finder, got {solver!r}. "
+                    "Wrap a Diffrax solver in `TimeStepping`."
+                )
+        if self.first_steps < 1 or self.then_steps < 1:
+            raise ValueError(
+                f"`first_steps` and `then_steps` must be at least 1, got {self.first_steps} and {self.then_steps}."
+            )
+
+    @property
+    def rtol(self) -> ScalarLike:
+        return self.then.rtol
+
+    @property
+    def atol(self) -> ScalarLike:
+        return self.then.atol
+
+    @property
+    def norm(self) -> Callable[[PyTree], Array]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.then.norm if _ours(self.then) else optx.two_norm
+
+    @property
+    def scale(self) -> ScalarLike:
+        return self.then.scale if _ours(self.then) else 1.0  # pyright: ignore
+
+    def _measure(self, fn, y, args):
+        """The force residual of `y`, and whether it meets the tolerance."""
+        size = self.norm(jax.tree.map(jnp.subtract, fn(y, args)[0], y))
+        return size / jnp.maximum(self.norm(y), self.scale), is_met(self, size, y)
+
+    def init(self, fn, y, args, options, f_struct, aux_struct, tags):
+        value, solved, told, evaluations, steps = _run(fn, self.first, y, args, self.first_steps)
+        residual, met = self._measure(fn, value, args)
+        return _FallbackState(
+            y=value,
+            residual=residual,
+            met=met,
+            done=jnp.asarray(False),
+            solved=solved,
+            told=told,
+            evaluations=_sum(evaluations, 1),
+            steps=steps,
+        )
+
+    def step(self, fn, y, args, options, state, tags):
+        begun, _ = self._measure(fn, y, args)
+        better = state.residual < begun  # false for NaN
+        start = jax.tree.map(lambda a, b: jnp.where(better, a, b), state.y, y)
+        _, aux = fn(y, args)  # only for its aux: an unused force is compiled away
+        value, solved, told, evaluations, steps = _run(fn, self.then, start, args, self.then_steps)
+        state = _FallbackState(
+            y=value,
+            residual=state.residual,
+            met=state.met,
+            done=jnp.asarray(True),
+            solved=solved,
+            told=told,
+            evaluations=_sum(state.evaluations, evaluations, 1),
+            steps=state.steps + steps,
+        )
+        return value, state, aux
+
+    def terminate(self, fn, y, args, options, state, tags):
+        result = optx.RESULTS.where(state.done, state.solved, optx.RESULTS.successful)
+        return state.met | state.done, result
+
+    def postprocess(self, fn, y, aux, args, options, state, tags, result):
+        settled = state.met | (state.solved == optx.RESULTS.successful)
+        stats = {
+            "num_steps": state.steps,
+            "handed_over": state.done,
+            "result": RESULTS.where(settled, RESULTS.successful, state.told),
+            "field_evaluations": state.evaluations,
+        }
+        return state.y, aux, stats
+
+
+def _ours(solver) -> bool:
+    """Our solvers carry the norm and scale of their residual; foreign ones have another notion of error."""
+    return hasattr(solver, "scale")
+
+
+def _run(fn, solver, y, args, max_steps):
+    """Value, result, what the solver adds to it, evaluations (-1 if unknown) and steps of a whole solve."""
+    fixed_point = isinstance(solver, optx.AbstractFixedPointSolver)
+    verb: Any = optx.fixed_point if fixed_point else optx.root_find
+
+    def force(y, args):
+        image, aux = fn(y, args)
+        return jax.tree.map(jnp.subtract, image, y), aux
+
+    solution = verb(
+        fn if fixed_point else force,
+        solver,
+        y,
+        args,
+        has_aux=True,
+        max_steps=max_steps,
+        adjoint=optx.ImplicitAdjoint(GMRES()),
+        throw=False,
+    )
+    steps = solution.stats["num_steps"]
+    evaluations = evaluations_told(solver, solution.stats)
+    told = solution.stats.get("result", RESULTS.successful)
+    return solution.value, solution.result, told, evaluations, steps
+
+
+def _sum(first, *others):
+    """Evaluations in all: unknown where one of them is."""
+    for other in others:
+        first = jnp.where((first < 0) | (jnp.asarray(other) < 0), -1, first + other)
+    return first

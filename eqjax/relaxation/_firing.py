@@ -1,0 +1,312 @@
+"""`fire`: when integrate-and-fire neurons spike, event by event or in fixed steps."""
+
+import abc
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from jax import lax
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Float, Int, ScalarLike
+
+from ..analytic import tree_held
+from ..fields import LeakyIntegrateAndFire, SpikingNetwork, check_weight, of_one, of_several, scalar
+
+
+class SpikingState(eqx.Module):
+    """Where a network is: potentials `v (n,)` in mV, synaptic variables `s (n,)` in mV, and `ready (n,)`, the time in
+    ms until which each neuron is refractory."""
+
+    v: Float[Array, " n"]
+    s: Float[Array, " n"]
+    ready: Float[Array, " n"]
+
+
+class SpikeTrain(eqx.Module):
+    """What `fire` returns.
+
+    - `times (capacity,)`: of the spikes, ms, in order; inf beyond the last. `indices (capacity,)`: which neuron; -1
+      beyond the last. `counts (n,)`: spikes of each neuron.
+    - `state`: the `SpikingState` at the end, from which `fire` can go on.
+    - `complete`: whether the end was reached, with room for every spike and finite numbers.
+    """
+
+    times: Float[Array, " capacity"]
+    indices: Int[Array, " capacity"]
+    counts: Int[Array, " n"]
+    state: SpikingState
+    complete: Bool[Array, ""]
+
+
+class AbstractScheme(eqx.Module):
+    """How `fire` goes from spike to spike."""
+
+    @abc.abstractmethod
+    def run(
+        self, network: SpikingNetwork, state: SpikingState, x: Any, t0: Any, t1: Any, capacity: int
+    ) -> tuple[Array, Array, SpikingState, Array]:
+        """Times and indices of the spikes as in `SpikeTrain`, the last state, and whether it is complete."""
+
+
+class EventDriven(AbstractScheme):
+    """From event to event: every spike is found by a Diffrax event, and polished on the solution itself.
+
+    Spike times are as exact as the integration (the tolerances), and so are their first derivatives by `jax.grad`,
+    in everything: parameters, weights, input, initial state, times. At most one spike is treated at a time, so the
+    cost is that of the spikes and refractory times of the *whole* network: for small ones. Simultaneous spikes are
+    treated one after the other at the same time; where delta synapses make one depend on the other, order matters.
+    Threshold crossings between two steps of the solver that undo themselves are missed: bound the step by the
+    controller's `dtmax` if the input is fast.
+
+    **Arguments:** `solver`, `controller`, `max_steps` (between two events), `adjoint`: as for `diffrax.diffeqsolve`.
+    The controller is by default a `PIDController` with relative and absolute tolerance 1e-12, or 16 eps if larger.
+    """
+
+    solver: dfx.AbstractSolver = dfx.Tsit5()
+    controller: dfx.AbstractStepSizeController | None = None
+    max_steps: int = eqx.field(static=True, default=4096)
+    adjoint: dfx.AbstractAdjoint = dfx.RecursiveCheckpointAdjoint()
+
+    def run(self, network, state, x, t0, t1, capacity):
+        t0, t1 = (jnp.asarray(t, state.v.dtype) for t in (t0, t1))
+        return _from_event_to_event(self, network, state, x, t0, t1, capacity)
+
+
+class FixedStep(AbstractScheme):
+    """Fixed steps, all neurons at once: for large networks.
+
+    Within a step h the membrane is propagated exactly (Rotter & Diesmann 1999) for the input at its middle. A crossing
+    is interpolated linearly, and the neuron restarts from there: spike times of uncoupled neurons are right to O(h²).
+    Spikes arrive at the end of their step, up to h late: with coupling O(h). A neuron spikes at most once in a step.
+    There is no gradient; asking for one is refused.
+
+    **Arguments:** `step`: h, ms.
+
+    **Raises:** `ValueError` if t1 - t0 is not a whole number of steps, or not known while tracing; or on a gradient.
+    """
+
+    step: float = eqx.field(static=True, default=0.1)
+
+    def __check_init__(self):
+        if not self.step > 0:
+            raise ValueError(f"`step` must be above 0 ms, got {self.step}.")
+
+    def run(self, network, state, x, t0, t1, capacity):
+        if isinstance(t0, Tracer) or isinstance(t1, Tracer):
+            raise ValueError(
+                "`FixedStep` needs to know `t0` and `t1` while tracing: pass numbers, not traced arrays, or use "
+                "`EventDriven()`."
+            )
+        length = (float(t1) - float(t0)) / self.step
+        steps = round(length)
+        if abs(length - steps) > 1e-3:
+            raise ValueError(
+                f"`t1` - `t0` must be a whole number of steps, got {float(t1) - float(t0)} ms in steps of "
+                f"{self.step} ms. Change `step` or `t1`."
+            )
+        t0 = jnp.asarray(t0, state.v.dtype)
+        return _by_steps(network, state, x, t0, self.step, steps, capacity)
+
+
+def fire(
+    network: SpikingNetwork | LeakyIntegrateAndFire,
+    z0: float | Float[Array, "*n"] | SpikingState,
+    x: Any = None,
+    *,
+    t1: ScalarLike,
+    t0: ScalarLike = 0.0,
+    capacity: int,
+    scheme: AbstractScheme = EventDriven(),
+    throw: bool = True,
+) -> SpikeTrain:
+    """Let integrate-and-fire neurons spike from `t0` to `t1`, ms. One jitted program; `jax.vmap` over trials.
+
+    **Arguments:**
+
+    - `network`: a `SpikingNetwork`, or a `LeakyIntegrateAndFire` for neurons without connections.
+    - `z0`: the potentials, mV, a number or (n,); or the `SpikingState` in which an earlier call ended.
+    - `x`: clamped input, nA, or None.
+    - `capacity`: for how many spikes of the whole network there is room.
+    - `scheme`: `EventDriven()`, exact and differentiable, or `FixedStep(step)` for many neurons.
+    - `throw`: raise if the train is not complete. With `throw=False` look at `complete`.
+
+    **Returns:** a `SpikeTrain`. **Raises:** `ValueError` if the weight does not fit the neurons' number or the capacity
+    is not positive.
+    """
+    if capacity < 1:
+        raise ValueError(f"`capacity` must be at least 1 spike, got {capacity}.")
+    if isinstance(network, LeakyIntegrateAndFire):
+        network = SpikingNetwork(network)
+    if not isinstance(z0, SpikingState):
+        v = jnp.atleast_1d(scalar(z0))
+        z0 = SpikingState(v, jnp.zeros_like(v), jnp.full_like(v, -jnp.inf))
+    n = z0.v.size
+    if network.weight is not None:
+        check_weight(network.weight, n)
+    times, indices, state, complete = scheme.run(network, z0, x, t0, t1, capacity)
+    order = jnp.argsort(times)[:capacity]
+    times, indices = times[order], indices[order]
+    places = jnp.where(indices < 0, n, indices)  # out of bounds: dropped
+    counts = jnp.zeros(n, indices.dtype).at[places].add(1, mode="drop")
+    if throw:
+        times = eqx.error_if(
+            times,
+            ~complete,
+            "The spike train is not complete. Either (a) there are more spikes than `capacity`; (b) `max_steps` of "
+            "`EventDriven` are too few between two spikes; or (c) the potentials are not finite. Pass throw=False to "
+            "look at what was found.",
+        )
+    return SpikeTrain(times, indices, counts, state, complete)
+
+
+@eqx.filter_jit
+def _from_event_to_event(scheme, network, state, x, t0, t1, capacity):
+    dtype, n, weight = state.v.dtype, state.v.size, network.weight
+    arriving = None if weight is None else of_one(weight, n)
+    tolerance = max(1e-12, 16 * float(jnp.finfo(dtype).eps))
+    controller = scheme.controller
+    if controller is None:
+        controller = dfx.PIDController(rtol=tolerance, atol=tolerance)
+
+    def force(t, z, args):
+        network, active, x = args
+        dv, ds = network(t, z, x)
+        return jnp.where(active, dv, jnp.zeros_like(dv)), ds
+
+    def excess(t, y, args, **kwargs):
+        # In the default type, which is what Diffrax asks of an event whatever that of the state.
+        return jnp.max(y[0] - args[0].neurons.threshold).astype(jnp.result_type(float))
+
+    def integrate(begin, end, z, args, event):
+        return dfx.diffeqsolve(
+            dfx.ODETerm(force),
+            scheme.solver,
+            begin,
+            end,
+            None,
+            z,
+            args,
+            stepsize_controller=controller,
+            max_steps=scheme.max_steps,
+            adjoint=scheme.adjoint,
+            event=event,
+            throw=False,
+        )
+
+    # Newton, not bisection, which under `vmap` raises for the sake of samples that have no event.
+    newton = optx.Newton(100 * tolerance, 100 * tolerance)
+    event = dfx.Event(excess, newton, direction=True)
+
+    def advance(carry, _):
+        # `now` and `ready` carry gradients; the integrations run between times that do not, and the state is moved
+        # along the force by the difference, whose value is zero (or tiny) and whose gradient is not.
+        now, z, ready, count, sound = carry
+        begin = lax.stop_gradient(now)
+        active = ready <= begin
+        args = network, active, x
+        stop = jnp.minimum(t1, jnp.min(jnp.where(active, jnp.inf, ready)))
+        over = (
+            excess(begin, z, args) >= 0
+        )  # pushed across by another neuron's spike, or from the start
+        stay = over | (count > capacity) | (stop <= begin)
+        end = jnp.where(stay, begin, lax.stop_gradient(stop))
+        z = moved(z, begin - now, force(begin, z, args))
+        found = integrate(*tree_held((begin, end, z, args)), event)
+        crossed = found.event_mask & ~stay
+        there = lax.stop_gradient(jnp.where(crossed, found.ts[-1], end))
+        solution = integrate(begin, there, z, args, None)
+        z = jax.tree.map(lambda a: a[-1], solution.ys)
+        pace = force(there, z, args)
+        gap = z[0] - network.neurons.threshold
+        first = jnp.argmax(gap)
+        rest = jnp.where(stay, now - begin, stop - lax.stop_gradient(stop))
+        for _ in range(2):  # the slope at the point itself, then half-way to the crossing
+            slope = jnp.where(crossed, pace[0][first], jnp.ones((), dtype))
+            rest = jnp.where(crossed, -gap[first] / slope, rest)
+            pace = force(there + rest / 2, moved(z, rest / 2, pace), args)
+        now, (v, s) = there + rest, moved(z, rest, pace)
+        spike = (crossed | over) & (count <= capacity)
+        spiking = (jnp.arange(n) == first) & spike
+        kick = None if arriving is None else arriving(first) * spike.astype(dtype)
+        v, s = network.after(spiking, kick, v, s, active)
+        ready = jnp.where(spiking, now + network.neurons.refractory, ready)
+        fine = jnp.isfinite(now) & jnp.all(jnp.isfinite(v)) & jnp.all(jnp.isfinite(s))
+        sound &= fine & (solution.result == dfx.RESULTS.successful)
+        sound &= (found.result == dfx.RESULTS.successful) | (
+            found.result == dfx.RESULTS.event_occurred
+        )
+        record = jnp.where(spike, now, jnp.inf), jnp.where(spike, first, -1)
+        return (now, (v, s), ready, count + spike.astype(count.dtype), sound), record
+
+    # Every spike is one event, the end of its refractory time another; one more spike shows that the room is too small.
+    start = t0, (state.v, state.s), state.ready, jnp.asarray(0), jnp.asarray(True)
+    events = 2 * (capacity + 1) + n + 1
+    (now, (v, s), ready, count, sound), (times, indices) = lax.scan(advance, start, length=events)
+    return times, indices, SpikingState(v, s, ready), sound & (count <= capacity) & (now >= t1)
+
+
+def moved(z, time, force):
+    return jax.tree.map(lambda a, f: a + time * f, z, force)
+
+
+@eqx.filter_jit
+def _by_steps(network, state, x, t0, step, steps, capacity):
+    neurons, synapse, weight = network.neurons, network.synapse, network.weight
+    dtype, n = state.v.dtype, state.v.size
+    arriving = (lambda spiking: None) if weight is None else of_several(weight, n)
+
+    def advance(carry, i):
+        # `clock` is the time that a neuron's v belongs to: later than the step where it is refractory, earlier where
+        # it was reset on the way.
+        v, s, clock, times, indices, count = carry
+        begin, end = t0 + step * i.astype(dtype), t0 + step * (i + 1).astype(dtype)
+        duration = jnp.maximum(end - clock, 0)
+        target = neurons.asymptote(begin + step / 2, v, x)
+        waited, _ = synapse.propagate(s, jnp.maximum(clock - begin, 0), neurons.tau)
+        _, risen = synapse.propagate(waited, duration, neurons.tau)
+        s, _ = synapse.propagate(s, jnp.full_like(v, step), neurons.tau)
+        new = target + (v - target) * jnp.exp(-duration / neurons.tau) + risen
+        spiking = (duration > 0) & (jnp.maximum(v, new) >= neurons.threshold)
+        rising = v < neurons.threshold
+        slope = jnp.where(spiking & rising, new - v, jnp.ones_like(v))
+        share = jnp.where(rising, (neurons.threshold - v) / slope, jnp.zeros_like(v))
+        when = clock + share * duration
+        clock = jnp.where(spiking, when + neurons.refractory, jnp.maximum(clock, end))
+
+        def deliver(v, s, times, indices, count):
+            v, s = network.after(spiking, arriving(spiking), v, s, clock <= end)
+            place = count + jnp.cumsum(spiking) - 1
+            place = jnp.where(spiking, place, capacity)  # out of bounds: dropped
+            times = times.at[place].set(when, mode="drop")
+            indices = indices.at[place].set(jnp.arange(n), mode="drop")
+            return v, s, times, indices, count + jnp.sum(spiking)
+
+        quiet = lambda *same: same
+        v, s, times, indices, count = lax.cond(
+            jnp.any(spiking), deliver, quiet, new, s, times, indices, count
+        )
+        return (v, s, clock, times, indices, count), None
+
+    clock = jnp.maximum(state.ready, t0)
+    times, indices = jnp.full(capacity, jnp.inf, dtype), jnp.full(capacity, -1)
+    start = state.v, state.s, clock, times, indices, jnp.asarray(0)
+    (v, s, clock, times, indices, count), _ = lax.scan(advance, start, jnp.arange(steps))
+    finite = jnp.all(jnp.isfinite(v)) & jnp.all(jnp.isfinite(s))
+    times, v, s, clock = undifferentiated((times, v, s, clock))
+    return times, indices, SpikingState(v, s, clock), finite & (count <= capacity)
+
+
+@jax.custom_jvp
+def undifferentiated(values):
+    return values
+
+
+@undifferentiated.defjvp
+def _refuse(primals, tangents):
+    raise ValueError(
+        "`scheme` FixedStep has no gradient: the step in which a spike arrives does not depend on its time. Use "
+        "`EventDriven()`."
+    )

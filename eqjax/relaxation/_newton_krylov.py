@@ -1,0 +1,143 @@
+"""Inexact Newton with a matrix-free linear solve, as an Optimistix root finder."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import optimistix as optx
+from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
+
+from ._gmres import GMRES
+from ._residual import check_tolerance, is_met
+
+
+class _NewtonState(eqx.Module):
+    force: PyTree[Array]
+    size: Float[Array, ""]
+    forcing: Float[Array, ""]
+    converged: Bool[Array, ""]
+    stuck: Bool[Array, ""]
+    evaluations: Int[Array, ""]
+
+
+class AbstractInexactNewton(optx.AbstractRootFinder):
+    """Root finders that end, `converged` or `stuck`, at their last iterate, and count evaluations in their state."""
+
+    forcing: eqx.AbstractVar[ScalarLike]
+
+    def __check_init__(self):
+        check_tolerance(self.rtol, self.atol)
+        if isinstance(self.forcing, (int, float)) and not 0 < self.forcing < 1:
+            raise ValueError(f"`forcing` must lie between 0 and 1, got {self.forcing}.")
+
+    def terminate(self, fn, y, args, options, state, tags):
+        stuck = state.stuck & ~state.converged
+        result = optx.RESULTS.where(
+            stuck, optx.RESULTS.nonlinear_divergence, optx.RESULTS.successful
+        )
+        return state.converged | stuck, result
+
+    def postprocess(self, fn, y, aux, args, options, state, tags, result):
+        return y, aux, {"field_evaluations": state.evaluations}
+
+
+class NewtonKrylov(AbstractInexactNewton):
+    """Newton–Krylov with Eisenstat–Walker forcing and a backtracking line search (Kelley 1995, ch. 8).
+
+    Each step solves `J d = -F(y)` by `GMRES` to the relative tolerance η of Eisenstat & Walker (1996, choice 2:
+    `η = 0.9 (‖F⁺‖/‖F‖)²`, at most `forcing`), then halves d until ‖F‖ falls. The Jacobian is never formed. Every
+    iterate is the best so far. `RESULTS.nonlinear_divergence` when no halving helps.
+
+    **Arguments:**
+
+    - `rtol`, `atol`: stop when `‖F(y)‖ ≤ atol + rtol · max(‖y‖, scale)`.
+    - `forcing`: largest η, in (0, 1). `restart`, `krylov_steps`: cycle length and product budget of GMRES.
+    - `halvings`: most backtracking steps. `norm`, `scale`: of the residual.
+
+    It may converge to a fixed point that is *unstable* for the relaxation (`PseudoTransient` will hardly). To check,
+    `relax` from the fixed point with a small perturbation: from an unstable one the state leaves.
+    """
+
+    rtol: ScalarLike
+    atol: ScalarLike = 0.0
+    forcing: ScalarLike = 0.3
+    restart: int = eqx.field(default=30, static=True)
+    krylov_steps: int = eqx.field(default=120, static=True)
+    halvings: int = eqx.field(default=8, static=True)
+    norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
+    scale: ScalarLike = 1.0
+
+    def init(self, fn, y, args, options, f_struct, aux_struct, tags):
+        force, _ = fn(y, args)
+        size = self.norm(force)
+        return _NewtonState(
+            force=force,
+            size=size,
+            forcing=jnp.asarray(self.forcing, size.dtype),
+            converged=is_met(self, size, y),
+            stuck=jnp.asarray(False),
+            evaluations=jnp.asarray(1),
+        )
+
+    def step(self, fn, y, args, options, state, tags):
+        _, aux = fn(y, args)  # only for its aux: an unused force is compiled away
+        _, product = jax.linearize(lambda z: fn(z, args)[0], y)
+        operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: y))
+        krylov = GMRES(state.forcing, 0.0, self.restart, self.krylov_steps)
+        solution = lx.linear_solve(
+            operator, jax.tree.map(jnp.negative, state.force), krylov, throw=False
+        )
+
+        def moved(length):
+            return jax.tree.map(lambda a, d: a + length.astype(a.dtype) * d, y, solution.value)
+
+        def rejected(carry):
+            _, _, size, length, tries = carry
+            enough = size <= (1 - 1e-4 * length) * state.size
+            return ~enough & (tries <= self.halvings)
+
+        def attempt(carry):
+            _, _, _, length, tries = carry
+            length = jnp.where(tries > 0, 0.5 * length, length)
+            candidate = moved(length)
+            force, _ = fn(candidate, args)
+            return candidate, force, self.norm(force), length, tries + 1
+
+        infinite = jnp.full_like(state.size, jnp.inf)
+        start = (y, state.force, infinite, jnp.ones_like(state.size), jnp.asarray(0))
+        candidate, force, size, _, tries = jax.lax.while_loop(rejected, attempt, start)
+
+        better = size < state.size
+        new, force = jax.tree.map(
+            lambda a, b: jnp.where(better, a, b), (candidate, force), (y, state.force)
+        )
+        new_size = jnp.where(better, size, state.size)
+        target = self.atol + self.rtol * jnp.maximum(self.norm(new), self.scale)
+        ratio = jnp.where(better, size / state.size, 1.0)
+        remaining = target / jnp.where(new_size > 0, new_size, 1.0)
+        forcing = eisenstat_walker(state.forcing, ratio, remaining, self.forcing)
+        state = _NewtonState(
+            force=force,
+            size=new_size,
+            forcing=forcing,
+            converged=better & is_met(self, size, new),
+            stuck=~better,
+            evaluations=state.evaluations + solution.stats["num_steps"] + tries,
+        )
+        return new, state, aux
+
+
+def eisenstat_walker(
+    previous: Array, ratio: Array, remaining: Any, most: ScalarLike
+) -> Float[Array, ""]:
+    """The next forcing term (Eisenstat & Walker 1996, choice 2).
+
+    **Arguments:** the last one; `ratio` `‖F⁺‖/‖F‖`; what remains, `target/‖F⁺‖`; the largest allowed.
+    """
+    # Safeguard of choice 2: tighten gradually, and never past what the tolerance itself needs.
+    held = 0.9 * previous**2
+    forcing = jnp.maximum(0.9 * ratio**2, jnp.where(held > 0.1, held, 0))
+    return jnp.clip(jnp.maximum(forcing, 0.5 * remaining), 1e-6, most)

@@ -1,0 +1,56 @@
+"""Damped Picard iteration as an Optimistix fixed-point solver."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from jaxtyping import Array, Bool, Int, PyTree, ScalarLike
+
+from ._residual import check_tolerance, is_met
+
+
+class _PicardState(eqx.Module):
+    converged: Bool[Array, ""]
+    evaluations: Int[Array, ""]
+
+
+class Picard(optx.AbstractFixedPointSolver):
+    """Damped Picard iteration `y ← y + ε F(y)`: explicit Euler, run until the *force* residual is small.
+
+    It is what relaxing hardware does: no history, no best iterate, the last state is returned.
+
+    **Arguments:**
+
+    - `rtol`, `atol`: stop when `‖F(y)‖ ≤ atol + rtol · max(‖y‖, scale)`. Both 0 (the default) asks for no
+      tolerance: exactly `max_steps` steps are made.
+    - `step_size`: ε > 0. `norm`, `scale`: of the residual.
+    """
+
+    rtol: ScalarLike = 0.0
+    atol: ScalarLike = 0.0
+    step_size: ScalarLike = 0.1
+    norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
+    scale: ScalarLike = 1.0
+
+    def __check_init__(self):
+        check_tolerance(self.rtol, self.atol, both_zero=True)
+        if isinstance(self.step_size, (int, float)) and not self.step_size > 0:
+            raise ValueError(f"`step_size` must be above 0, got {self.step_size}.")
+
+    def init(self, fn, y, args, options, f_struct, aux_struct, tags):
+        return _PicardState(jnp.asarray(False), jnp.asarray(0))
+
+    def step(self, fn, y, args, options, state, tags):
+        image, aux = fn(y, args)
+        force = jax.tree.map(jnp.subtract, image, y)
+        converged = is_met(self, self.norm(force), y)
+        new = jax.tree.map(lambda a, f: a + self.step_size * f, y, force)
+        return new, _PicardState(converged, state.evaluations + 1), aux
+
+    def terminate(self, fn, y, args, options, state, tags):
+        return state.converged, optx.RESULTS.successful
+
+    def postprocess(self, fn, y, aux, args, options, state, tags, result):
+        return y, aux, {"field_evaluations": state.evaluations}

@@ -1,0 +1,115 @@
+"""Pseudo-transient continuation with a matrix-free linear solve, as an Optimistix root finder."""
+
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import optimistix as optx
+from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
+
+from ._gmres import GMRES
+from ._newton_krylov import AbstractInexactNewton, eisenstat_walker
+from ._residual import is_met
+
+
+class _TransientState(eqx.Module):
+    force: PyTree[Array]
+    size: Float[Array, ""]
+    delta: Float[Array, ""]
+    forcing: Float[Array, ""]
+    converged: Bool[Array, ""]
+    stuck: Bool[Array, ""]
+    evaluations: Int[Array, ""]
+
+
+class PseudoTransient(AbstractInexactNewton):
+    """Pseudo-transient continuation with switched evolution relaxation (Kelley & Keyes 1998).
+
+    Each step is one of linearly implicit Euler, `(I/δ - J) d = F(y)` by `GMRES`, and `δ⁺ = δ ‖F‖/‖F⁺‖`: small δ
+    follows the flow `dy/dt = F(y)`, large δ is Newton's method. So it ends at Newton's rate and, having followed
+    the flow, at a fixed point that is *stable*, where Newton's method from the same start may end at an unstable
+    one. The force may rise on the way. The Jacobian is never formed.
+
+    A step that is not finite, or that makes ‖F‖ more than `growth` times larger, is taken again with δ/4; when δ
+    so falls below `min_step`, the result is `RESULTS.nonlinear_divergence`.
+
+    **Arguments:**
+
+    - `rtol`, `atol`: stop when `‖F(y)‖ ≤ atol + rtol · max(‖y‖, scale)`.
+    - `step_size`: the first δ: short against the times in which the flow bends.
+    - `min_step`, `max_step`: bounds of δ. `growth`: see above.
+    - `forcing`: largest relative tolerance of the linear solves, in (0, 1), tightened as in `NewtonKrylov`.
+    - `restart`, `krylov_steps`: cycle length and product budget of GMRES. `norm`, `scale`: of the residual.
+    """
+
+    rtol: ScalarLike
+    atol: ScalarLike = 0.0
+    step_size: ScalarLike = 0.1
+    min_step: ScalarLike = 1e-6
+    max_step: ScalarLike = 1e12
+    growth: ScalarLike = 10.0
+    forcing: ScalarLike = 0.3
+    restart: int = eqx.field(default=30, static=True)
+    krylov_steps: int = eqx.field(default=120, static=True)
+    norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
+    scale: ScalarLike = 1.0
+
+    def __check_init__(self):
+        low, first, high = self.min_step, self.step_size, self.max_step
+        if not any(eqx.is_array(step) for step in (low, first, high)) and not (
+            0 < low <= first <= high  # pyright: ignore[reportOperatorIssue]
+        ):
+            raise ValueError(
+                "Steps need 0 < `min_step` ≤ `step_size` ≤ `max_step`, "
+                f"got {low}, {first} and {high}."
+            )
+
+    def init(self, fn, y, args, options, f_struct, aux_struct, tags):
+        force, _ = fn(y, args)
+        size = self.norm(force)
+        return _TransientState(
+            force=force,
+            size=size,
+            delta=jnp.asarray(self.step_size, size.dtype),
+            forcing=jnp.asarray(self.forcing, size.dtype),
+            converged=is_met(self, size, y),
+            stuck=~jnp.isfinite(size),
+            evaluations=jnp.asarray(1),
+        )
+
+    def step(self, fn, y, args, options, state, tags):
+        _, aux = fn(y, args)  # only for its aux: an unused force is compiled away
+        _, product = jax.linearize(lambda z: fn(z, args)[0], y)
+
+        def shifted(v):
+            return jax.tree.map(lambda a, b: a / state.delta.astype(a.dtype) - b, v, product(v))
+
+        operator = lx.FunctionLinearOperator(shifted, jax.eval_shape(lambda: y))
+        krylov = GMRES(state.forcing, 0.0, self.restart, self.krylov_steps)
+        solution = lx.linear_solve(operator, state.force, krylov, throw=False)
+        candidate = jax.tree.map(jnp.add, y, solution.value)
+        force, _ = fn(candidate, args)
+        size = self.norm(force)
+
+        kept = jnp.isfinite(size) & (size <= self.growth * state.size)
+        new, force, size = jax.tree.map(
+            lambda a, b: jnp.where(kept, a, b),
+            (candidate, force, size),
+            (y, state.force, state.size),
+        )
+        ratio = size / jnp.where(state.size > 0, state.size, 1.0)
+        delta = jnp.where(kept, state.delta / jnp.maximum(ratio, 1e-3), 0.25 * state.delta)
+        target = self.atol + self.rtol * jnp.maximum(self.norm(new), self.scale)
+        remaining = target / jnp.where(size > 0, size, 1.0)
+        state = _TransientState(
+            force=force,
+            size=size,
+            delta=jnp.clip(delta, self.min_step, self.max_step),
+            forcing=eisenstat_walker(state.forcing, ratio, remaining, self.forcing),
+            converged=kept & is_met(self, size, new),
+            stuck=~kept & (delta < self.min_step),
+            evaluations=state.evaluations + solution.stats["num_steps"] + 1,
+        )
+        return new, state, aux

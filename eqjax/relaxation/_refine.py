@@ -1,0 +1,46 @@
+"""Iterative refinement: settle coarsely, then finely."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import ScalarLike
+
+from ._fallback import Fallback
+from ._residual import check_tolerance
+
+
+class Refine(eqx.Module):
+    """Mixed precision for `equilibrium(..., precision=Refine(...))`, in the manner of iterative refinement.
+
+    The field first settles with matrix products in a coarse, fast precision to the residual `rtol`, then, from
+    there, at "highest" to the tolerance of the solver. A fixed point of the coarse field is off by about the
+    floor of its precision, so the coarse phase should end there and not below: a solver that may ask for less
+    than the floor spends its patience. Where the coarse phase fails, the fine one starts at its best state, or
+    at `z0` if that is not finite.
+
+    **Arguments:**
+
+    - `coarse`: a precision of `jax.default_matmul_precision`, such as "bfloat16" or "tensorfloat32".
+    - `rtol`: force residual at which the coarse phase ends; never below the `rtol` of the solver.
+
+    Worth it only where the coarse products are faster. CPUs ignore the request (measured: the same products to
+    the last bit for "bfloat16", "tensorfloat32" and "highest"), so there it costs a few evaluations and gains
+    nothing. `benchmarks/precision.py` measures floors and times of a device.
+    """
+
+    coarse: str = eqx.field(default="bfloat16", static=True)
+    rtol: ScalarLike = 1e-2
+
+    def __check_init__(self):
+        check_tolerance(self.rtol, 0.0)
+
+
+def loosened(solver: Any, rtol: ScalarLike) -> Any:
+    """`solver` with its relative tolerance raised to `rtol`."""
+    if isinstance(solver, Fallback):
+        parts = (loosened(solver.first, rtol), loosened(solver.then, rtol))
+        return eqx.tree_at(lambda s: (s.first, s.then), solver, parts)
+    numbers = isinstance(rtol, (int, float)) and isinstance(solver.rtol, (int, float))
+    larger = max(rtol, solver.rtol) if numbers else jnp.maximum(rtol, solver.rtol)  # pyright: ignore
+    return eqx.tree_at(lambda s: s.rtol, solver, larger)

@@ -1,0 +1,170 @@
+"""`relax`: let a field settle in time."""
+
+from collections.abc import Callable
+from typing import Any, get_origin
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import optimistix as optx
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from ..fields import AbstractSplitField
+from ._residual import RESULTS, residual_ratio
+
+
+class Relaxation(eqx.Module):
+    """What `relax` returns.
+
+    `value`: the final state. `residual`: its force residual `‖F‖ / max(‖z‖, scale)`. `result`: a `RESULTS` value.
+    `stats`: `field_evaluations` (-1 when the Diffrax solver does not let them be counted) and `num_steps`.
+    `times`, `trajectory`: what `saveat` asked for, else None.
+    """
+
+    value: PyTree[Array]
+    residual: Float[Array, ""]
+    result: RESULTS
+    stats: dict[str, Any]
+    times: Float[Array, " n"] | None = None
+    trajectory: PyTree[Array] | None = None
+
+
+def relax(
+    field: Callable[..., Any],
+    z0: PyTree[Array],
+    x: PyTree = None,
+    *,
+    solver: dfx.AbstractSolver = dfx.Euler(),
+    step: float | Array = 0.1,
+    controller: dfx.AbstractStepSizeController | None = None,
+    steps: int | None = None,
+    t1: float | None = None,
+    max_steps: int = 4096,
+    temperature: float | Array | None = None,
+    key: PRNGKeyArray | None = None,
+    saveat: dfx.SaveAt | None = None,
+    adjoint: dfx.AbstractAdjoint = dfx.RecursiveCheckpointAdjoint(),
+    throw: bool = True,
+    norm: Callable[[PyTree], Array] = optx.two_norm,
+    scale: float = 1.0,
+    precision: str | None = "highest",
+) -> Relaxation:
+    """Integrate `dz/dt = F(z)` from `z0`, for one sample (`jax.vmap` for a batch).
+
+    **Arguments:**
+
+    - `field`: callable `field(t, z, x) -> dz/dt`. `z0`: initial state. `x`: clamped input.
+    - `solver`: any Diffrax solver; with Euler, `step` is ε of `z ← z + ε F(z)`. `BackwardEuler` for stiff
+      fields. `IMEXEuler`, or Diffrax' `KenCarp3` and its like, take an `AbstractSplitField`: its reciprocal part
+      implicitly, its non-reciprocal part explicitly.
+    - `step`: the (initial) step. `controller`: a Diffrax step-size controller; None keeps the step fixed.
+    - `steps` or `t1`: exactly one of the number of fixed steps and the final time.
+    - `max_steps`: bound on the steps when only `t1` is known.
+    - `temperature`: T ≥ 0 adds the noise `√(2T) dW` of overdamped Langevin dynamics and needs `key`.
+    - `saveat`: a Diffrax `SaveAt`; its states come back as `trajectory`.
+    - `adjoint`: how `jax.grad` passes through: checkpointed backpropagation (memory grows as √steps) or any
+      Diffrax adjoint.
+    - `norm`, `scale`: of the reported residual. `throw`, `precision`: as for `equilibrium`.
+
+    **Returns:** a `Relaxation`. `successful` says that the horizon was reached with finite numbers, not that
+    the state has settled: that is what `residual` says.
+
+    To see whether a fixed point is stable, start at it plus a small perturbation, some 1e-3 of it, and relax for
+    several times the slowest time of the field: the state returns to a stable fixed point and leaves an
+    unstable one.
+    """
+    if (steps is None) == (t1 is None):
+        raise ValueError(f"Give exactly one of `steps` and `t1`, got steps={steps} and t1={t1}.")
+    if isinstance(step, (int, float)) and not step > 0:
+        raise ValueError(f"`step` must be above 0, got {step}.")
+    if steps is not None and (steps < 1 or controller is not None):
+        raise ValueError(
+            f"`steps` must be at least 1 and goes with a fixed step, got steps={steps} and "
+            f"controller={controller}. With a controller give the final time `t1`."
+        )
+    if (temperature is None) != (key is None):
+        raise ValueError("`temperature` and `key` go together: give both, or neither.")
+    z0 = jax.tree.map(jnp.asarray, z0)
+    # Python floats would promote a float32 state when x64 is on.
+    real = jnp.finfo(jnp.result_type(*jax.tree.leaves(z0))).dtype
+    step = jnp.asarray(step, real)
+    t0 = jnp.zeros((), real)
+    end = steps * step if steps is not None else jnp.asarray(t1, real)
+    terms = _terms(field, solver)
+    if temperature is not None:
+        if isinstance(terms, dfx.MultiTerm):
+            raise ValueError(
+                f"`temperature` goes with a solver of one drift term, got {solver!r}. Try `diffrax.Euler()`."
+            )
+        terms = dfx.MultiTerm(terms, _langevin_noise(z0, temperature, t0, end, step, key))
+    extra = [] if saveat is None else [saveat.subs]
+    with jax.default_matmul_precision(precision):
+        solution: Any = dfx.diffeqsolve(
+            terms,
+            solver,
+            t0=t0,
+            t1=end,
+            dt0=step,
+            y0=z0,
+            args=x,
+            stepsize_controller=dfx.ConstantStepSize() if controller is None else controller,
+            saveat=dfx.SaveAt(subs=[dfx.SubSaveAt(t1=True), *extra]),
+            adjoint=adjoint,
+            max_steps=max_steps if steps is None else steps,
+            throw=False,
+        )
+    value = jax.tree.map(lambda a: a[0], solution.ys[0])
+    with jax.default_matmul_precision(None if precision is None else "highest"):
+        residual = residual_ratio(field(end, value, x), value, norm=norm, scale=scale)
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(value)]))
+    # Diffrax calls a NaN state "max_steps_reached".
+    result = RESULTS.where(finite, RESULTS.promote(solution.result), RESULTS.nonfinite)  # pyright: ignore
+    if throw:
+        value = result.error_if(value, result != RESULTS.successful)
+    taken = solution.stats["num_steps"]
+    counted = count_evaluations(solver, taken)
+    evaluations = jnp.asarray(-1) if counted is None else counted + 1  # one for the residual
+    stats = {"field_evaluations": evaluations, "num_steps": taken}
+    times, trajectory = (None, None) if saveat is None else (solution.ts[1], solution.ys[1])
+    return Relaxation(value, jax.lax.stop_gradient(residual), result, stats, times, trajectory)
+
+
+def _terms(field, solver):
+    """The force as one term, or split in two where the solver treats one part implicitly."""
+    implicit = isinstance(solver, dfx.AbstractImplicitSolver)
+    if not implicit or get_origin(solver.term_structure) is not dfx.MultiTerm:
+        return dfx.ODETerm(field)
+    if not isinstance(field, AbstractSplitField):
+        raise ValueError(
+            f"`solver` {type(solver).__name__} needs a field split into an explicit and an implicit part, got "
+            f"{type(field).__name__}. Give an `AbstractSplitField` (with `reciprocal` and `nonreciprocal`), or a "
+            "solver of the whole force such as `BackwardEuler`."
+        )
+    return dfx.MultiTerm(dfx.ODETerm(field.nonreciprocal), dfx.ODETerm(field.reciprocal))
+
+
+def _langevin_noise(z0, temperature, t0, end, step, key):
+    amplitude = jnp.sqrt(2 * jnp.asarray(temperature, step.dtype))
+    structure = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), z0)
+    path = dfx.VirtualBrownianTree(t0, end, tol=step / 2, shape=structure, key=key)
+
+    def diffusion(t, z, x):
+        return lx.DiagonalLinearOperator(
+            jax.tree.map(lambda a: jnp.full_like(a, amplitude.astype(a.dtype)), z)
+        )
+
+    return dfx.ControlTerm(diffusion, path)
+
+
+def count_evaluations(solver: dfx.AbstractSolver, steps: Array) -> Array | None:
+    """Field evaluations of `steps` explicit Runge–Kutta steps; None for solvers that do not let them be counted."""
+    if isinstance(solver, dfx.Euler):
+        return steps
+    if isinstance(solver, dfx.AbstractERK):
+        tableau: Any = solver.tableau
+        if tableau.fsal:  # the last stage of a step is the first of the next
+            return steps * (tableau.num_stages - 1) + 1
+        return steps * tableau.num_stages
+    return None

@@ -1,0 +1,153 @@
+"""Any Diffrax solver, run until the force is small, as an Optimistix fixed-point solver."""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
+
+from ._relax import count_evaluations
+from ._residual import RESULTS, check_tolerance, is_met
+from ._step_control import OvershootController
+
+
+class _TimeState(eqx.Module):
+    tprev: Float[Array, ""]
+    tnext: Float[Array, ""]
+    solver: PyTree[Any]
+    controller: PyTree[Any]
+    converged: Bool[Array, ""]
+    result: RESULTS
+    steps: Int[Array, ""]
+
+
+class TimeStepping(optx.AbstractFixedPointSolver):
+    """Time stepping to the steady state: `dy/dt = F(y)` by a Diffrax solver, until the *force* residual is small.
+
+    So every Diffrax solver and step-size controller serves `equilibrium`, with each sample of a `vmap` stopping
+    by itself. The last state is returned. When solver or controller fail, the solve ends with their result.
+
+    **Arguments:**
+
+    - `rtol`, `atol`: stop when `‖F(y)‖ ≤ atol + rtol · max(‖y‖, scale)`.
+    - `solver`: any Diffrax solver of ODEs. `controller`: any Diffrax controller (`diffrax.ConstantStepSize()`
+      for a fixed step; `diffrax.PIDController` needs a solver with an error estimate).
+    - `step_size`: the first step. `norm`, `scale`: of the residual.
+
+    The residual costs one field evaluation a step, which Euler shares. Evaluations are counted for explicit
+    Runge–Kutta methods.
+    """
+
+    rtol: ScalarLike
+    atol: ScalarLike = 0.0
+    solver: dfx.AbstractSolver = dfx.Euler()
+    controller: dfx.AbstractStepSizeController = OvershootController()
+    step_size: ScalarLike = 0.1
+    norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
+    scale: ScalarLike = 1.0
+
+    def __check_init__(self):
+        check_tolerance(self.rtol, self.atol)
+        if isinstance(self.step_size, (int, float)) and not self.step_size > 0:
+            raise ValueError(f"`step_size` must be above 0, got {self.step_size}.")
+
+        if self.solver.term_structure is not dfx.AbstractTerm:
+            raise ValueError(
+                f"`solver` must be a Diffrax solver of one ODE term, got {self.solver!r}. A solver of split or "
+                "stochastic terms integrates the field itself: use `relax`."
+            )
+
+    def init(self, fn, y, args, options, f_struct, aux_struct, tags):
+        terms = _terms(fn)
+        real = jnp.finfo(jnp.result_type(*jax.tree.leaves(y))).dtype
+        t0, infinity = jnp.zeros((), real), jnp.asarray(jnp.inf, real)
+        tnext, controller = self.controller.wrap(1).init(
+            terms,
+            t0,
+            infinity,
+            y,
+            jnp.asarray(self.step_size, real),
+            args,
+            self.solver.func,
+            self.solver.error_order(terms),
+        )
+        return _TimeState(
+            tprev=t0,
+            tnext=jnp.asarray(tnext),
+            solver=_arrays(self.solver.init(terms, t0, tnext, y, args)),
+            controller=_arrays(controller),
+            converged=jnp.asarray(False),
+            result=RESULTS.successful,
+            steps=jnp.asarray(0),
+        )
+
+    def step(self, fn, y, args, options, state, tags):
+        image, aux = fn(y, args)
+        force = jax.tree.map(jnp.subtract, image, y)
+        converged = is_met(self, self.norm(force), y)
+        # Euler asks for the force at y only, which is known.
+        euler = isinstance(self.solver, dfx.Euler)
+        terms = dfx.ODETerm(lambda t, z, args: force) if euler else _terms(fn)
+        y1, error, _, solver, solved = self.solver.step(
+            terms, state.tprev, state.tnext, y, args, state.solver, made_jump=False
+        )
+        error = jax.tree.map(lambda e: jnp.where(jnp.isnan(e), jnp.inf, e), error)
+        keep, tprev, tnext, _, controller, controlled = self.controller.wrap(1).adapt_step_size(
+            state.tprev,
+            state.tnext,
+            y,
+            y1,
+            args,
+            error,
+            self.solver.error_order(terms),  # pyright: ignore[reportArgumentType]
+            state.controller,
+        )
+        solved = dfx.RESULTS.where(jnp.asarray(keep), solved, dfx.RESULTS.successful)
+        result = dfx.RESULTS.where(solved == dfx.RESULTS.successful, controlled, solved)
+        kept = jnp.asarray(keep) & ~converged
+        new, solver = jax.tree.map(
+            lambda a, b: jnp.where(kept, a, b), (y1, _arrays(solver)), (y, state.solver)
+        )
+        state = _TimeState(
+            tprev=jnp.asarray(tprev),
+            tnext=jnp.asarray(tnext),
+            solver=solver,
+            controller=_arrays(controller),
+            converged=converged,
+            result=RESULTS.where(converged, RESULTS.successful, RESULTS.promote(result)),
+            steps=state.steps + 1,
+        )
+        return new, state, aux
+
+    def terminate(self, fn, y, args, options, state, tags):
+        failed = (state.result != RESULTS.successful) & ~state.converged
+        # Optimistix knows no results of Diffrax: `equilibrium` finds those in `stats`.
+        result = optx.RESULTS.where(
+            failed, optx.RESULTS.nonlinear_divergence, optx.RESULTS.successful
+        )
+        return state.converged | failed, result
+
+    def postprocess(self, fn, y, aux, args, options, state, tags, result):
+        stats = {"result": state.result}
+        counted = count_evaluations(self.solver, state.steps)
+        if counted is not None:
+            # The residual costs one more a step, which Euler shares.
+            residuals = 0 if isinstance(self.solver, dfx.Euler) else state.steps
+            stats["field_evaluations"] = counted + residuals
+        return y, aux, stats
+
+
+def _terms(fn):
+    def vector_field(t, y, args):
+        return jax.tree.map(jnp.subtract, fn(y, args)[0], y)
+
+    return dfx.ODETerm(vector_field)
+
+
+def _arrays(tree):
+    """Python numbers as arrays: what is carried round a loop may not change its type."""
+    return jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, (bool, int, float)) else a, tree)

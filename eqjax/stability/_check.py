@@ -1,0 +1,135 @@
+"""`check`: whether a relaxation would stay at a fixed point that a solver found."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarLike
+
+from ..relaxation import Equilibrium
+from ._krylov_schur import AbstractTransform
+from ._propagation import euler_map
+from ._spectrum import (
+    RESULTS,
+    Spectrum,
+    per_sample,
+    spectrum,
+)
+
+
+class Check(eqx.Module):
+    """What `check` returns. It prints as a verdict over the table of the modes.
+
+    - `holds`: the continuous relaxation stays: a fixed point, and `abscissa < 0`.
+    - `holds_euler`: so does Euler with the given step: a fixed point, and every |λ| < 1; None without `step`.
+    - `fixed_point`: whether the force residual is within the tolerance; `residual`: that residual.
+    - `abscissa`: the largest Re μ. `multipliers (k,)`: λ = 1 + εμ, largest first, or None.
+    - `spectrum`: the rightmost modes. `result`: a `RESULTS` value; where it is not successful nothing "holds".
+    """
+
+    holds: Bool[Array, "*b"]
+    holds_euler: Bool[Array, "*b"] | None
+    fixed_point: Bool[Array, "*b"]
+    residual: Float[Array, "*b"]
+    abscissa: Float[Array, "*b"]
+    multipliers: Complex[Array, "*b k"] | None
+    spectrum: Spectrum
+    result: RESULTS
+
+    def __str__(self) -> str:
+        if isinstance(self.holds, Tracer):
+            return repr(self)
+        if self.holds.ndim:
+            return per_sample(self)
+        if not self.fixed_point:
+            verdict = f"no fixed point: force residual {float(self.residual):.1e}"
+        elif self.result != RESULTS.successful:
+            verdict = "undecided: the eigenvalues did not converge"
+        else:
+            verdict = (
+                f"the flow {_word(self.holds)} (largest growth rate {float(self.abscissa):+.4g})"
+            )
+            if self.holds_euler is not None and self.multipliers is not None:
+                largest = float(jnp.abs(self.multipliers[0]))
+                verdict += f"; Euler {_word(self.holds_euler)} (largest |multiplier| {largest:.6g})"
+        return f"{verdict}\n{self.spectrum}"
+
+
+def _word(holds):
+    return "stays" if holds else "leaves"
+
+
+def check(
+    field: Callable[..., Any],
+    state: Equilibrium | PyTree[Array],
+    x: PyTree = None,
+    *,
+    step: ScalarLike | None = None,
+    tol: ScalarLike = 1e-4,
+    k: int = 6,
+    transform: AbstractTransform | None = None,
+    ncv: int | None = None,
+    key: PRNGKeyArray | None = None,
+) -> Check:
+    """Whether the continuous relaxation of `field`, and Euler with `step`, would stay at a fixed point.
+
+    Quasi-Newton and Newton methods also find fixed points that repel the flow; the sign of the largest Re μ, the
+    spectral abscissa of J, tells which. For one sample (`jax.vmap` for a batch).
+
+    **Arguments:**
+
+    - `field`, `x`: as for `equilibrium`. `state`: what it returned, or a state.
+    - `step`: ε of the Euler relaxation z + εF; then also the largest |1 + εμ|, by a search of its own.
+    - `tol`: the largest force residual `‖F‖ / max(‖z‖, 1)` of what counts as a fixed point.
+    - `k`: modes searched, at most as many as the state has numbers. `transform`, `ncv`: as for `spectrum`.
+    - `key`: of the first Krylov vectors, `jax.random.key(0)` by default.
+
+    **Returns:** a `Check`. Nothing is raised for a state that is no fixed point: see `fixed_point` and `residual`.
+    """
+    z = state.value if isinstance(state, Equilibrium) else state
+    key = jax.random.key(0) if key is None else key
+    flow, multipliers, result = leading_modes(
+        field, z, x, step, k=k, transform=transform, ncv=ncv, key=key
+    )
+    abscissa = jnp.max(flow.values.real)
+    fixed = flow.force_residual <= jnp.asarray(tol, flow.force_residual.dtype)
+    sure = fixed & (result == RESULTS.successful)
+    holds_euler = None if multipliers is None else sure & jnp.all(jnp.abs(multipliers) < 1)
+    return Check(
+        holds=sure & (abscissa < 0),
+        holds_euler=holds_euler,
+        fixed_point=fixed,
+        residual=flow.force_residual,
+        abscissa=abscissa,
+        multipliers=multipliers,
+        spectrum=flow,
+        result=result,
+    )
+
+
+def leading_modes(
+    field: Callable[..., Any],
+    z: PyTree[Array],
+    x: PyTree,
+    step: ScalarLike | None,
+    *,
+    k: int,
+    transform: AbstractTransform | None,
+    ncv: int | None,
+    key: PRNGKeyArray,
+) -> tuple[Spectrum, Complex[Array, " k"] | None, RESULTS]:
+    """The rightmost eigenvalues of J, those of `I + εJ` of largest magnitude, and whether all of them converged.
+
+    The two searches differ: a fast mode far to the left is of no consequence to the flow and flips under Euler.
+    """
+    k = min(k, sum(jnp.size(leaf) for leaf in jax.tree.leaves(z)))
+    settings: dict[str, Any] = {"k": k, "ncv": ncv, "key": key, "throw": False}
+    flow = spectrum(field, z, x, transform=transform, step=step, **settings)
+    if step is None:
+        return flow, None, flow.result
+    mapped = spectrum(euler_map(field, step), z, x, which="LM", **settings)
+    result = RESULTS.where(flow.result == RESULTS.successful, mapped.result, flow.result)
+    return flow, mapped.values, result  # pyright: ignore[reportReturnType]

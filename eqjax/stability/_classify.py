@@ -1,0 +1,103 @@
+"""`classify`: why a relaxation does not settle."""
+
+import equinox as eqx
+
+from ._bifurcation import NOTHING, SpecialPoint
+from ._continuation import Branch
+
+
+class Outcome(eqx.Module):
+    """What `classify` returns: `outcome` in a word, the `point` of the branch responsible (or None), and how many
+    modes are unstable under the flow and under Euler (None without a step) where the question was asked."""
+
+    outcome: str = eqx.field(static=True)
+    point: SpecialPoint | None
+    unstable: int = eqx.field(static=True)
+    unstable_euler: int | None = eqx.field(static=True)
+
+    def __str__(self) -> str:
+        if self.point is None:
+            return f"{self.outcome}: the fixed point stays locally stable"
+        text = (
+            f"{self.outcome} at parameter {self.point.parameter:.12g}, μ = {self.point.value:.6g}"
+        )
+        return text + (f", frequency {self.point.frequency:.6g}" if self.point.frequency else "")
+
+
+def classify(branch: Branch, at: float | None = None) -> Outcome:
+    """Say how the relaxation came to leave a fixed point that was followed from where it is stable.
+
+    | what crosses first | outcome |
+    |---|---|
+    | a complex pair, Re μ → 0 | "Hopf" |
+    | a complex pair, \\|1 + εμ\\| → 1 while Re μ < 0 | "step artefact" |
+    | a real μ → 0 (λ → +1) | "fold" if the branch turns there, else "branch point" |
+    | a real λ → -1 | "flip" |
+    | nothing | "global or basin": the fixed point holds; look for another attractor |
+
+    **Arguments:**
+
+    - `branch`: from `continuation`, with the `step` of the relaxation in question, or without one for the flow.
+    - `at`: the parameter where the relaxation was seen not to settle. If the flow itself is unstable there, it answers
+      for it, whatever Euler lost before; only where the flow is stable is Euler to blame. A value that the branch,
+      having turned in a fold, does not reach has no fixed point: "fold". By default, the first loss of all.
+
+    **Returns:** an `Outcome`. **Raises:** `ValueError` if the branch does not begin stable, or never comes near `at`.
+    """
+    euler = branch.unstable_euler is not None
+    flow_lost, euler_lost = int(branch.unstable[0]), 0
+    if branch.unstable_euler is not None:
+        euler_lost = int(branch.unstable_euler[0])
+    if flow_lost or euler_lost:
+        who = "the flow" if flow_lost else "the Euler map"
+        raise ValueError(
+            f"`branch` begins where {who} is unstable already: begin it at a parameter where the relaxation settles."
+        )
+    blamed = blamed_euler = None
+    for point in _up_to(branch, at):
+        if flow_lost == 0 and point.flow != NOTHING:
+            blamed = point
+        if euler_lost == 0 and point.euler != NOTHING:
+            blamed_euler = point
+        flow_lost, euler_lost = flow_lost + point.change, euler_lost + point.change_euler
+        lost = flow_lost > 0 or euler_lost > 0 or point.type == "fold"
+        if at is None and lost:
+            return Outcome(point.outcome, point, flow_lost, euler_lost if euler else None)
+    counts = flow_lost, euler_lost if euler else None
+    if at is not None and _segment(branch, at) is None:
+        return Outcome("fold", _fold(branch), *counts)
+    guilty = blamed if flow_lost > 0 else blamed_euler if euler_lost > 0 else None
+    return Outcome("global or basin" if guilty is None else guilty.outcome, guilty, *counts)
+
+
+def _segment(branch, at):
+    """The index of the first pair of neighbouring points between which the parameter is `at`."""
+    p = branch.parameters
+    inside = ((p[:-1] <= at) & (at <= p[1:])) | ((p[1:] <= at) & (at <= p[:-1]))
+    return int(inside.argmax()) if inside.any() else None
+
+
+def _fold(branch):
+    return next((point for point in branch.special_points if point.type == "fold"), None)
+
+
+def _up_to(branch, at):
+    """The special points before the branch first comes to `at`."""
+    if at is None:
+        return branch.special_points
+    segment = _segment(branch, at)
+    if segment is None:
+        if _fold(branch) is None:
+            low, high = float(branch.parameters.min()), float(branch.parameters.max())
+            raise ValueError(
+                f"`at` is {at}, but the branch runs from {low:.6g} to {high:.6g}, and not because it folds: continue it "
+                "further."
+            )
+        return branch.special_points
+    start = float(branch.parameters[segment])
+    return [
+        point
+        for point in branch.special_points
+        if point.index < segment
+        or (point.index == segment and abs(point.parameter - start) <= abs(at - start))
+    ]

@@ -1,0 +1,265 @@
+"""`continuation`: a fixed point followed through a parameter, with all that befalls it on the way."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree, ScalarLike
+
+from ..fields import Realified
+from ..relaxation import NewtonKrylov, residual_ratio
+from ._bifurcation import (
+    Sample,
+    SpecialPoint,
+    special_points,
+    table,
+)
+from ._check import leading_modes
+from ._jacobian import state_dtype
+from ._krylov_schur import AbstractTransform
+from ._parameter import find, replaced
+from ._path import (
+    AbstractPath,
+    AbstractProblem,
+    Point,
+    PseudoArclength,
+    checked_bounds,
+    corrector,
+    first_point,
+    follow,
+    product_at,
+    stack,
+)
+from ._spectrum import RESULTS, Spectrum
+
+
+class Branch(eqx.Module):
+    """A branch of fixed points, as `continuation` returns it. It prints as a table of its special points.
+
+    - `parameters (m,)`, `states` (leading axis m), `residuals (m,)`: the points in order, and their force residuals.
+    - `spectra`: a `Spectrum` with leading axis m, the rightmost modes at each.
+    - `multipliers (m, k)`: the largest λ = 1 + εμ at each, or None without `step`.
+    - `unstable (m,)`, `unstable_euler (m,)`: how many modes grow under the flow, and under Euler; at most k.
+    - `reliable (m,)`: whether all the eigenvalues asked for converged there. Where not, counts may be wrong.
+    - `special_points`: `SpecialPoint`s, in order.
+    - `step`: ε or None. `ended`: in words, why the branch ends where it does.
+    """
+
+    parameters: Float[Array, " m"]
+    states: PyTree[Array]
+    residuals: Float[Array, " m"]
+    spectra: Spectrum
+    multipliers: Complex[Array, "m k"] | None
+    unstable: Int[np.ndarray, " m"]
+    unstable_euler: Int[np.ndarray, " m"] | None
+    reliable: Bool[Array, " m"]
+    special_points: tuple[SpecialPoint, ...]
+    step: Float[Array, ""] | None
+    ended: str = eqx.field(static=True)
+
+    def __str__(self) -> str:
+        first, last = float(self.parameters[0]), float(self.parameters[-1])
+        step = "" if self.step is None else f", Euler step {float(self.step):.4g}"
+        doubtful = int(jnp.sum(~self.reliable))
+        doubt = f"; EIGENVALUES NOT CONVERGED at {doubtful} points" if doubtful else ""
+        head = (
+            f"{self.parameters.size} points from {first:.6g} to {last:.6g}{step}; {self.ended}; "
+            f"largest force residual {float(jnp.max(self.residuals)):.1e}{doubt}"
+        )
+        return f"{head}\n{table(self.special_points)}"
+
+
+class Problem(AbstractProblem):
+    """A fixed point, F = 0."""
+
+    field: Any
+    x: PyTree
+    low: Float[Array, ""]
+    span: Float[Array, ""]
+    step: Float[Array, ""] | None
+    solver: NewtonKrylov
+    transform: AbstractTransform | None
+    key: PRNGKeyArray
+    index: int = eqx.field(static=True)
+    k: int = eqx.field(static=True)
+    ncv: int | None = eqx.field(static=True)
+    max_steps: int = eqx.field(static=True)
+
+    def force(self, z, q):
+        """F at the parameter `low + q span`."""
+        return replaced(self.field, self.index, self.low + q * self.span)(0.0, z, self.x)
+
+    def equations(self, state, q, base):
+        return self.force(state, q)
+
+    def inner(self, base):
+        return product_at(base)
+
+    def findings(self, state, q, base):
+        flow, multipliers, result = leading_modes(
+            lambda t, z, x: self.force(z, q),
+            state,
+            None,
+            self.step,
+            k=self.k,
+            transform=self.transform,
+            ncv=self.ncv,
+            key=self.key,
+        )
+        residual = residual_ratio(self.force(state, q), state)
+        modes = Modes(flow, multipliers, result == RESULTS.successful)
+        return residual, jnp.asarray(True), modes
+
+
+class Modes(NamedTuple):
+    """What is told of a fixed point: `Spectrum`, the largest multipliers or None, and whether all converged."""
+
+    flow: Spectrum
+    multipliers: Array | None
+    reliable: Array
+
+
+def continuation(
+    field: Callable[..., Any],
+    z0: PyTree[Array],
+    x: PyTree = None,
+    *,
+    where: Callable[[Any], Any],
+    bounds: tuple[Any, Any],
+    backwards: bool = False,
+    path: AbstractPath = PseudoArclength(),
+    step: ScalarLike | None = None,
+    k: int = 6,
+    transform: AbstractTransform | None = None,
+    ncv: int | None = None,
+    solver: NewtonKrylov | None = None,
+    max_points: int = 400,
+    max_steps: int = 12,
+    tol: float | None = None,
+    callback: Callable[[float, PyTree[Array], Spectrum], Any] | None = None,
+    key: PRNGKeyArray | None = None,
+) -> Branch:
+    """Follow a fixed point of `field` through one of its parameters, and find where its stability changes and how.
+
+    Newton–Krylov on the bordered system (Keller 1977): no matrix is formed, and folds are passed. Corrector, tangent
+    and spectra of a point are one function, compiled once for the branch. Between two points whose counts of unstable
+    modes differ, or whose tangents point opposite ways in the parameter, the special point is located by Brent's
+    method on the eigenvalue that crosses (or on the tangent). The loop over points is Python: not under `jit` or `vmap`.
+
+    **Arguments:**
+
+    - `field`: an Equinox module `field(t, z, x) -> dz/dt`, evaluated at t = 0. `x`: clamped input.
+    - `z0`: a state from which Newton's method settles at the parameter's present value, where the branch begins. For a
+      complex state the field is taken as a real one, of real and imaginary parts, and so are eigenvectors.
+    - `where`: which parameter, as in `eqx.tree_at`: `lambda f: f.attention_gain`; a scalar float leaf.
+    - `bounds`: `(low, high)`; the branch ends where it leaves them. It sets out upwards, or `backwards`.
+    - `path`: `PseudoArclength` or `Natural`, with the lengths of steps.
+    - `step`: ε of the Euler map z + εF, whose multipliers λ = 1 + εμ are then followed as well. A map g is the field
+      `g(z) - z` with ε = 1.
+    - `k`, `transform`, `ncv`: modes followed and how they are searched, as for `spectrum`; `k` at least one more than
+      ever are unstable. The multipliers are searched without the transform.
+    - `solver`: by default `NewtonKrylov` to eps^¾. Its `restart` should not be much below the size of the state
+      unless the field is preconditioned. `max_steps`: of it for each point.
+    - `max_points`: after which the branch ends. `callback(parameter, state, spectrum)`: called at every point; the
+      branch ends when it returns True.
+    - `tol`: to which special points are located, in units of the path; eps^⅔ by default, 4e-11 in float64.
+    - `key`: of the first Krylov vectors, `jax.random.key(0)` by default.
+
+    **Returns:** a `Branch`. A change and its reversal between two neighbouring points are not seen: lower `most`.
+
+    **Raises:** `ValueError` if the parameter is no scalar float leaf, the bounds are reversed or do not hold it, the
+    field is not finite at `z0`, or `z0` does not settle.
+    """
+    z0 = jax.tree.map(jnp.asarray, z0)
+    state_dtype(z0)
+    index, value = find(field, where)
+    # A number would be compiled in.
+    field = replaced(field, index, jnp.asarray(value, jnp.result_type(float)))
+    is_complex = any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(z0))
+    if is_complex:
+        field, z0 = Realified(field), Realified.split(z0)
+    shown = Realified.join if is_complex else lambda z: z
+    real = state_dtype(z0)
+    low, high = checked_bounds(bounds, value)
+    if isinstance(step, (int, float)) and not step > 0:
+        raise ValueError(f"`step` must be above 0, got {step}.")
+    eps = float(jnp.finfo(real).eps)
+    problem = Problem(
+        field=field,
+        x=x,
+        low=jnp.asarray(low, real),
+        span=jnp.asarray(high - low, real),
+        step=None if step is None else jnp.asarray(step, real),
+        solver=corrector(real) if solver is None else solver,
+        transform=transform,
+        key=jax.random.key(0) if key is None else key,
+        index=index,
+        k=k,
+        ncv=ncv,
+        max_steps=max_steps,
+    )
+    width = eps ** (2 / 3) if tol is None else tol
+    start = _begin(problem, z0, value, backwards)
+    epsilon = None if problem.step is None else float(problem.step)
+
+    def examine(at, length, first, last, index):
+        return special_points(at, length, first, last, index, width, epsilon), ""
+
+    points, samples, special, ended = follow(
+        problem,
+        path,
+        start,
+        sample=lambda point: _sample(problem, point),
+        examine=examine,
+        stop=None
+        if callback is None
+        else lambda p, s: callback(s.parameter, shown(p.y[0]), p.found.flow),
+        max_points=max_points,
+    )
+    stacked = stack(points)
+    counts = np.asarray([(s.unstable, s.unstable_euler) for s in samples])
+    return Branch(
+        parameters=problem.low + problem.span * stacked.y[1],
+        states=shown(stacked.y[0]),
+        residuals=stacked.residual,
+        spectra=eqx.combine(stacked.found.flow, start.found.flow),
+        multipliers=stacked.found.multipliers,
+        unstable=counts[:, 0],
+        unstable_euler=None if step is None else counts[:, 1],
+        reliable=stacked.found.reliable,
+        special_points=tuple(eqx.tree_at(lambda s: s.state, s, shown(s.state)) for s in special),
+        step=problem.step,
+        ended=ended,
+    )
+
+
+def _begin(problem, z0, value, backwards) -> Point:
+    """The first point, settled at the parameter's present value."""
+    q = (jnp.asarray(value, problem.low.dtype) - problem.low) / problem.span
+    force = jax.tree.leaves(problem.force(z0, q))
+    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in force):
+        raise ValueError(
+            "`field` is not finite at `z0`: look for a NaN in `z0`, in `x` or in the parameters, or start elsewhere."
+        )
+    start = first_point(problem, z0, value, backwards)
+    if not start.converged:
+        raise ValueError(
+            f"`z0` does not settle: Newton's method ended at force residual {float(start.residual):.1e}. Either (a) "
+            "settle it first, by `equilibrium` or `relax`; (b) give more `max_steps`, or a `solver` with a larger "
+            "`restart` or a tolerance this dtype can reach; or (c) the field has no fixed point near."
+        )
+    return start
+
+
+def _sample(problem, point) -> Sample:
+    return Sample.of(
+        float(problem.low + problem.span * point.y[1]),
+        point.y[0],
+        float(point.tangent[1]),
+        np.asarray(point.found.flow.values),
+        None if point.found.multipliers is None else np.asarray(point.found.multipliers),
+        bool(point.converged & point.found.reliable),
+    )

@@ -1,0 +1,361 @@
+"""`cycle_continuation`: a periodic orbit followed through a parameter, with all that befalls it on the way."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree
+
+from ..relaxation import NewtonKrylov
+from ._cycle_points import (
+    CyclePoint,
+    CycleSample,
+    cycle_points,
+    table,
+)
+from ._cycles import PeriodicOrbit, resolved, turn
+from ._hopf_point import hopf_point
+from ._jacobian import state_dtype
+from ._krylov_schur import eigenpairs, resolve
+from ._parameter import find, replaced
+from ._path import (
+    AbstractPath,
+    AbstractProblem,
+    PseudoArclength,
+    checked_bounds,
+    corrector,
+    first_point,
+    follow,
+    product_at,
+    stack,
+)
+
+
+class CycleBranch(eqx.Module):
+    """A branch of cycles, as `cycle_continuation` returns it. It prints as a table of its special points.
+
+    - `parameters (m,)`, `states` (leading axis m), `periods (m,)`: a point of each cycle, in order, and its period T.
+    - `amplitudes (m,)`: half the largest peak-to-peak excursion of any component.
+    - `multipliers (m, k)`: the largest transverse Floquet multipliers, largest first; without the one along the cycle.
+    - `unstable (m,)`: how many of them lie outside the unit circle.
+    - `residuals (m,)`: `‖z(T) - z(0)‖ / max(‖z‖, 1)`.
+    - `drift (m,)`: by how much the multiplier along the cycle, which is 1, misses it: the error of the integration.
+    - `reliable (m,)`: whether all the multipliers asked for converged there. Where not, counts may be wrong.
+    - `special_points`: `CyclePoint`s, in order. `ended`: in words, why the branch ends where it does.
+    """
+
+    parameters: Float[Array, " m"]
+    states: PyTree[Array]
+    periods: Float[Array, " m"]
+    amplitudes: Float[Array, " m"]
+    multipliers: Complex[Array, "m k"]
+    unstable: Int[np.ndarray, " m"]
+    residuals: Float[Array, " m"]
+    drift: Float[Array, " m"]
+    reliable: Bool[Array, " m"]
+    special_points: tuple[CyclePoint, ...]
+    ended: str = eqx.field(static=True)
+
+    def __str__(self) -> str:
+        first, last = float(self.parameters[0]), float(self.parameters[-1])
+        doubtful = int(jnp.sum(~self.reliable))
+        doubt = f"; MULTIPLIERS NOT CONVERGED at {doubtful} points" if doubtful else ""
+        head = (
+            f"{self.parameters.size} cycles from {first:.6g} to {last:.6g}; {self.ended}; "
+            f"largest residual {float(jnp.max(self.residuals)):.1e}, drift {float(jnp.max(self.drift)):.1e}{doubt}"
+        )
+        return f"{head}\n{table(self.special_points)}"
+
+
+class Shooting(AbstractProblem):
+    """A cycle: `z(T) = z` and a phase, for the state (z, ln T), z flat."""
+
+    field: Any
+    x: PyTree
+    low: Float[Array, ""]
+    span: Float[Array, ""]
+    solver: NewtonKrylov
+    integrator: dfx.AbstractSolver
+    key: PRNGKeyArray
+    unravel: Callable[[Array], PyTree] = eqx.field(static=True)
+    index: int = eqx.field(static=True)
+    steps: int = eqx.field(static=True)
+    k: int = eqx.field(static=True)
+    ncv: int | None = eqx.field(static=True)
+    max_steps: int = eqx.field(static=True)
+
+    def at(self, q):
+        return replaced(self.field, self.index, self.low + q * self.span)
+
+    def pace(self, z, q):
+        return ravel_pytree(self.at(q)(0.0, self.unravel(z), self.x))[0]
+
+    def flow(self, z, period, q, *watched):
+        field, integrator = self.at(q), self.integrator
+        return turn(field, integrator, self.unravel, z, self.x, period, self.steps, *watched)
+
+    def equations(self, state, q, base):
+        z, log_period = state
+        along = self.pace(base[0], q)
+        phase = jnp.vdot(along, z - base[0]) / jnp.linalg.norm(along)
+        return self.flow(z, jnp.exp(log_period), q) - z, phase
+
+    def inner(self, base):
+        inner = product_at(base[0])
+
+        def product(a, b):
+            return inner((a[0][0], a[1]), (b[0][0], b[1])) + a[0][1] * b[0][1]
+
+        return product
+
+    def findings(self, state, q, base):
+        z, period = state[0], jnp.exp(state[1])
+        end, monodromy = jax.linearize(lambda z: self.flow(z, period, q), z)
+        pace = self.pace(z, q)
+        along = pace / jnp.linalg.norm(pace)
+
+        def across(v):
+            return v - along * jnp.vdot(along, v)
+
+        # On the plane across the flow the monodromy matrix is the derivative of the Poincaré map: the multiplier 1
+        # along the cycle is gone, and with it the defective pair that it forms in a fold.
+        noise = across(jax.random.normal(self.key, z.shape, z.dtype))
+        pairs, _ = eigenpairs(
+            lambda v: across(monodromy(across(v))),
+            noise,
+            noise,
+            self.k,
+            resolve("LM", None),
+            self.ncv,
+            None,
+            1000,
+        )
+        low, high = self.flow(
+            z,
+            period,
+            q,
+            lambda seen, z: (jnp.minimum(seen[0], z), jnp.maximum(seen[1], z)),
+            (z, z),
+        )
+        size = jnp.maximum(jnp.linalg.norm(z), 1)
+        # A fixed point also returns, but does not move on the way. And a step as long as the cycle is small may fall on
+        # its other side, where it moves the other way.
+        moving = jnp.linalg.norm(pace) * period > jnp.sqrt(self.solver.rtol) * size
+        moving &= jnp.vdot(pace, self.pace(base[0], q)) > 0
+        return (
+            jnp.linalg.norm(end - z) / size,
+            moving,
+            Turn(
+                period=period,
+                amplitude=0.5 * jnp.max(high - low),
+                centre=0.5 * (high + low),
+                multipliers=pairs.values,
+                reliable=resolved(pairs),
+                drift=jnp.abs(jnp.vdot(along, monodromy(along)) - 1),
+            ),
+        )
+
+
+class Turn(NamedTuple):
+    """What is told of a cycle; `centre` is amid what its components reach."""
+
+    period: Array
+    amplitude: Array
+    centre: Array
+    multipliers: Array
+    reliable: Array
+    drift: Array
+
+
+def cycle_continuation(
+    field: Callable[..., Any],
+    orbit: PeriodicOrbit,
+    x: PyTree = None,
+    *,
+    where: Callable[[Any], Any],
+    bounds: tuple[Any, Any],
+    backwards: bool = False,
+    path: AbstractPath = PseudoArclength(),
+    steps: int = 1000,
+    k: int = 6,
+    ncv: int | None = None,
+    solver: dfx.AbstractSolver = dfx.Tsit5(scan_kind="lax"),
+    newton: NewtonKrylov | None = None,
+    max_points: int = 400,
+    max_steps: int = 12,
+    tol: float | None = None,
+    callback: Callable[[float, PeriodicOrbit], Any] | None = None,
+    key: PRNGKeyArray | None = None,
+) -> CycleBranch:
+    """Follow a periodic orbit of `field` through one of its parameters, and find where its stability changes and how.
+
+    Single shooting as in `periodic_orbit`, bordered for pseudo-arclength in (state, ln period, parameter) (Keller 1977;
+    Doedel, Keller & Kernevez 1991): folds of cycles are passed. The Floquet multipliers are those of the derivative of
+    the Poincaré map, by Krylov–Schur on products with the monodromy matrix. Between two cycles whose counts of unstable
+    multipliers differ, or whose tangents point opposite ways in the parameter, the special point is located by Brent's
+    method. The loop over cycles is Python: not under `jit` or `vmap`.
+
+    **Arguments:**
+
+    - `field`, `x`: as for `periodic_orbit`. `orbit`: what that returned at the parameter's present value.
+    - `where`, `bounds`, `backwards`, `path`, `max_points`: as for `continuation`.
+    - `steps`, `solver`: of the integration over one period, as for `periodic_orbit`.
+    - `k`: multipliers followed, at most one fewer than the state has numbers, and at least one more than ever are
+      unstable. `ncv`: as for `spectrum`.
+    - `newton`: the corrector; by default `NewtonKrylov` to eps^¾. `max_steps`: of it for each cycle.
+    - `tol`: to which special points are located, in units of the path; eps^⅔ by default.
+    - `callback(parameter, orbit)`: called at every cycle, `orbit` with the transverse multipliers; the branch ends when
+      it returns True.
+    - `key`: of the first Krylov vector, `jax.random.key(0)` by default.
+
+    **Returns:** a `CycleBranch`. A change and its reversal between two neighbouring cycles are not seen: lower `most`.
+    A
+    cycle that shrinks to a fixed point ends in its `hopf_point`. Towards a homoclinic orbit, where the period diverges, `drift` tells when `steps` no longer suffice.
+
+    **Raises:** `ValueError` if the parameter is no scalar float leaf, the bounds are reversed or do not hold it, the
+    state is complex or a single number, or no cycle is found from `orbit`.
+    """
+    z0, unravel = ravel_pytree(jax.tree.map(jnp.asarray, orbit.state))
+    real = state_dtype(orbit.state)
+    if jnp.issubdtype(real, jnp.complexfloating):
+        raise ValueError(
+            "`orbit` is complex: wrap the field in `eqjax.Realified` and begin with its orbit."
+        )
+    if z0.size < 2:
+        raise ValueError("`orbit` is of one number: on a line nothing returns.")
+    for name, value in (("steps", steps), ("k", k), ("max_steps", max_steps)):
+        if not value > 0:
+            raise ValueError(f"`{name}` must be above 0, got {value}.")
+    index, value = find(field, where)
+    # A number would be compiled in.
+    field = replaced(field, index, jnp.asarray(value, jnp.result_type(float)))
+    low, high = checked_bounds(bounds, value)
+    problem = Shooting(
+        field=field,
+        x=x,
+        low=jnp.asarray(low, real),
+        span=jnp.asarray(high - low, real),
+        solver=corrector(real) if newton is None else newton,
+        integrator=solver,
+        key=jax.random.key(0) if key is None else key,
+        unravel=unravel,
+        index=index,
+        steps=steps,
+        k=min(k, z0.size - 1),
+        ncv=ncv,
+        max_steps=max_steps,
+    )
+    width = float(jnp.finfo(real).eps) ** (2 / 3) if tol is None else tol
+    guess = z0, jnp.log(jnp.asarray(orbit.period, real))
+    start = first_point(problem, guess, value, backwards)
+    if not start.converged:
+        raise ValueError(
+            f"No cycle found from `orbit`: Newton's method ended at residual {float(start.residual):.1e}. Either (a) "
+            "pass what `periodic_orbit` returns for the field with the parameter's present value; (b) allow more "
+            "`max_steps`, or more `steps` of the integration; or (c) it fell on a fixed point."
+        )
+
+    def sample(point) -> CycleSample:
+        turn = point.found
+        multipliers = np.asarray(turn.multipliers)
+        return CycleSample(
+            parameter=float(problem.low + problem.span * point.y[1]),
+            state=(point.y[0][0], turn.period, turn.amplitude, turn.centre),
+            slope=float(point.tangent[1]),
+            multipliers=multipliers[np.argsort(-abs(multipliers), kind="stable")],
+            converged=bool(point.converged & turn.reliable),
+            # A multiplier that a symmetry keeps at 1 is there to within the error of the integration.
+            unstable=int(np.sum(abs(multipliers) > 1 + np.sqrt(np.finfo(multipliers.dtype).eps))),
+        )
+
+    def stop(point, seen):
+        turn = point.found
+        cycle = PeriodicOrbit(
+            unravel(point.y[0][0]),
+            turn.period,
+            turn.multipliers,
+            point.residual,
+            point.converged & turn.reliable,
+        )
+        return callback is not None and callback(seen.parameter, cycle)
+
+    largest = float(start.found.amplitude)
+
+    def examine(at, length, first, last, leg_index):
+        nonlocal largest
+        special = cycle_points(at, length, first, last, leg_index, width, unravel)
+        before, now = float(first.state[2]), float(last.state[2])
+        largest = max(largest, now)
+        hopf = None
+        if now < min(before, 0.05 * largest):
+            hopf = _hopf(problem, first, last, leg_index, where, x)
+        if hopf is None:
+            return special, ""
+        return [*special, hopf], "the cycle shrank to a fixed point"
+
+    points, samples, special, ended = follow(
+        problem,
+        path,
+        start,
+        sample=sample,
+        examine=examine,
+        stop=stop,
+        max_points=max_points,
+    )
+    stacked = stack(points)
+    return CycleBranch(
+        parameters=problem.low + problem.span * stacked.y[1],
+        states=jax.vmap(unravel)(stacked.y[0][0]),
+        periods=stacked.found.period,
+        amplitudes=stacked.found.amplitude,
+        multipliers=stacked.found.multipliers,
+        unstable=np.asarray([seen.unstable for seen in samples]),
+        residuals=stacked.residual,
+        drift=stacked.found.drift,
+        reliable=stacked.found.reliable,
+        special_points=tuple(special),
+        ended=ended,
+    )
+
+
+def _hopf(problem, first, last, index, where, x) -> CyclePoint | None:
+    """The Hopf point to which a small cycle shrinks, if it is where that would be: the parameter goes with the square
+    of the amplitude."""
+    _, period, after, centre = last.state
+    before = first.state[2]
+    change = last.parameter - first.parameter
+    expected = last.parameter + change * float(after**2 / (before**2 - after**2))
+    field = replaced(problem.field, problem.index, jnp.asarray(last.parameter))
+    frequency = 2 * np.pi / float(period)
+    found = hopf_point(
+        field,
+        problem.unravel(centre),
+        x,
+        where=where,
+        frequency=jnp.asarray(frequency, period.dtype),
+        k=problem.k + 1,
+        key=problem.key,
+        throw=False,
+    )
+    parameter, omega = float(found.parameter), float(found.frequency)
+    near = abs(parameter - expected) <= abs(change) and abs(omega / frequency - 1) < 0.1
+    if not (found.converged and near):
+        return None
+    return CyclePoint(
+        parameter=parameter,
+        interval=(parameter, parameter),
+        state=found.state,
+        period=2 * np.pi / omega,
+        amplitude=0.0,
+        type="Hopf",
+        change=0,
+        status="converged",
+        multiplier=1 + 0j,
+        frequency=omega,
+        index=index + 1,
+    )

@@ -1,0 +1,183 @@
+"""`periodic_orbit`: a cycle, its period, and its Floquet multipliers."""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from jax.core import Tracer
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarLike
+
+from ..relaxation import NewtonKrylov
+from ._jacobian import state_dtype
+from ._krylov_schur import Eigenpairs, eigenpairs, resolve
+from ._propagation import one_step
+
+
+class PeriodicOrbit(eqx.Module):
+    """What `periodic_orbit` returns.
+
+    - `state`: a point of the cycle; `period`: T.
+    - `multipliers (k,)`: the largest eigenvalues of the monodromy matrix `∂z(T)/∂z(0)`, largest first. One is 1, along
+      the cycle. Those far below 1 may be rounding.
+    - `residual`: `‖z(T) - z(0)‖ / max(‖z‖, 1)`. `converged`: whether shooting and multipliers converged.
+    """
+
+    state: PyTree[Array]
+    period: Float[Array, ""]
+    multipliers: Complex[Array, " k"]
+    residual: Float[Array, ""]
+    converged: Bool[Array, ""]
+
+    @property
+    def transverse(self) -> Complex[Array, " m"]:
+        """The multipliers without the one along the cycle, the nearest to 1."""
+        along = jnp.argmin(jnp.abs(self.multipliers - 1))
+        order = jnp.arange(self.multipliers.size - 1)
+        return self.multipliers[jnp.where(order < along, order, order + 1)]
+
+    @property
+    def stable(self) -> Bool[Array, ""]:
+        """Whether every transverse multiplier found lies inside the unit circle."""
+        return self.converged & jnp.all(jnp.abs(self.transverse) < 1)
+
+    def __str__(self) -> str:
+        if isinstance(self.period, Tracer) or self.period.ndim:
+            return repr(self)
+        word = "stable" if self.stable else "unstable" if self.converged else "not converged:"
+        sizes = ", ".join(f"{complex(m):.6g}" for m in self.multipliers)
+        return (
+            f"{word} cycle of period {float(self.period):.12g}, multipliers {sizes}, "
+            f"residual {float(self.residual):.1e}"
+        )
+
+
+def periodic_orbit(
+    field: Callable[..., Any],
+    z0: PyTree[Array],
+    x: PyTree = None,
+    *,
+    period: ScalarLike,
+    steps: int = 1000,
+    k: int = 6,
+    ncv: int | None = None,
+    tol: ScalarLike | None = None,
+    max_steps: int = 30,
+    solver: dfx.AbstractSolver = dfx.Tsit5(scan_kind="lax"),
+    key: PRNGKeyArray | None = None,
+    throw: bool = True,
+) -> PeriodicOrbit:
+    """A periodic orbit of an autonomous field, stable or not, by single shooting.
+
+    Newton–Krylov on `z(T; z) - z = 0` and `⟨F(z₀), z - z₀⟩ = 0` for state and period together. The Floquet multipliers
+    come from products with the monodromy matrix, which are JVPs through the integration; by Krylov–Schur, so that
+    nothing is formed. Their absolute error is about that of the orbit, relative to the largest.
+
+    **Arguments:**
+
+    - `field`: callable `field(t, z, x) -> dz/dt`, evaluated near t = 0: autonomous. `x`: clamped input.
+    - `z0`, `period`: a real state near the cycle, and a guess of T: what a simulation shows.
+    - `steps`: of `solver`, an explicit Diffrax solver, of fixed length T/steps; its order sets the error.
+    - `k`: multipliers, at most as many as the state has numbers. `ncv`: as for `spectrum`.
+    - `tol`: of the shooting residual; eps^¾ by default. `max_steps`: of Newton's method.
+    - `key`: of the first Krylov vector, `jax.random.key(0)` by default.
+    - `throw`: raise if it does not converge. With `throw=False` look at `converged`.
+
+    **Returns:** a `PeriodicOrbit`. Where Newton's method falls on a fixed point, which is a cycle of any period, it
+    counts as not converged. **Raises:** `ValueError` on a complex state or a period or count that is not positive.
+    """
+    dtype = state_dtype(z0)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise ValueError(
+            "`z0` is complex: wrap the field in `eqjax.Realified` and pass `Realified.split(z0)`."
+        )
+    for name, value in (("period", period), ("steps", steps), ("max_steps", max_steps)):
+        if isinstance(value, (int, float)) and not value > 0:
+            raise ValueError(f"`{name}` must be above 0, got {value}.")
+    k = min(k, sum(jnp.size(leaf) for leaf in jax.tree.leaves(z0)))
+    key = jax.random.key(0) if key is None else key
+    period = jnp.asarray(period, dtype)
+    tol = jnp.asarray(float(jnp.finfo(dtype).eps) ** 0.75 if tol is None else tol, dtype)
+    found = _periodic_orbit(field, z0, x, period, steps, k, ncv, tol, max_steps, solver, key)
+    if throw:
+        period = eqx.error_if(
+            found.period,
+            ~found.converged,
+            "No cycle found near `z0` and `period`. Either (a) start nearer, from a state and period that a simulation "
+            "shows; (b) allow more `max_steps`, or more `steps` of the integration; or (c) it fell on a fixed point.",
+        )
+        found = eqx.tree_at(lambda orbit: orbit.period, found, period)
+    return found
+
+
+def resolved(pairs: Eigenpairs) -> Bool[Array, ""]:
+    """Whether multipliers are known as well as it takes to compare them with 1: one of a direction that contracts
+    strongly lies below the rounding of the products, and need not be known to its last digit."""
+    eps = float(jnp.finfo(pairs.residuals.dtype).eps)
+    size = jnp.abs(pairs.values)
+    defects = pairs.residuals * jnp.maximum(size, eps ** (2 / 3) * pairs.magnitude)
+    allowed = jnp.maximum(eps ** (2 / 3) * jnp.maximum(size, 1), 20 * eps * pairs.magnitude)
+    return jnp.all(pairs.converged | (defects <= allowed))
+
+
+def turn(
+    field: Callable[..., Any],
+    solver: dfx.AbstractSolver,
+    unravel: Callable[[Array], PyTree],
+    z: Float[Array, " n"],
+    x: PyTree,
+    time: Array,
+    steps: int,
+    watch: Callable[[Any, Array], Any] = lambda seen, z: seen,
+    seen: Any = None,
+) -> Any:
+    """The flat state after `time`, in `steps` equal steps; or what `watch` made of those on the way, if given `seen`."""
+
+    def body(carry, _):
+        z, seen = carry
+        z = ravel_pytree(one_step(field, solver, unravel(z), x, time / steps))[0]
+        return (z, watch(seen, z)), None
+
+    end, told = jax.lax.scan(body, (z, seen), None, length=steps)[0]
+    return end if seen is None else told
+
+
+@eqx.filter_jit
+def _periodic_orbit(field, z0, x, period, steps, k, ncv, tol, max_steps, solver, key):
+    flat, unravel = ravel_pytree(z0)
+
+    def force(z):
+        return ravel_pytree(field(0.0, unravel(z), x))[0]
+
+    def flow(z, period):
+        return turn(field, solver, unravel, z, x, period, steps)
+
+    pace = force(flat)
+    pace = pace / jnp.linalg.norm(pace)
+
+    def closed(y, _):
+        z, period = y
+        return flow(z, period) - z, jnp.vdot(pace, z - flat)
+
+    newton = NewtonKrylov(tol, restart=60, krylov_steps=240)
+    solution = optx.root_find(closed, newton, (flat, period), max_steps=max_steps, throw=False)
+    z, period = solution.value
+    end, monodromy = jax.linearize(lambda z: flow(z, period), z)
+    noise = jax.random.normal(key, z.shape, z.dtype)
+    pairs, _ = eigenpairs(monodromy, noise, noise, k, resolve("LM", None), ncv, None, 1000)
+    size = jnp.linalg.norm(z)
+    residual = jnp.linalg.norm(end - z) / jnp.maximum(size, 1)
+    # A fixed point also returns, but does not move on the way.
+    moving = jnp.linalg.norm(force(z)) * jnp.abs(period) > jnp.sqrt(tol) * jnp.maximum(size, 1)
+    converged = (solution.result == optx.RESULTS.successful) & (period > 0) & moving
+    return PeriodicOrbit(
+        state=unravel(z),
+        period=period,
+        multipliers=pairs.values,
+        residual=residual,
+        converged=converged & resolved(pairs),
+    )

@@ -1,0 +1,184 @@
+"""`hopf_point`: where a fixed point starts to oscillate, as a differentiable function of everything else."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarLike
+
+from ..analytic import tree_held
+from ..relaxation import GMRES, residual_ratio
+from ._eigenvalue import quotient
+from ._jacobian import state_dtype
+from ._krylov_schur import AbstractTransform
+from ._parameter import find_leaf, replaced
+from ._spectrum import spectrum
+
+
+class HopfPoint(eqx.Module):
+    """What `hopf_point` returns; all but the last three is differentiable.
+
+    - `parameter`: its value at the Hopf point; `frequency`: ω > 0; `state`: the fixed point there.
+    - `eigenvalue`: μ, whose real part should be zero. `residual`: `‖F‖ / max(‖z‖, 1)`. `converged`.
+    """
+
+    parameter: Float[Array, ""]
+    frequency: Float[Array, ""]
+    state: PyTree[Array]
+    eigenvalue: Complex[Array, ""]
+    residual: Float[Array, ""]
+    converged: Bool[Array, ""]
+
+    def __str__(self) -> str:
+        if isinstance(self.parameter, Tracer) or self.parameter.ndim:
+            return repr(self)
+        word = "Hopf point" if self.converged else "no Hopf point: ended"
+        return (
+            f"{word} at parameter {float(self.parameter):.12g}, ω = {float(self.frequency):.8g}, "
+            f"Re μ = {float(self.eigenvalue.real):.1e}, residual {float(self.residual):.1e}"
+        )
+
+
+def hopf_point(
+    field: Callable[..., Any],
+    z0: PyTree[Array],
+    x: PyTree = None,
+    *,
+    where: Callable[[Any], Any],
+    frequency: ScalarLike | None = None,
+    k: int = 6,
+    transform: AbstractTransform | None = None,
+    ncv: int | None = None,
+    tol: ScalarLike | None = None,
+    max_steps: int = 20,
+    key: PRNGKeyArray | None = None,
+    throw: bool = True,
+) -> HopfPoint:
+    """The Hopf point near `z0` and the present value of a parameter p, differentiable in all else.
+
+    Newton's method on `F(z, p) = 0`, `Re μ(z, p) = 0`, matrix-free: the derivative of the eigenvalue is `wᴴ (dJ) v` with
+    `wᴴ v = 1` (Magnus 1985), the steps are solved by `GMRES`. At the solution y* the step `y* - A⁻¹ G(y*, θ)`, with A
+    held and G = 0, is taken once more: it moves nothing and has the derivative `-A⁻¹ ∂G/∂θ` of the implicit function
+    theorem, in forward and in reverse mode. No iteration is differentiated.
+
+    **Arguments:**
+
+    - `field`: an Equinox module `field(t, z, x) -> dz/dt`, evaluated at t = 0. `x`: clamped input.
+    - `z0`: a real state near the fixed point there: a special point's `state`, with its parameter put into `field`.
+    - `where`: which parameter p, as in `eqx.tree_at`: a scalar float leaf. What it holds is where the search begins, and
+      receives no gradient.
+    - `frequency`: about that of the pair meant; by default the complex pair nearest to the imaginary axis at the start.
+    - `k`, `transform`, `ncv`: of the search for the pair, as for `spectrum`.
+    - `tol`: of the relative force residual, and of Re μ relative to |μ|; eps^¾ by default. `max_steps`: of Newton's method.
+    - `key`: of the first Krylov vector, `jax.random.key(0)` by default.
+    - `throw`: raise if it does not converge. With `throw=False` look at `converged`.
+
+    **Returns:** a `HopfPoint`. Once differentiable only. **Raises:** `ValueError` on a complex state or a parameter that
+    is no scalar float leaf.
+    """
+    z0 = jax.tree.map(jnp.asarray, z0)
+    real = state_dtype(z0)
+    if jnp.issubdtype(real, jnp.complexfloating):
+        raise ValueError(
+            "`z0` is complex: wrap the field in `eqjax.Realified` and pass `Realified.split(z0)`."
+        )
+    if not max_steps > 0:
+        raise ValueError(f"`max_steps` must be above 0, got {max_steps}.")
+    index, p = find_leaf(field, where)
+    tol = jnp.asarray(float(jnp.finfo(real).eps) ** 0.75 if tol is None else tol, real)
+    frequency = None if frequency is None else jnp.asarray(frequency, real)
+    settings = {
+        "k": min(k, sum(leaf.size for leaf in jax.tree.leaves(z0))),
+        "transform": transform,
+        "ncv": ncv,
+        "key": jax.random.key(0) if key is None else key,
+    }
+    with jax.default_matmul_precision("highest"):
+        found = _hopf_point(
+            field, z0, jnp.asarray(p, real), x, frequency, index, tol, max_steps, settings
+        )
+    if throw:
+        parameter = eqx.error_if(
+            found.parameter,
+            ~found.converged,
+            "No Hopf point found near `z0` and the parameter's present value. Either (a) start nearer, from a special "
+            "point of `continuation`; (b) name the `frequency`, or search more modes (`k`, `ncv`, `transform`); (c) "
+            "allow more `max_steps`, or a `tol` that this dtype can reach.",
+        )
+        found = eqx.tree_at(lambda point: point.parameter, found, parameter)
+    return found
+
+
+@eqx.filter_jit
+def _hopf_point(field, z0, p0, x, frequency, index, tol, max_steps, settings):
+    held = tree_held((field, x))
+    start = tree_held((z0, p0))
+    eps = jnp.finfo(tol.dtype).eps
+    krylov = GMRES(float(100 * eps), 0.0, restart=60, max_steps=240)
+
+    def force(problem, y):
+        field, x = problem
+        return replaced(field, index, y[1])(0.0, y[0], x)
+
+    def pair(y, target):
+        """The eigenvalue nearest to iω, with ω = `target`, or to the axis where that is NaN, and its vectors."""
+        found = spectrum(
+            lambda t, z, x: force(held, (z, y[1])), y[0], left=True, throw=False, **settings
+        )
+        off = jnp.hypot(
+            found.values.real, jnp.where(jnp.isnan(target), 0, found.values.imag - target)
+        )
+        i = jnp.argmin(jnp.where(found.values.imag > 0, off, jnp.inf))
+        value = jnp.where(found.values[i].imag > 0, found.values[i], jnp.nan)
+        v, w = (
+            jax.tree.map(lambda leaf: leaf[i], vectors)
+            for vectors in (found.vectors, found.left_vectors)
+        )
+        return value, v, w, found.converged[i]
+
+    def rate(problem, y, v, w):
+        """`wᴴ J v`, which is μ, and to first order remains so with the vectors held."""
+        field, x = problem
+        moved = replaced(field, index, y[1])
+        return quotient(lambda z, x: moved(0.0, z, x), y[0], x, v, w)
+
+    def stepped(problem, y, v, w):
+        """One Newton step, whose matrix is that of the held problem."""
+        _, A = jax.linearize(lambda y: (force(held, y), rate(held, y, v, w).real), tree_held(y))
+        G = force(problem, y), rate(problem, y, v, w).real
+        operator = lx.FunctionLinearOperator(A, jax.eval_shape(lambda: y))
+        change = lx.linear_solve(operator, G, krylov, throw=False).value
+        return jax.tree.map(jnp.subtract, y, change)
+
+    def residuals(y, value):
+        return residual_ratio(force(held, y), y[0]), jnp.abs(value.real) / jnp.abs(value)
+
+    def unfinished(carry):
+        y, (value, _, _, fine), taken = carry
+        first, second = residuals(y, value)
+        done = (first <= tol) & (second <= tol)
+        return ~done & fine & jnp.isfinite(value.real) & (taken < max_steps)
+
+    def body(carry):
+        y, (value, v, w, _), taken = carry
+        y = stepped(held, y, v, w)
+        return y, pair(y, value.imag), taken + 1
+
+    target = jnp.full_like(tol, jnp.nan) if frequency is None else tree_held(frequency)
+    carry = start, pair(start, target), jnp.asarray(0)
+    y, (value, v, w, fine), _ = tree_held(jax.lax.while_loop(unfinished, body, carry))
+    residual, off = residuals(y, value)
+    converged = (residual <= tol) & (off <= tol) & fine
+    z, p = stepped((field, x), y, v, w)
+    return HopfPoint(
+        parameter=p,
+        frequency=rate((field, x), (z, p), v, w).imag,
+        state=z,
+        eigenvalue=value,
+        residual=residual,
+        converged=converged,
+    )

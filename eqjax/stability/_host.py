@@ -1,0 +1,181 @@
+"""Small dense problems, solved by LAPACK on the host from within compiled functions.
+
+JAX has a nonsymmetric eigenvalue solver on the CPU only, and an ordered Schur form nowhere.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def on_host(function, shapes, *arrays):
+    """`function(*arrays)` by NumPy, one sample at a time under `vmap`; `shapes` are those of its results.
+
+    Everything travels as 32-bit words: the thread that serves a callback knows nothing of a `jax.enable_x64` that
+    is a context, and would turn float64 into float32.
+    """
+    likes = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arrays]
+
+    def called(*words):
+        arguments = (
+            np.asarray(w).view(like.dtype).reshape(like.shape)
+            for w, like in zip(words, likes, strict=True)
+        )
+        results = function(*arguments)
+        return jax.tree.map(
+            lambda a, like: np.asarray(a, like.dtype).ravel().view(np.uint32), results, shapes
+        )
+
+    packed = jax.tree.map(lambda like: jax.eval_shape(_words, like), shapes)
+    words = jax.pure_callback(called, packed, *map(_words, arrays), vmap_method="sequential")
+    return jax.tree.map(_from_words, words, shapes)
+
+
+def _words(a):
+    a = jnp.stack([a.real, a.imag], axis=-1) if jnp.iscomplexobj(a) else a
+    return jax.lax.bitcast_convert_type(a, jnp.uint32).ravel()
+
+
+def _from_words(words, like):
+    if not jnp.issubdtype(like.dtype, jnp.inexact):
+        return jax.lax.bitcast_convert_type(words, like.dtype).reshape(like.shape)
+    real = jnp.finfo(like.dtype).dtype
+    parts = jax.lax.bitcast_convert_type(words.reshape(-1, real.itemsize // 4), real)
+    parts = parts.reshape(-1) if real.itemsize == 8 else parts
+    if jnp.issubdtype(like.dtype, jnp.complexfloating):
+        parts = parts.reshape(*like.shape, 2)
+        return jax.lax.complex(parts[..., 0], parts[..., 1])
+    return parts.reshape(like.shape)
+
+
+@on_host.defjvp
+def _(function, shapes, primals, tangents):
+    raise ValueError(
+        "Spectra are not differentiated through their iteration. Use `eqjax.stability.eigenvalue`, whose derivative "
+        "comes from left and right eigenvectors, or cut the gradient with `jax.lax.stop_gradient`."
+    )
+
+
+def truncate(projection, tol, last, *, k, rank, eps):
+    """The projected problem of one restart, solved by LAPACK: how to rotate and how much to keep.
+
+    Returns the rotation (m, m), zero beyond the vectors kept; the projection after it; the number kept; the size of
+    the wanted subspace; whether all is over.
+    """
+    m = projection.shape[1]
+    if not np.all(np.isfinite(projection)):
+        nothing = np.full_like(projection, np.nan)
+        return nothing[:m], nothing, 0, min(k, m), 1
+    wide = projection.astype(np.result_type(projection, np.float64))
+    schur, rotation = ordered_schur(wide[:m], rank)
+    coupling = wide[m] @ rotation
+    whole = np.append(np.diagonal(schur, -1) == 0, True)  # a cut after row i leaves pairs whole
+    wanted = k if whole[k - 1] else k + 1
+
+    values, weights = np.linalg.eig(schur[:wanted, :wanted])
+    error = abs(coupling[:wanted] @ weights)
+    floor = eps * np.linalg.norm(wide[:m], 2)
+    settled = int(np.sum(error <= np.maximum(0.5 * float(tol) * abs(values), floor)))
+    done = settled == wanted or bool(last)
+    # A thick restart: half of the vectors stay, which takes far fewer products than keeping k.
+    keep = wanted if done else min(max((m + settled) // 2, wanted), m - 1)
+    if not whole[keep - 1]:
+        keep += 1 if keep < m - 1 else -1
+
+    rotation[:, keep:] = 0
+    after = np.zeros_like(wide)
+    after[:keep, :keep], after[keep, :keep] = schur[:keep, :keep], coupling[:keep]
+    return rotation, after, keep, wanted, int(done)
+
+
+def ordered_schur(matrix, rank):
+    """The (real, if `matrix` is real) Schur form with the largest `rank` first: `matrix = Q T Qᴴ`."""
+    import scipy.linalg  # here, since it takes long to import
+
+    t, q = scipy.linalg.schur(matrix)[:2]
+    (exchange,) = scipy.linalg.get_lapack_funcs(("trexc",), (t,))
+    top = 0
+    while top < len(t):
+        values = diagonal_values(t)
+        best = top + int(
+            np.argmax(rank(values[top:]))
+        )  # the first of equals: never the tail of a pair
+        if best > top:
+            t, q, failed = exchange(t, q, best + 1, top + 1)
+            if failed:  # two blocks too close to be told apart: either order will do
+                break
+        top += 1 if top + 1 == len(t) or t[top + 1, top] == 0 else 2
+    return t, q
+
+
+def diagonal_values(t):
+    """Eigenvalues of a Schur form in the order of its diagonal; its 2×2 blocks as LAPACK leaves them, standardised."""
+    values = np.diagonal(t).astype(complex)
+    if np.iscomplexobj(t):
+        return values
+    below, above = np.diagonal(t, -1), np.diagonal(t, 1)
+    pairs = np.flatnonzero(below)
+    imaginary = np.sqrt(abs(below[pairs])) * np.sqrt(abs(above[pairs]))
+    values[pairs] += 1j * imaginary
+    values[pairs + 1] -= 1j * imaginary
+    return values
+
+
+def eigen(matrix, size):
+    """Eigenvalues and unit eigenvectors (columns) of the leading block; the rest is padded with zeros and units."""
+    values, vectors = np.zeros(len(matrix), complex), np.eye(len(matrix), dtype=complex)
+    if not np.all(np.isfinite(matrix)):
+        return np.full_like(values, np.nan), np.full_like(vectors, np.nan)
+    wide = matrix[:size, :size].astype(np.result_type(matrix, np.float64))
+    values[:size], vectors[:size, :size] = np.linalg.eig(wide)
+    return values, vectors
+
+
+def largest(matrix):
+    """The largest |eigenvalue|."""
+    return np.max(abs(np.linalg.eigvals(matrix))) if np.all(np.isfinite(matrix)) else np.nan
+
+
+def criss_cross(matrix, epsilon):
+    """The pseudospectral abscissa (Burke, Lewis & Overton 2003)."""
+    matrix, epsilon = matrix.astype(complex), float(epsilon)
+    if not np.all(np.isfinite(matrix)):
+        return np.nan
+    n = len(matrix)
+    scale = np.linalg.norm(matrix, 2) + epsilon
+    unit, close = np.eye(n), 1e-8 * scale
+
+    def crossings(block):
+        """Imaginary parts of the eigenvalues on the imaginary axis of the Hamiltonian matrix of `block`."""
+        hamiltonian = np.block([[block, -epsilon * unit], [epsilon * unit, -block.conj().T]])
+        values = np.linalg.eigvals(hamiltonian)
+        return np.sort(values.imag[abs(values.real) <= close])
+
+    def rightmost(y):
+        """The rightmost point of the pseudospectrum at height y."""
+        found = crossings(
+            1j * (matrix - 1j * y * unit)
+        )  # i(J - iy): its imaginary crossings are the x
+        return np.max(found, initial=-np.inf)
+
+    values = np.linalg.eigvals(matrix)
+    abscissa = rightmost(values[np.argmax(values.real)].imag)
+    for _ in range(50):
+        heights = crossings(matrix - abscissa * unit)
+        middles = (heights[1:] + heights[:-1]) / 2
+        reached = max((rightmost(y) for y in middles), default=-np.inf)
+        if not reached > abscissa + 1e-12 * scale:
+            break
+        abscissa = reached
+    return abscissa
+
+
+def sum_of_squares(matrix):
+    """`Σ|μ|²` over the eigenvalues of a matrix."""
+    if not np.all(np.isfinite(matrix)):
+        return np.nan
+    wide = matrix.astype(np.result_type(matrix.dtype, np.float64))
+    return np.sum(abs(np.linalg.eigvals(wide)) ** 2)

@@ -1,0 +1,61 @@
+"""The Jacobian of a field at a state, as products."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from ..relaxation import check_structure
+
+
+class Jacobian(NamedTuple):
+    """`J = ∂F/∂z` on flat vectors: `force`, F itself; `mv`, `v -> J v`; `transposed`, `v -> Jᵀ v`; `unravel`, from
+    a flat vector to the structure of the state."""
+
+    force: Array
+    mv: Callable[[Array], Array]
+    transposed: Callable[[Array], Array]
+    unravel: Callable[[Array], PyTree]
+
+    def adjoint(self, v: Array) -> Array:
+        """`Jᴴ v`; for a real state the same as `transposed`."""
+        return self.transposed(v.conj()).conj()
+
+    def dense(self) -> Array:
+        """J as a matrix: as many products as the state has numbers."""
+        return jax.lax.map(self.mv, jnp.eye(self.force.size, dtype=self.force.dtype)).T
+
+    def random(self, key: PRNGKeyArray) -> Array:
+        """A Gaussian vector of the state's size and dtype."""
+        return jax.random.normal(key, self.force.shape, self.force.dtype)
+
+
+def jacobian(field: Callable[..., Any], z: PyTree[Array], x: PyTree = None) -> Jacobian:
+    """The Jacobian of `field(0, z, x)` with respect to `z`, linearised once and never formed."""
+    state_dtype(z)
+    z = jax.tree.map(jnp.asarray, z)
+    force, product = jax.linearize(lambda state: field(0.0, state, x), z)
+    check_structure(z, force)
+    transpose = jax.linear_transpose(product, z)
+    unravel = ravel_pytree(z)[1]
+    return Jacobian(
+        ravel_pytree(force)[0],
+        lambda v: ravel_pytree(product(unravel(v)))[0],
+        lambda v: ravel_pytree(transpose(unravel(v))[0])[0],
+        unravel,
+    )
+
+
+def state_dtype(z: PyTree[Array]) -> Any:
+    """The one floating-point dtype, real or complex, of a state."""
+    dtypes = {jnp.asarray(leaf).dtype for leaf in jax.tree.leaves(z)}
+    if len(dtypes) != 1 or not all(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes):
+        names = sorted(dtype.name for dtype in dtypes)
+        raise ValueError(
+            f"`z` must hold arrays of one floating-point dtype, got {names or 'no arrays'}. Cast it, for example "
+            "with `eqjax.tree_cast`."
+        )
+    return dtypes.pop()

@@ -1,0 +1,382 @@
+"""Krylov–Schur: some eigenvalues of an operator that is known only by its products."""
+
+import abc
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Complex, Float, Inexact, Int, PRNGKeyArray, PyTree, ScalarLike
+
+from ..analytic import matmul
+from ._host import eigen, on_host, truncate
+
+# What "most wanted first" means; written with methods that NumPy and JAX arrays share.
+WHICH: dict[str, Callable[[Any], Any]] = {
+    "LR": lambda values: values.real,
+    "SR": lambda values: -values.real,
+    "LM": lambda values: abs(values),
+    "LI": lambda values: abs(values.imag),
+}
+
+
+class Eigenpairs(eqx.Module):
+    """What `krylov_schur` returns, most wanted pair first; of a conjugate pair the one above the axis is first.
+
+    - `values (k,)`, complex.
+    - `vectors`: in the structure of the start, complex, leading axis k; unit length, largest entry real positive.
+    - `residuals`: `‖A v - μ v‖ / max(|μ|, eps^⅔ s)`, from products made at the end.
+    - `converged`: residual at most `tol`, or `‖A v - μ v‖` at most `20 eps s √restarts`, the rounding that gathers.
+    - `magnitude`: s, the size of `A r` for a random unit r: the root mean square of A's singular values, roughly.
+    - `products`: of A with a vector, all told. `restarts`: of the Krylov space.
+    """
+
+    values: Complex[Array, " k"]
+    vectors: PyTree[Array]
+    residuals: Float[Array, " k"]
+    converged: Bool[Array, " k"]
+    magnitude: Float[Array, ""]
+    products: Int[Array, ""]
+    restarts: Int[Array, ""]
+
+
+class Transformed(NamedTuple):
+    """A transform at work on one A. `apply`: `v -> (f(A) v, products with A that it took)`; `faithful`: which
+    eigenvalues of A stood out because they are wanted; `products`: spent on setting it up."""
+
+    apply: Callable[[Array], tuple[Array, Array]]
+    faithful: Callable[[Array], Array]
+    products: Array
+
+
+class AbstractTransform(eqx.Module):
+    """A function f(A) with the eigenvectors of A, in whose spectrum the wanted eigenvalues of A stand out as
+    `which` says. The eigenvalues of A itself are read off by projecting it on the subspace found."""
+
+    which: eqx.AbstractVar[str]
+
+    @abc.abstractmethod
+    def prepare(self, mv: Callable, noise: Array) -> Transformed:
+        """f(A) for the product `mv` with A, on flat vectors like the random `noise`."""
+
+    @abc.abstractmethod
+    def dtype(self, dtype: Any) -> Any:
+        """The dtype in which f(A) acts for an A of `dtype`: complex where f has no real form."""
+
+    @abc.abstractmethod
+    def rank(self, values: Array) -> Array:
+        """How wanted each eigenvalue of A is (larger is more); in real arithmetic, conjugates alike."""
+
+
+def everything(values: Array) -> Array:
+    """The `faithful` of a transform that cannot mislead."""
+    return jnp.ones(values.shape, bool)
+
+
+class Plain(AbstractTransform):
+    """A itself: the eigenvalues at the edge of its spectrum that `which` names (see `krylov_schur`)."""
+
+    which: str = eqx.field(default="LR", static=True)
+
+    def __check_init__(self):
+        if self.which not in WHICH:
+            raise ValueError(
+                f"`which` must be one of {', '.join(WHICH)}, got {self.which!r}. For the eigenvalues nearest to "
+                "a point pass transform=ShiftInvert(point)."
+            )
+
+    def prepare(self, mv, noise):
+        one = jnp.asarray(1)
+        return Transformed(lambda v: (mv(v), one), everything, jnp.asarray(0))
+
+    def dtype(self, dtype):
+        return dtype
+
+    def rank(self, values):
+        return WHICH[self.which](values)
+
+
+def krylov_schur(
+    mv: Callable[[PyTree[Array]], PyTree[Array]],
+    start: PyTree[Array],
+    *,
+    k: int = 6,
+    which: str | None = None,
+    transform: AbstractTransform | None = None,
+    ncv: int | None = None,
+    tol: ScalarLike | None = None,
+    max_restarts: int = 1000,
+    key: PRNGKeyArray,
+) -> Eigenpairs:
+    """Eigenvalues of a linear operator A at an edge of its spectrum, or where a transform looks for them.
+
+    The Krylov–Schur method (Stewart 2001): an Arnoldi decomposition of `ncv` vectors is truncated to the
+    invariant subspace of its most wanted Ritz values, in a real Schur form if A is real, so that conjugate pairs
+    stay together, and is grown again. Half of the vectors are kept, a thick restart (Wu & Simon 2000), and more as
+    pairs converge. Gram–Schmidt is done twice; where the Krylov space is exhausted it goes on from a random vector.
+    The small Schur forms come from LAPACK on the host, one call a restart; everything else is one compiled loop, and
+    under `vmap` every sample stops by itself.
+
+    **Arguments:**
+
+    - `mv`: the product, `v -> A v`; linear (over the complex numbers if `start` is complex).
+    - `start`: the first Krylov vector, any pytree of one dtype.
+    - `k`: how many eigenvalues; at most the size of the space.
+    - `which`: "LR" rightmost (the default), "SR" leftmost, "LM" of largest magnitude, "LI" of largest imaginary
+      part in magnitude. A `transform` (`ShiftInvert`, `Propagator`) says itself what it finds.
+    - `ncv`: Krylov vectors kept, by default `max(2k + 1, 20)`; no more than the size of the space are used.
+    - `tol`: stop when `‖A v - μ v‖ ≤ tol |μ|`; by default eps^⅔, which is 4e-11 in float64 and 2e-5 in float32.
+    - `max_restarts`: when to give up. `key`: of the random vector used where a Krylov space is exhausted.
+
+    **Returns:** `Eigenpairs`. If `k` cuts a conjugate pair, its member above the real axis is returned. Like every
+    method that starts from a single vector it may see a repeated eigenvalue fewer times than it occurs. Not
+    differentiable; see `eigenvalue`.
+    """
+    transform = resolve(which, transform)
+    check_sizes(k, ncv, max_restarts, sum(jnp.size(leaf) for leaf in jax.tree.leaves(start)))
+    # An array, so that another tolerance does not compile anew.
+    tol = None if tol is None else jnp.asarray(tol)
+    return _krylov_schur(mv, start, k, transform, ncv, tol, max_restarts, key)
+
+
+@eqx.filter_jit
+def _krylov_schur(mv, start, k, transform, ncv, tol, max_restarts, key):
+    flat, unravel = ravel_pytree(start)
+
+    def apply(v):
+        return ravel_pytree(mv(unravel(v)))[0]
+
+    noise = jax.random.normal(key, flat.shape, flat.dtype)
+    pairs, _ = eigenpairs(apply, flat, noise, k, transform, ncv, tol, max_restarts)
+    return eqx.tree_at(lambda p: p.vectors, pairs, unravel_complex(unravel, pairs.vectors))
+
+
+def resolve(which: str | None, transform: AbstractTransform | None) -> AbstractTransform:
+    """The transform that `which` and `transform` ask for together."""
+    if transform is None:
+        return Plain("LR" if which is None else which)
+    if which is not None:
+        raise ValueError(
+            f"`transform={type(transform).__name__}(...)` says itself which eigenvalues it finds: leave out "
+            f"`which={which!r}`."
+        )
+    return transform
+
+
+def check_sizes(k: int, ncv: int | None, max_restarts: int, n: int) -> None:
+    """Refuse counts that make no sense for a space of n dimensions."""
+    if not 1 <= k <= n:
+        raise ValueError(f"`k` must lie between 1 and the size of the state, {n}, got {k}.")
+    if ncv is not None and ncv < min(k + 2, n):
+        raise ValueError(
+            f"`ncv` must be at least k + 2 = {k + 2} to leave room to search, got {ncv}. Leave it out, or try "
+            f"ncv={max(2 * k + 1, 20)}."
+        )
+    if max_restarts < 1:
+        raise ValueError(f"`max_restarts` must be at least 1, got {max_restarts}.")
+
+
+def unravel_complex(unravel: Callable, rows: Complex[Array, "k n"]) -> PyTree[Array]:
+    """Complex vectors in the structure of a state that may be real."""
+    probe = jax.eval_shape(unravel, jax.ShapeDtypeStruct(rows.shape[1:], rows.real.dtype))
+    if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(probe)):
+        return jax.vmap(unravel)(rows)
+    return jax.tree.map(
+        jax.lax.complex, *(jax.vmap(unravel)(part) for part in (rows.real, rows.imag))
+    )
+
+
+class Subspace(NamedTuple):
+    """An invariant subspace, real where A is: `images = A basis`, row by row.
+
+    Rows from `size` on are zero: `size` is k, or k + 1 where k would cut a conjugate pair.
+    """
+
+    basis: Inexact[Array, "q n"]
+    images: Inexact[Array, "q n"]
+    values: Complex[Array, " q"]
+    vectors: Complex[Array, "q n"]
+    size: Int[Array, ""]
+
+
+def eigenpairs(mv, start, noise, k, transform, ncv, tol, max_restarts):
+    """`krylov_schur` on flat vectors: the pairs, and the invariant subspace in which they were found."""
+    n, real, dtype = start.size, jnp.finfo(start.dtype).dtype, transform.dtype(start.dtype)
+    each = 1 if dtype == start.dtype else 2  # products with A behind one with a complex vector
+    if each == 2:
+        mv, start, noise = complexify(mv), start.astype(dtype), noise.astype(dtype)
+    eps = jnp.finfo(real).eps
+    tol = jnp.asarray(eps ** (2 / 3) if tol is None else tol, real)
+    ncv = min(max(2 * k + 1, 20) if ncv is None else ncv, n)
+    transformed = transform.prepare(mv, noise)
+    found = decompose(
+        transformed.apply,
+        jnp.where(norm(start) > 0, start, noise),
+        noise,
+        k=k,
+        which=transform.which,
+        ncv=ncv,
+        # An error that is small for f(A) may not be small for A, and transforms converge fast: go to the floor.
+        tol=tol if isinstance(transform, Plain) else jnp.zeros_like(tol),
+        max_restarts=max_restarts,
+    )
+    # One Rayleigh–Ritz step with A itself: values and true residuals alike, transformed or not.
+    q = min(k + 1, n)
+    inside = jnp.arange(q, dtype=jnp.int32) < found.wanted
+    basis = jnp.where(inside[:, None], found.basis[:q], 0)
+    images = jax.vmap(mv)(jnp.concatenate([basis, unit(noise)[None]]))
+    magnitude, images = norm(images[q]), images[:q]
+    dtype = np.result_type(real, np.complex64)
+    shapes = jax.ShapeDtypeStruct((q,), dtype), jax.ShapeDtypeStruct((q, q), dtype)
+    values, weights = on_host(eigen, shapes, basis.conj() @ images.T, found.wanted)
+    order = jnp.argsort(jnp.where(inside, -transform.rank(values), jnp.inf))
+    values, weights = values[order], weights[:, order].T
+    vectors = matmul(weights, basis)
+    top = jnp.take_along_axis(vectors, jnp.argmax(abs(vectors), axis=1, keepdims=True), axis=1)
+    phase = jnp.where(inside[:, None], top.conj() / abs(top).astype(dtype), 1)
+    weights, vectors = phase * weights, phase * vectors
+    defects = matmul(weights, images) - values[:, None] * vectors
+
+    residuals, converged = judged(
+        jnp.linalg.norm(defects, axis=1), values, magnitude, found.restarts, tol
+    )
+    pairs = Eigenpairs(
+        values=values[:k],
+        vectors=vectors[:k],
+        residuals=residuals[:k],
+        converged=(converged & transformed.faithful(values))[:k],
+        magnitude=magnitude,
+        products=each
+        * (found.products + transformed.products.astype(jnp.int32) + found.wanted + 1),
+        restarts=found.restarts,
+    )
+    return pairs, Subspace(basis, images, values, vectors, found.wanted)
+
+
+def judged(defects, values, magnitude, restarts, tol) -> tuple[Array, Array]:
+    """Relative residuals from `‖A v - μ v‖`, and which of them are at the tolerance or at the rounding floor."""
+    eps = jnp.finfo(magnitude.dtype).eps
+    tol = eps ** (2 / 3) if tol is None else tol
+    extent = jnp.maximum(abs(values), eps ** (2 / 3) * magnitude)
+    floor = 20 * eps * magnitude * jnp.sqrt(restarts.astype(magnitude.dtype))
+    converged = defects <= jnp.maximum(tol * extent, floor)
+    return defects / jnp.where(extent > 0, extent, 1), converged
+
+
+def complexify(mv: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """A real product on complex vectors."""
+    return lambda v: jax.lax.complex(mv(v.real), mv(v.imag))
+
+
+class Decomposition(NamedTuple):
+    """A Krylov decomposition `A V = V S + v bᴴ` (Stewart 2001) of `size` vectors.
+
+    Row i of `basis` is the i-th orthonormal vector and row `size` is v; rows beyond are zero. The columns before
+    `size` of `projection` hold S in the rows before `size`, and bᴴ in row `size`. The first `wanted` vectors span
+    the invariant subspace sought.
+    """
+
+    basis: Inexact[Array, "m+1 n"]
+    projection: Inexact[Array, "m+1 m"]
+    size: Int[Array, ""]
+    wanted: Int[Array, ""]
+    done: Bool[Array, ""]
+    products: Int[Array, ""]
+    restarts: Int[Array, ""]
+
+
+def decompose(operator, start, noise, *, k, which, ncv, tol, max_restarts) -> Decomposition:
+    """Restart until the leading `k` Ritz values (`k + 1` where a pair would be cut) have converged."""
+    m, eps = ncv, float(jnp.finfo(start.dtype).eps)
+    reduce = functools.partial(truncate, k=k, rank=WHICH[which], eps=eps)
+    real = jnp.finfo(start.dtype).dtype
+    integer = jax.ShapeDtypeStruct((), jnp.int32)
+    shapes = (
+        jax.ShapeDtypeStruct((m, m), start.dtype),
+        jax.ShapeDtypeStruct((m + 1, m), start.dtype),
+        integer,
+        integer,
+        integer,
+    )
+
+    def cycle(state):
+        basis, projection, products = expand(
+            operator,
+            state.basis,
+            state.projection,
+            state.size,
+            jnp.roll(noise, m * state.restarts),
+        )
+        last = state.restarts + 1 >= max_restarts
+        rotation, projection, size, wanted, done = on_host(
+            reduce, shapes, projection, jnp.asarray(tol, real), last.astype(jnp.int32)
+        )
+        kept = jnp.zeros_like(basis).at[:m].set(rotation.T @ basis[:m]).at[size].set(basis[m])
+        products = state.products + products
+        return Decomposition(kept, projection, size, wanted, done > 0, products, state.restarts + 1)
+
+    zero = jnp.asarray(0, jnp.int32)
+    state = Decomposition(
+        jnp.zeros((m + 1, start.size), start.dtype).at[0].set(unit(start)),
+        jnp.zeros((m + 1, m), start.dtype),
+        zero,
+        zero,
+        jnp.asarray(False),
+        zero,
+        zero,
+    )
+    return jax.lax.while_loop(lambda s: ~s.done, cycle, state)
+
+
+def expand(operator, basis, projection, size, noise):
+    """Arnoldi steps from `size` vectors to all; returns basis, projection and the products made.
+
+    Where the Krylov space is exhausted they go on from `noise`, shifted so that no two vectors are alike.
+    """
+    m, eps = projection.shape[1], jnp.finfo(basis.dtype).eps
+
+    def step(carry):
+        basis, projection, j, products = carry
+
+        def attempt(carry):
+            w, column, tries, _ = carry
+            length, total = norm(w), jnp.zeros_like(column)
+            for _ in range(2):  # rows of the basis not yet written are zero and take no part
+                overlap = basis.conj() @ w
+                w, total = w - overlap @ basis, total + overlap
+            beta = norm(w)
+            fine = beta > 10 * eps * length
+            total = total.at[j + 1].set(jnp.where(fine, beta, 0).astype(w.dtype))
+            w = jnp.where(
+                fine, w / jnp.where(fine, beta, 1).astype(w.dtype), jnp.roll(noise, j + tries)
+            )
+            return w, jnp.where(tries == 0, total, column), tries + 1, fine
+
+        w, cost = operator(basis[j])
+        fresh = (w, jnp.zeros(m + 1, w.dtype), jnp.zeros_like(j), jnp.asarray(False))
+        w, column, _, fine = jax.lax.while_loop(lambda c: ~c[3] & (c[2] < 4), attempt, fresh)
+        return (
+            basis.at[j + 1].set(
+                jnp.where(fine, w, 0)
+            ),  # zero: there is nothing beyond the whole space
+            projection.at[:, j].set(column),
+            j + 1,
+            products + cost.astype(products.dtype),
+        )
+
+    start = (basis, projection, size, jnp.zeros_like(size))
+    basis, projection, _, products = jax.lax.while_loop(lambda c: c[2] < m, step, start)
+    return basis, projection, products
+
+
+def norm(v):
+    return jnp.sqrt(jnp.sum(abs(v) ** 2))
+
+
+def unit(v):
+    size = norm(v)
+    return v / jnp.where(size > 0, size, 1).astype(v.dtype)

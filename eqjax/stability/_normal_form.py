@@ -1,0 +1,135 @@
+"""`hopf_normal_form`: whether the cycle born in a Hopf bifurcation is stable."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jax.core import Tracer
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarLike
+
+from ..relaxation import GMRES
+from ._krylov_schur import AbstractTransform, complexify
+from ._spectrum import RESULTS, spectrum
+
+
+class HopfNormalForm(eqx.Module):
+    """What `hopf_normal_form` returns: `ȧ = iω a + ω l₁ |a|² a` at the bifurcation.
+
+    - `l1`: the first Lyapunov coefficient. Negative: supercritical, a stable cycle grows from the fixed point;
+      positive: subcritical, an unstable one bounds its basin and the state is lost abruptly. Its sign alone does not
+      depend on how vectors are normalised.
+    - `frequency`: ω. `eigenvalue`: μ, whose real part tells how near the bifurcation the state is.
+    - `residual`: the larger relative residual of the two linear solves. `result`: a `RESULTS` value of the eigenpair.
+    """
+
+    l1: Float[Array, ""]
+    frequency: Float[Array, ""]
+    eigenvalue: Complex[Array, ""]
+    residual: Float[Array, ""]
+    result: RESULTS
+
+    @property
+    def supercritical(self) -> Bool[Array, ""]:
+        return self.l1 < 0
+
+    def __str__(self) -> str:
+        if isinstance(self.l1, Tracer) or self.l1.ndim:
+            return repr(self)
+        kind = "supercritical" if self.supercritical else "subcritical"
+        return f"{kind} Hopf, l₁ = {float(self.l1):.8g}, ω = {float(self.frequency):.8g}"
+
+
+def hopf_normal_form(
+    field: Callable[..., Any],
+    z: PyTree[Array],
+    x: PyTree = None,
+    *,
+    k: int = 6,
+    transform: AbstractTransform | None = None,
+    ncv: int | None = None,
+    rtol: ScalarLike | None = None,
+    key: PRNGKeyArray | None = None,
+    throw: bool = True,
+) -> HopfNormalForm:
+    """The first Lyapunov coefficient at a Hopf point (Kuznetsov, Elements of Applied Bifurcation Theory, eq. 5.62):
+
+    `l₁ = Re[⟨p, C(q, q, q̄)⟩ - 2⟨p, B(q, A⁻¹ B(q, q̄))⟩ + ⟨p, B(q̄, (2iω - A)⁻¹ B(q, q))⟩] / 2ω`
+
+    with `A q = iω q`, `Aᵀ p = -iω p`, `‖q‖ = ⟨p, q⟩ = 1`. B and C, the second and third derivatives of F, are JVPs of
+    JVPs, the two linear systems are solved by `GMRES`; nothing is formed.
+
+    **Arguments:**
+
+    - `field`: callable `field(t, z, x) -> dz/dt` at the bifurcation: `eqx.tree_at(where, field, point.parameter)`.
+    - `z`: the fixed point there, real, `point.state`. `x`: clamped input.
+    - `k`, `transform`, `ncv`: of the search for the pair, as for `spectrum`. Of the complex pairs found, the one
+      nearest to the imaginary axis is taken.
+    - `rtol`: of the linear solves; eps^¾ by default. `key`: of the first Krylov vector, `jax.random.key(0)` by default.
+    - `throw`: raise when the eigenpairs did not converge.
+
+    **Returns:** a `HopfNormalForm`, NaN where no complex pair was found.
+    """
+    if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(z)):
+        raise ValueError(
+            "`z` is complex: wrap the field in `eqjax.Realified` and pass `Realified.split(z)`."
+        )
+    key = jax.random.key(0) if key is None else key
+    k = min(k, sum(jnp.size(leaf) for leaf in jax.tree.leaves(z)))
+    found = spectrum(
+        field, z, x, k=k, transform=transform, ncv=ncv, left=True, key=key, throw=throw
+    )
+    return _normal_form(field, z, x, found, rtol)
+
+
+@eqx.filter_jit
+def _normal_form(field, z, x, found, rtol):
+    flat, unravel = ravel_pytree(z)
+    rtol = float(jnp.finfo(flat.dtype).eps) ** 0.75 if rtol is None else rtol
+
+    def force(v):
+        return ravel_pytree(field(0.0, unravel(v), x))[0]
+
+    def along(function, direction):
+        return lambda v: jax.jvp(function, (v,), (direction,))[1]
+
+    def second(a, b):
+        return along(along(force, a), b)(flat)
+
+    def third(a, b, c):
+        return along(along(along(force, a), b), c)(flat)
+
+    def bilinear(a, b):
+        real = second(a.real, b.real) - second(a.imag, b.imag)
+        return jax.lax.complex(real, second(a.real, b.imag) + second(a.imag, b.real))
+
+    off_axis = jnp.where(found.values.imag > 0, jnp.abs(found.values.real), jnp.inf)
+    i = jnp.argmin(off_axis)
+    value = jnp.where(jnp.isfinite(off_axis[i]), found.values[i], jnp.nan)
+    frequency = value.imag
+    q, p = (
+        ravel_pytree(jax.tree.map(lambda leaf: leaf[i], vectors))[0]
+        for vectors in (found.vectors, found.left_vectors)
+    )
+
+    mv = complexify(jax.linearize(force, flat)[1])
+    solver = GMRES(rtol, 0.0, restart=60, max_steps=600)
+
+    def solve(operator, b):
+        system = lx.FunctionLinearOperator(operator, jax.eval_shape(lambda: b))
+        solution = lx.linear_solve(system, b, solver, throw=False)
+        return solution.value, solution.stats["residual"]
+
+    twice = jax.lax.complex(jnp.zeros_like(frequency), 2 * frequency)
+    steady, first = solve(mv, bilinear(q, q.conj()))
+    ringing, other = solve(lambda v: twice * v - mv(v), bilinear(q, q))
+    a, b = q.real, q.imag
+    cubic = jax.lax.complex(
+        third(a, a, a) + third(a, b, b), third(a, a, b) + third(b, b, b)
+    )  # C(q, q, q̄), by linearity
+    total = cubic - 2 * bilinear(q, steady) + bilinear(q.conj(), ringing)
+    l1 = jnp.vdot(p, total).real / (2 * frequency)
+    return HopfNormalForm(l1, frequency, value, jnp.maximum(first, other), found.result)

@@ -1,0 +1,184 @@
+"""Checkpoints that describe themselves and notice when a byte has changed."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from .._extras import require
+
+FORMAT = 1
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, damaged, or of something else."""
+
+
+def _named_arrays(tree: PyTree) -> dict[str, np.ndarray]:
+    """The array leaves of a tree by path, random keys as their raw data."""
+    named = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if isinstance(leaf, jax.Array):
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                leaf = jax.random.key_data(leaf)
+            named[jax.tree_util.keystr(path)] = np.asarray(leaf)
+    return named
+
+
+def _describe(array: np.ndarray) -> dict[str, Any]:
+    data = np.ascontiguousarray(array)
+    return {
+        "shape": list(array.shape),
+        "dtype": array.dtype.name,
+        "sha256": hashlib.sha256(data.tobytes()).hexdigest(),
+    }
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of one run, in a folder, newest `keep` of them (0: all).
+
+    Written by Orbax, atomically: a crash at any moment leaves the older ones as they were. Every array and
+    the description carry a SHA-256, since Orbax restores a flipped byte as wrong numbers without a word.
+
+    **Arguments:** `folder`; `keep`: how many to keep, 0 for all.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int = 2):
+        require("training")
+        import orbax.checkpoint as ocp  # here, since it is an extra
+
+        self._args = ocp.args
+        self.folder = Path(folder).absolute()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep or None, enable_async_checkpointing=False
+        )
+        self._manager = ocp.CheckpointManager(self.folder, options=options)
+
+    def close(self) -> None:
+        self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def latest(self) -> int | None:
+        """The step of the newest complete checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        """The steps of the complete checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: PyTree, about: dict[str, Any]) -> None:
+        """Store the arrays of `state` and the JSON value `about`: whatever is needed to rebuild the rest."""
+        arrays = _named_arrays(state)
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "about": json.loads(json.dumps(about)),
+            "arrays": {name: _describe(array) for name, array in arrays.items()},
+        }
+        self._manager.save(
+            step,
+            args=self._args.Composite(
+                arrays=self._args.StandardSave(arrays),
+                manifest=self._args.JsonSave(manifest | {"sha256": _digest(manifest)}),
+            ),
+            force=True,
+        )
+
+    def about(self, step: int | None = None) -> dict[str, Any]:
+        """What was stored as `about`, verified."""
+        return self._manifest(self._which(step))["about"]
+
+    def restore(self, template: PyTree, step: int | None = None) -> PyTree:
+        """`template` with its arrays replaced by those stored, verified to the last byte.
+
+        `CheckpointError` when the checkpoint is damaged, or holds other arrays than the template asks for.
+        """
+        step = self._which(step)
+        stored = self._manifest(step)["arrays"]
+        wanted = {name: _describe(a) for name, a in _named_arrays(template).items()}
+        for name in sorted(wanted.keys() | stored.keys()):
+            ours, theirs = (
+                f"{d[name]['dtype']}{d[name]['shape']}" if name in d else "nothing"
+                for d in (wanted, stored)
+            )
+            if ours != theirs:
+                raise CheckpointError(
+                    f"{self.folder}: this checkpoint is of another model: at `{name}` it holds {theirs}, and {ours} "
+                    "is wanted. Rebuild the model with the settings stored in the checkpoint."
+                )
+        target = {
+            name: jax.ShapeDtypeStruct(tuple(d["shape"]), np.dtype(d["dtype"]))
+            for name, d in stored.items()
+        }
+        try:
+            arrays = self._manager.restore(
+                step, args=self._args.Composite(arrays=self._args.StandardRestore(target))
+            )["arrays"]
+        except Exception as error:
+            raise self._damaged(step, error) from error
+        for name, description in stored.items():
+            if _describe(np.asarray(arrays[name])) != description:
+                raise self._damaged(step, f"the array `{name}` is not the one that was saved")
+
+        def fill(path, leaf):
+            if not isinstance(leaf, jax.Array):
+                return leaf
+            value = arrays[jax.tree_util.keystr(path)]
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(jnp.asarray(value), impl=jax.random.key_impl(leaf))
+            return jnp.asarray(value)
+
+        return jax.tree_util.tree_map_with_path(fill, template)
+
+    def _which(self, step: int | None) -> int:
+        step = self.latest() if step is None else step
+        if step is None:
+            raise CheckpointError(f"{self.folder}: no complete checkpoint here.")
+        if step not in (steps := self.steps()):
+            raise CheckpointError(
+                f"{self.folder}: no checkpoint at step {step}; there are: {', '.join(map(str, steps))}."
+            )
+        return step
+
+    def _manifest(self, step: int) -> dict[str, Any]:
+        try:
+            manifest = dict(
+                self._manager.restore(
+                    step, args=self._args.Composite(manifest=self._args.JsonRestore())
+                )["manifest"]
+            )
+            digest = manifest.pop("sha256")
+        except Exception as error:
+            raise self._damaged(step, error) from error
+        if digest != _digest(manifest):
+            raise self._damaged(step, "its description is not the one that was saved")
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(
+                f"{self.folder}: checkpoint format {manifest['format']}, this version reads {FORMAT}."
+            )
+        return manifest
+
+    def _damaged(self, step: int, why: Any) -> CheckpointError:
+        why = (
+            why
+            if isinstance(why, str)
+            else f"{type(why).__name__}: {str(why).splitlines()[0] if str(why) else ''}"
+        )
+        return CheckpointError(
+            f"{self.folder}: checkpoint {step} is damaged ({why}). Restore a copy of it, or delete the folder "
+            f"{self.folder / str(step)} to go on from the one before."
+        )

@@ -1,0 +1,88 @@
+"""The folder of a run: what lies where in it, and whether it is whole."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+
+from ._checkpoint import CheckpointError, Checkpoints
+
+
+def checkpoints(folder: str | os.PathLike) -> Path:
+    """Where a run keeps its checkpoints."""
+    return Path(folder) / "checkpoints"
+
+
+def holds_run(folder: str | os.PathLike) -> bool:
+    """Whether a folder holds a run that can be opened: one with a complete checkpoint."""
+    if not checkpoints(folder).is_dir():
+        return False
+    with Checkpoints(checkpoints(folder)) as found:
+        return found.latest() is not None
+
+
+def claim(folder: Path, command: str) -> None:
+    """Make the folder for a new run of `eqjax COMMAND`; `ValueError` if it holds one, or cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"--out {folder}: cannot write there ({error.strerror}). Choose another folder."
+        ) from None
+    if holds_run(folder):
+        raise ValueError(
+            f"--out {folder} already holds a run. Go on with it by `eqjax {command} --resume {folder}`, "
+            "or choose another folder."
+        )
+
+
+def keep_text(folder: Path, text: str) -> None:
+    """The text stays with the run: a moved folder, or a corpus that is out of reach later, does no harm."""
+    _text(folder).write_bytes(text.encode("utf-8"))
+
+
+def kept_text(folder: Path, about: dict[str, Any]) -> str:
+    """The run's copy of its text; `CheckpointError` if it is not the one that its checkpoint speaks of."""
+    path = _text(folder)
+    data = path.read_bytes() if path.exists() else b""
+    if hashlib.sha256(data).hexdigest() != about["text_sha256"]:
+        raise CheckpointError(
+            f"{path}: missing, or not the text that this run was trained on ({about['source']}). "
+            "Put a copy of that back in its place."
+        )
+    return data.decode("utf-8")
+
+
+def digest(text: str) -> str:
+    """SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def about_run(folder: Path, command: str, step: int | None) -> dict[str, Any]:
+    """What the checkpoint in a folder says about itself; `CheckpointError` if there is none of such a run."""
+    if not holds_run(folder):
+        raise CheckpointError(
+            f"{folder}: no run here (no complete checkpoint). Name the folder that `eqjax {command} --out` wrote."
+        )
+    with Checkpoints(checkpoints(folder)) as found:
+        about = found.about(step)
+    if about.get("command", "train") != command:
+        raise CheckpointError(
+            f"{folder}: this run is one of `eqjax {about.get('command', 'train')}`, not of `eqjax {command}`."
+        )
+    return about
+
+
+def restored(folder: Path, state: eqx.Module, step: int | None) -> Any:
+    """`state` with the arrays of a checkpoint."""
+    with Checkpoints(checkpoints(folder)) as found:
+        return found.restore(state, step)
+
+
+def _text(folder: Path) -> Path:
+    return folder / "text.txt"

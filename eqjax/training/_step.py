@@ -1,0 +1,158 @@
+"""The pure training step."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
+
+from ..analytic import cross_entropy, tree_where
+from ..fields import trainable
+from ..gradients import AbstractEstimator
+from ..homeostasis import AbstractHomeostat
+
+
+class TrainState(eqx.Module):
+    """Everything that changes while training: `model`, `opt_state`, `step` (updates so far), `key`, and the state of the
+    `homeostat`, if there is one."""
+
+    model: PyTree
+    opt_state: PyTree
+    step: Int[Array, ""]
+    key: PRNGKeyArray
+    homeostat: PyTree = None
+
+    @classmethod
+    def create(
+        cls,
+        model: PyTree,
+        optimiser: optax.GradientTransformation,
+        *,
+        key: PRNGKeyArray,
+        trains: Callable[[PyTree], PyTree] = trainable,
+        homeostat: AbstractHomeostat | None = None,
+    ) -> "TrainState":
+        """The state at step 0. Arrays are copied, because the step donates (consumes) those of its state.
+
+        **Arguments:** those of `make_step`, and `trains`, if the estimator has one of its own.
+        """
+        model, key = _copied((model, key))
+        opt_state = _copied(optimiser.init(eqx.filter(model, trains(model))))
+        held = None if homeostat is None else _copied(homeostat.init(model))
+        return cls(model, opt_state, jnp.asarray(0, jnp.int32), key, held)
+
+
+def _copied(tree):
+    return jax.tree.map(
+        lambda leaf: jnp.array(leaf, copy=True) if eqx.is_array(leaf) else leaf, tree
+    )
+
+
+class Step(eqx.Module):
+    """`step(state, batch) -> (state, metrics)`; see `make_step`."""
+
+    estimator: AbstractEstimator
+    optimiser: optax.GradientTransformation
+    homeostat: AbstractHomeostat | None
+    loss: Callable
+
+    def __call__(self, state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, Any]]:
+        self._check(state)
+        return _update((self, batch), state)
+
+    def compile(self, state: TrainState, batch: tuple) -> "CompiledStep":
+        """Compile ahead of time for the shapes of these arguments; the result can never recompile."""
+        self._check(state)
+        lowered = _update.lower((self, batch), state)  # pyright: ignore[reportFunctionMemberAccess]
+        return CompiledStep(self, lowered.compile())
+
+    def _check(self, state: TrainState) -> None:
+        if (self.homeostat is None) != (state.homeostat is None):
+            raise ValueError(
+                "Step and state differ in having a homeostat: pass the same `homeostat` to `make_step` and to "
+                "`TrainState.create(..., homeostat=...)`."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+    """A compiled `Step`, called like one. `memory_bytes`: buffers it needs beyond its arguments."""
+
+    step: Step
+    program: Any
+
+    def __call__(self, state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, Any]]:
+        return self.program((self.step, batch), state)
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.program.compiled.memory_analysis().temp_size_in_bytes
+
+
+def make_step(
+    estimator: AbstractEstimator,
+    optimiser: optax.GradientTransformation,
+    homeostat: AbstractHomeostat | None = None,
+    *,
+    loss: Callable = cross_entropy,
+) -> Step:
+    """One jitted training step, `step(state, batch) -> (state, metrics)`.
+
+    The buffers of `state` are donated: use the returned state and drop the old one. A batch of which no sample
+    is accepted, or whose gradient is not finite, changes neither model nor optimiser (`metrics["updated"]`
+    says so); with a homeostat its penalty still does, so that a field that has come loose can settle again.
+
+    **Arguments:** `estimator`; `optimiser`: any Optax transformation; `homeostat`: what keeps the field settled while it
+    learns, such as `eqjax.homeostasis.growth_homeostat()`; `loss(outputs, targets)`: scalar of one sample, by default
+    the token-mean cross-entropy.
+
+    **Returns:** a `Step`. `metrics` are scalar arrays: those of `Report.summary`, `gradient_norm` (of the task, before
+    homeostat and optimiser), `updated`, and those of the homeostat.
+    """
+    return Step(estimator, optimiser, homeostat, loss)
+
+
+@eqx.filter_jit(donate="all-except-first")
+def _update(fixed, state):
+    step, batch = fixed
+    key, draw = jax.random.split(state.key)
+    estimate = step.estimator(state.model, step.loss, batch, key=draw)
+    norm = optax.tree.norm(estimate.grads)
+    metrics = {**estimate.report.summary(), "gradient_norm": norm}
+    if step.homeostat is None:
+        grads, held = estimate.grads, None
+        good = jnp.isfinite(norm) & jnp.any(estimate.report.accepted)
+    else:
+        grads, held, told = step.homeostat(
+            state.homeostat, state.model, batch[0], estimate, jax.random.fold_in(draw, 1)
+        )
+        total = optax.tree.norm(grads)
+        good = jnp.isfinite(total) & (total > 0)
+        metrics |= told
+    # The estimator gives None where nothing is trained; weight decay must see the same arrays.
+    trained = jax.tree.map(
+        lambda g, p: None if g is None else p,
+        grads,
+        state.model,
+        is_leaf=lambda leaf: leaf is None,
+    )
+    with jax.numpy_dtype_promotion("standard"):  # Optax' schedules mix int and float
+        updates, opt_state = step.optimiser.update(grads, state.opt_state, trained)
+    model = eqx.apply_updates(state.model, updates)
+    model, opt_state = tree_where(good, (model, opt_state), (state.model, state.opt_state))
+    return TrainState(model, opt_state, state.step + 1, key, held), metrics | {"updated": good}
+
+
+def check_finite(model: PyTree) -> None:
+    """`ValueError` naming the first parameter that holds a NaN or an infinity."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model):
+        if eqx.is_inexact_array(leaf) and not bool(jnp.all(jnp.isfinite(leaf))):
+            name = jax.tree_util.keystr(path)
+            raise ValueError(
+                f"parameter `{name}` holds NaN or infinite values: nothing can settle. Start from an earlier "
+                "checkpoint, or with a smaller learning rate."
+            )
