@@ -14,6 +14,7 @@ from eqjax.gradients import (
     BPTT,
     Accept,
     AsymEP,
+    Nudge,
     OracleAdjoint,
     SharedAdjoint,
     agreement,
@@ -67,7 +68,7 @@ def main():
             "OracleAdjoint": OracleAdjoint(free=free, adjoint_solver=GMRES(1e-3), accept=accept),
             "AsymEP": AsymEP(free=free, nudged=Anderson(1e-3), accept=accept),
             "AsymEP, shared adjoint": AsymEP(
-                free=free, nudged=Anderson(1e-3), accept=accept, contrast=SharedAdjoint()
+                free=free, nudged=Nudge(Anderson(0.001), contrast=SharedAdjoint()), accept=accept
             ),
         }
         truth = reference(net, cross_entropy, batch)

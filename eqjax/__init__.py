@@ -38,6 +38,7 @@ from .gradients import (
     ForwardEligibility as ForwardEligibility,
     GradientEstimate as GradientEstimate,
     HolomorphicEP as HolomorphicEP,
+    Nudge as Nudge,
     OracleAdjoint as OracleAdjoint,
     TruncatedAdjoint as TruncatedAdjoint,
     VectorFieldEP as VectorFieldEP,

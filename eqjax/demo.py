@@ -19,17 +19,9 @@ from . import plots
 from .analytic import cross_entropy, tree_cast
 from .gradients import Accept, AsymEP, OracleAdjoint, on_common_samples
 from .language import bigram_cross_entropy, unigram_entropy, without_attention
-from .recipes import (
-    Run,
-    TrainConfig,
-    evaluate,
-    probe_batch,
-    sample,
-    start_run,
-    train,
-)
+from .recipes import TrainConfig, probe_batch, sample
 from .relaxation import GMRES, Anderson
-from .training import plain, read_metrics
+from .training import Run, plain, read_metrics
 
 ESTIMATORS = {"asymep": "AsymEP", "oracle": "OracleAdjoint", "bptt": "BPTT"}
 # A checkpoint counts as settled if this fraction of its samples meets both residuals.
@@ -55,7 +47,7 @@ def progress_bar(
 def train_with_bar(run: Run, progress: Progress, name: str) -> Any:
     """`train`, drawn on a progress bar."""
     task = progress.add_task(
-        name, total=run.config.steps, completed=int(run.state.step), loss="–", residual="–"
+        name, total=run.recipe.steps, completed=int(run.state.step), loss="–", residual="–"
     )
 
     def on_step(step: int, values: dict[str, float]) -> None:
@@ -64,10 +56,10 @@ def train_with_bar(run: Run, progress: Progress, name: str) -> Any:
                 task,
                 completed=step,
                 loss=f"{values['loss']:.3f}",
-                residual=f"{values['free_residual']:.0e}",
+                residual=f"{values.get('free_residual', float('nan')):.0e}",
             )
 
-    return train(run, on_step=on_step)
+    return run.train(on_step=on_step)
 
 
 def float64_probe(run: Run) -> dict[str, float]:
@@ -90,17 +82,17 @@ def float64_probe(run: Run) -> dict[str, float]:
 
 def measure(run: Run, outcome: Any) -> dict[str, Any]:
     """One estimator's line of the table."""
-    lines = read_metrics(Path(run.config.out) / "metrics.jsonl")
+    lines = read_metrics(Path(run.recipe.out) / "metrics.jsonl")
     probes = [line for line in lines if "probe_cosine" in line]
     first, last = probes[0], probes[-1]
     logged = [line for line in lines if "loss" in line]
-    validation = evaluate(run, run.validation_ids)
+    validation = run.evaluate(run.validation_ids)
     row = {
         "objective": run.estimator.objective,
-        "train": evaluate(run, run.train_ids).cross_entropy,
+        "train": run.evaluate(run.train_ids).cross_entropy,
         "validation": validation.cross_entropy,
-        "validation_alpha0": evaluate(
-            run, run.validation_ids, model=without_attention(run.model)
+        "validation_alpha0": run.evaluate(
+            run.validation_ids, model=without_attention(run.model)
         ).cross_entropy,
         "validation_tokens": validation.tokens,
         "validation_unsettled": validation.unsettled,
@@ -119,7 +111,7 @@ def measure(run: Run, outcome: Any) -> dict[str, Any]:
             x.size for x in jax.tree.leaves(run.model) if isinstance(x, jax.Array) and x.ndim
         ),
     }
-    if run.config.estimator != "bptt":
+    if run.recipe.estimator != "bptt":
         qualifying = [
             p
             for p in probes
@@ -224,9 +216,11 @@ def demo(config: TrainConfig, *, console: Console | None = None) -> dict[str, An
     rows, samples, runs = {}, {}, {}
     with progress_bar(console) as progress:
         for name, title in ESTIMATORS.items():
-            run = start_run(dataclasses.replace(config, out=out / name, estimator=name))
+            run = Run.start(dataclasses.replace(config, out=out / name, estimator=name))
             if not runs:
-                console.print(f"Text: {run.source}; {len(run.tokenizer.characters)} characters.")
+                console.print(
+                    f"Text: {run.material.source}; {len(run.tokenizer.characters)} characters."
+                )
             outcome = train_with_bar(run, progress, title)
             rows[title], runs[title] = measure(run, outcome), run
             prompt = run.tokenizer.encode("\n") if "\n" in run.tokenizer.characters else [0]
@@ -241,7 +235,7 @@ def demo(config: TrainConfig, *, console: Console | None = None) -> dict[str, An
         "table": rows,
         "baselines": baselines,
         "float64_probe": probe,
-        "text": run.source,
+        "text": run.material.source,
         "config": config.to_dict(),
         "samples": samples,
         "says": verdict(rows, baselines),

@@ -9,8 +9,8 @@ about five minutes on two cores with the oracle.
 import argparse
 from pathlib import Path
 
-from eqjax.recipes import TrainConfig, start_run, train
-from eqjax.training import read_metrics
+from eqjax.recipes import TrainConfig
+from eqjax.training import Run, read_metrics
 
 
 def main():
@@ -36,7 +36,7 @@ def main():
             evaluate_every=max(1, options.steps // 8),
             save_every=options.steps,
         )
-        train(start_run(config))
+        Run.start(config).train()
         lines = read_metrics(config.out / "metrics.jsonl")
         for i, line in enumerate(lines):
             if "validation" in line:

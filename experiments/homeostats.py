@@ -28,11 +28,11 @@ import numpy as np
 import eqjax as ej
 from eqjax.fields._parts import MLP, Attention, LayerNorm
 from eqjax.language import Embedding, Readout, tiles
-from eqjax.recipes import TrainConfig, start_run, train
+from eqjax.recipes import TrainConfig
 from eqjax.recipes._equilibrium_build import build_optimiser
 from eqjax.recipes._examine import settle, windows
 from eqjax.stability._propagation import euler_map
-from eqjax.training import read_metrics
+from eqjax.training import Run, read_metrics
 from eqjax.training._metrics import plain
 
 SIZES = {
@@ -117,7 +117,7 @@ class Transformer(eqx.Module):
 
 def train_transformer(config: TrainConfig) -> dict[str, Any]:
     """Backpropagation on the batches that the equilibrium models see."""
-    run = start_run(config)
+    run = Run.start(config)
     optimiser = build_optimiser(config)
     model = Transformer(config, run.tokenizer.size, jax.random.key(config.seed))
     state = optimiser.init(eqx.filter(model, eqx.is_array))
@@ -166,7 +166,7 @@ def leading(model, step_size, inputs, key):
 def run_row(config: TrainConfig, row: str) -> dict[str, Any]:
     if row == "pre-LN transformer":
         return train_transformer(config)
-    run = start_run(config)
+    run = Run.start(config)
     inputs = windows(run, WINDOWS)
     spectra = []
 
@@ -193,7 +193,7 @@ def run_row(config: TrainConfig, row: str) -> dict[str, Any]:
             flush=True,
         )
 
-    outcome = train(run, on_step=look)
+    outcome = run.train(on_step=look)
     lines = [line for line in read_metrics(config.out / "metrics.jsonl") if "loss" in line]
     return {
         "validation": [(x["step"], x["validation"]) for x in lines if "validation" in x],

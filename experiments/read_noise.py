@@ -40,11 +40,12 @@ def estimators(sigma, radius):
         "read_noise": sigma,
         "radius": radius,
     }
+    nudge = lambda stencil: {"nudged": ej.Nudge(shared["nudged"], stencil=stencil)}
     two = ej.AsymEP(**shared)
     return {
-        "1 phase": ej.AsymEP(**shared, stencil=ej.gradients.OneSided()),
+        "1 phase": ej.AsymEP(**shared | nudge(ej.gradients.OneSided())),
         "2 phases": two,
-        "4 real phases": ej.AsymEP(**shared, stencil=ej.gradients.Central(2)),
+        "4 real phases": ej.AsymEP(**shared | nudge(ej.gradients.Central(2))),
         "6 complex phases": ej.HolomorphicEP(**shared, points=6),
         "2 phases, 16 repeats": ej.gradients.Averaged(two, 16),
     }

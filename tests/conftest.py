@@ -1,6 +1,10 @@
 """Harsh defaults: float64, no silent promotion or broadcasting, every annotation checked, warnings are errors."""
 
+import hashlib
+import importlib.util
+import json
 import os
+from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little: this takes a third off. It holds for programs and notebooks that they start, too.
@@ -58,6 +62,52 @@ def language_batch():
     model = equilibrium_lm(11, 8, 12, 3, qknorm=True, key=jax.random.key(1))
     tokens = jax.random.randint(jax.random.key(2), (4, 9), 0, 11)
     return model, (tokens[:, :-1], tokens[:, 1:])
+
+
+@pytest.fixture
+def network(key):
+    """A recurrent field that settles, its input, and a start."""
+    from eqjax.fields import RecurrentField
+
+    field = RecurrentField(12, strength=2.0, asymmetry=0.7, key=key)
+    return field, jnp.cos(jnp.arange(12.0)), jnp.sin(jnp.arange(12.0))
+
+
+@pytest.fixture(scope="module")
+def settled_block():
+    """A block of attention and MLP, its fixed point, and its input."""
+    from spectra import settle
+
+    from eqjax.fields import ThickBlock
+
+    block = ThickBlock(8, 2, key=jax.random.key(1))
+    x = jax.random.normal(jax.random.key(2), (5, 8))
+    return block, settle(block, x, x), x
+
+
+@pytest.fixture(scope="module")
+def brian2():
+    """Voltages and spikes that Brian2 computed, as experiments/brian2_traces.py stored them."""
+    here = Path(__file__).parent
+    stored = json.loads((here / "data" / "brian2.json").read_text("utf-8"))
+    text = json.dumps(stored["data"], sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest() == stored["about"]["sha256"]
+    assert (here.parent / stored["about"]["script"]).exists() and stored["about"]["brian2"]
+    return stored["data"]
+
+
+@pytest.fixture(scope="session")
+def experiment():
+    """Loads a script of experiments/ by its name."""
+
+    def loaded(name):
+        path = Path(__file__).parents[1] / "experiments" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return loaded
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Feed-forward networks that settle, recurrent cells, masks and transformer layers, against NumPy and plain backprop."""
 
+import chex
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -57,21 +58,21 @@ def settled(field, x):
     return *tried, ej.relax(field, z0, x, step=0.1, steps=600).value
 
 
-def test_the_forward_pass_is_the_equilibrium(assert_close):
+def test_the_forward_pass_is_the_equilibrium():
     field, x = network(), jnp.array([0.3, -1.2, 0.7])
     h = np.asarray(x)
     for k, (w, b) in enumerate(zip(field.weights, field.biases, strict=True)):
         h = h @ np.asarray(w) + np.asarray(b)
         h = scipy.special.expit(h) if k < 2 else h
     passed = field.forward(x)
-    assert_close(passed[-1], h, rtol=1e-13)
+    chex.assert_trees_all_close(passed[-1], h, rtol=1e-13, atol=1e-12)
     assert [a.shape for a in passed] == [(5,), (4,), (2,)]
     assert max(jnp.max(jnp.abs(f)) for f in field(0.0, passed, x)) < 1e-15
     # Picard with ε = 1 is there after as many steps as there are layers, and no sooner.
     two, three, relaxed = settled(field, x)
     assert jnp.max(jnp.abs(two[-1] - passed[-1])) > 1e-3
-    assert_close(three, passed, rtol=1e-14)
-    assert_close(relaxed, passed, rtol=1e-9)
+    chex.assert_trees_all_close(three, passed, rtol=1e-14, atol=1e-12)
+    chex.assert_trees_all_close(relaxed, passed, rtol=1e-9, atol=1e-12)
     # The Jacobian plus one is nilpotent: eigenvalues are all -1.
     flat, back = jax.flatten_util.ravel_pytree(passed)
     jacobian = jax.jacfwd(lambda z: jax.flatten_util.ravel_pytree(field(0.0, back(z), x))[0])(flat)
@@ -82,7 +83,7 @@ def test_the_forward_pass_is_the_equilibrium(assert_close):
 
 
 @pytest.mark.parametrize("activation", [jax.nn.sigmoid, jax.nn.relu])
-def test_settling_gives_the_gradient_of_backpropagation(activation, assert_close):
+def test_settling_gives_the_gradient_of_backpropagation(activation):
     field = network(activation=activation)
     model = built(feed_forward_model, (3, 5, 4, 2), activation=activation)
     model = eqx.tree_at(lambda m: m.field, model, field)
@@ -98,8 +99,8 @@ def test_settling_gives_the_gradient_of_backpropagation(activation, assert_close
     )
     found = eqx.filter_jit(oracle)(model, ej.squared_error, batch)
     assert jnp.all(found.report.accepted)
-    assert_close(found.loss, loss, rtol=1e-13)
-    assert_close(found.grads.field, exact, rtol=1e-10, atol=1e-12)
+    chex.assert_trees_all_close(found.loss, loss, rtol=1e-13, atol=1e-12)
+    chex.assert_trees_all_close(found.grads.field, exact, rtol=1e-10, atol=1e-12)
     assert jnp.linalg.norm(exact.weights[0]) > 1e-3
 
 
@@ -193,7 +194,7 @@ CELLS = {"rnn": (SimpleRNNCell, rnn), "gru": (eqx.nn.GRUCell, gru), "lstm": (eqx
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_a_cell_runs_along_a_sequence(name, assert_close):
+def test_a_cell_runs_along_a_sequence(name):
     kind, formula = CELLS[name]
     net, run = Recurrent(built(kind, 3, 4)), eqx.filter_jit(Recurrent.__call__)
     rng = np.random.default_rng(1)
@@ -202,14 +203,16 @@ def test_a_cell_runs_along_a_sequence(name, assert_close):
     state = jax.tree.map(np.zeros_like, net.initial())
     for t in range(7):
         state = formula(net.cell, np.asarray(inputs[t]), state)
-        assert_close(jax.tree.map(lambda a, t=t: a[t], states), state, rtol=1e-12)
-    assert_close(last, state, rtol=1e-12)
+        chex.assert_trees_all_close(
+            jax.tree.map(lambda a, t=t: a[t], states), state, rtol=1e-12, atol=1e-12
+        )
+    chex.assert_trees_all_close(last, state, rtol=1e-12, atol=1e-12)
     # Two segments are one pass.
     middle, first = run(net, inputs[:3])
     end, second = run(net, inputs[3:], middle)
-    assert_close(end, last, rtol=1e-14)
+    chex.assert_trees_all_close(end, last, rtol=1e-14, atol=1e-12)
     joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
-    assert_close(joined, states, rtol=1e-14)
+    chex.assert_trees_all_close(joined, states, rtol=1e-14, atol=1e-12)
 
     # The gradient through time is that of finite differences.
     @eqx.filter_jit
@@ -221,7 +224,7 @@ def test_a_cell_runs_along_a_sequence(name, assert_close):
     np.testing.assert_allclose(slope, (ahead - behind) / 2e-5, rtol=1e-7)
 
 
-def test_a_cell_of_ones_own_and_misuse(assert_close):
+def test_a_cell_of_ones_own_and_misuse():
     leaky = Recurrent(lambda u, s: {"v": 0.5 * s["v"] + u})
     last, states = leaky(jnp.array([1.0, 2.0]), {"v": jnp.zeros(())})
     assert last["v"] == 2.5 and states["v"].shape == (2,)
@@ -312,7 +315,7 @@ def sequences(*lengths, seed=3):
 
 
 @pytest.mark.parametrize("kind", [PostNorm, PreNorm])
-def test_layers_are_the_published_formulas(kind, assert_close):
+def test_layers_are_the_published_formulas(kind):
     encoder, decoder = pair(kind, hidden=9)
     source, target = map(np.asarray, sequences(5, 4))
     tokens = jnp.array([4, 2, 9, 0, 0])
@@ -320,7 +323,7 @@ def test_layers_are_the_published_formulas(kind, assert_close):
     z = connect(kind, encoder.residuals[0], source, lambda z: attend(encoder.attention, z, z, seen))
     z = connect(kind, encoder.residuals[1], z, lambda z: perceive(encoder.perceptron, z))
     memory = eqx.filter_jit(encoder)(jnp.asarray(source), padding_mask(tokens))
-    assert_close(memory, z, rtol=1e-11)
+    chex.assert_trees_all_close(memory, z, rtol=1e-11, atol=1e-12)
     assert encoder.perceptron.layers[0].weight.shape == (9, WIDTH)
     plain = eqx.filter_eval_shape(EncoderLayer, WIDTH, HEADS, key=jax.random.key(0))
     assert plain.perceptron.layers[0].weight.shape == (4 * WIDTH, WIDTH)
@@ -333,7 +336,7 @@ def test_layers_are_the_published_formulas(kind, assert_close):
     z = connect(kind, third, z, lambda z: perceive(decoder.perceptron, z))
     mask = padding_mask(tokens, queries=4)
     found = eqx.filter_jit(decoder)(jnp.asarray(target), memory, memory_mask=mask)
-    assert_close(found, z, rtol=1e-11)
+    chex.assert_trees_all_close(found, z, rtol=1e-11, atol=1e-12)
 
 
 def test_no_output_sees_the_future_or_the_padding():

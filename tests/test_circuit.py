@@ -4,6 +4,7 @@ import re
 import subprocess
 from functools import partial
 
+import chex
 import diffrax as dfx
 import equinox as eqx
 import jax
@@ -85,15 +86,19 @@ def deviation(circuit, z0, x, folder):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_kirchhoffs_law_is_the_force_of_the_memory(seed, assert_close):
+def test_kirchhoffs_law_is_the_force_of_the_memory(seed):
     memory = random_memory(seed, visible=LogCosh(1.7), hidden=Softmax(2.0))
     z, x = random_state(seed, 4, 3), jnp.array([0.1, -0.4, 0.0, 2.0])
     force = Crossbar(memory, resistance=2e4, unit=UNIT)(0.0, z, x)
-    assert_close(jax.tree.map(lambda f: UNIT * f, force), memory(0.0, z, x), rtol=1e-12)
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda f: UNIT * f, force), memory(0.0, z, x), rtol=1e-12, atol=1e-12
+    )
     held = ClampedMemory(memory, (2, 0))
     z, x = (z[0][:2], z[1]), jnp.array([0.7, -0.2])
     force = Crossbar(held, unit=UNIT)(0.0, z, x)
-    assert_close(jax.tree.map(lambda f: UNIT * f, force), held(0.0, z, x), rtol=1e-12)
+    chex.assert_trees_all_close(
+        jax.tree.map(lambda f: UNIT * f, force), held(0.0, z, x), rtol=1e-12, atol=1e-12
+    )
 
 
 def test_a_finite_gain_departs_as_its_inverse():

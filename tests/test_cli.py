@@ -108,7 +108,7 @@ def test_spectrum_and_continue_see_what_dense_algebra_sees(text, tmp_path, capsy
         assert matplotlib.image.imread(out / name).std() > 0.02
     for arguments, message in (
         (["spectrum", out, "--windows", 0], "--windows"),
-        (["spectrum", out, "--k", 0], "`k`"),
+        (["spectrum", out, "--k", 0], "--k"),
         (["spectrum", out, "--step-size", -1], "--step-size"),
         (["spectrum", out, "--step", 3], "there are: 0, 2, 4"),
         (["continue", out, "--parameter", "mlp.up"], "attention_gain"),
@@ -127,7 +127,7 @@ def test_config_file_is_accepted_back_and_flags_win(text, tmp_path):
     main(["train", "--config", str(config), "--out", str(second), "--seed", "3"])
     loaded = TrainConfig.load(second / "config.yaml")
     assert loaded.leak == 0.5 and loaded.seed == 3 and loaded.steps == 4 and loaded.out == second
-    assert open_run(second).config == loaded
+    assert open_run(second).recipe == loaded
 
 
 def test_resume_goes_on(text, tmp_path, capsys):

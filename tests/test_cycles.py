@@ -1,5 +1,6 @@
-"""Branches of cycles, Hopf points as functions, and files of results, against closed forms and SciPy."""
+"""Branches of cycles against closed forms and SciPy."""
 
+import cycles
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,32 +8,14 @@ import numpy as np
 import pytest
 import scipy.integrate
 import scipy.optimize
+from cycles import ring_orbit
 
 from eqjax import fields
 from eqjax.stability import (
     Natural,
-    Spectrum,
-    continuation,
     cycle_continuation,
-    hopf_normal_form,
-    hopf_point,
-    load,
     periodic_orbit,
-    save,
-    spectrum,
 )
-
-
-class Ring(eqx.Module):
-    """`ṙ = p r + r³ - r⁵`, `θ̇ = 1 + c r²`: cycles where `p = r⁴ - r²`, of period `2π / (1 + c r²)`, fold at p = -1/4."""
-
-    p: jax.Array
-    shear: jax.Array
-
-    def __call__(self, t, z, x):
-        square = jnp.sum(z * z)
-        growth = self.p + square - square**2
-        return growth * z + (1 + self.shear * square) * jnp.stack([-z[1], z[0]])
 
 
 class Band(eqx.Module):
@@ -66,23 +49,9 @@ class Rossler(eqx.Module):
         return jnp.stack([-z[1] - z[2], z[0] + 0.2 * z[1], 0.2 + z[2] * (z[0] - self.c)])
 
 
-def ring_orbit(p, steps):
-    square = (1 + np.sqrt(1 + 4 * p)) / 2
-    field = Ring(jnp.asarray(p), jnp.asarray(0.2))
-    guess = jnp.array([np.sqrt(square), 0.0])
-    period = 2 * np.pi / (1 + 0.2 * square)
-    return field, periodic_orbit(field, guess, period=period, steps=steps)
-
-
 @pytest.fixture(scope="module")
 def ring_branch():
-    return cycle_continuation(
-        *ring_orbit(0.5, 300),
-        where=lambda f: f.p,
-        bounds=(-0.5, 0.6),
-        backwards=True,
-        steps=300,
-    )
+    return cycles.ring_branch()
 
 
 def test_a_fold_of_cycles_is_passed_and_the_branch_ends_in_its_hopf_point(ring_branch):
@@ -242,231 +211,3 @@ def test_misuse_of_branches_of_cycles_is_refused():
     spiral = eqx.tree_at(lambda o: o.state, orbit, jnp.ones(2, complex))
     with pytest.raises(ValueError, match="Realified"):
         cycle_continuation(field, spiral, **good)
-
-
-def brusselator(a, b=2.5):
-    field = eqx.tree_at(lambda f: (f.a, f.b), fields.Brusselator(), (a, jnp.asarray(b)))
-    return hopf_point(field, jnp.array([1.3, 1.6]), where=lambda f: f.b)
-
-
-def test_the_hopf_point_of_the_brusselator_and_its_derivatives():
-    a = jnp.asarray(1.3)
-    point = brusselator(a)
-    assert abs(point.parameter - (1 + a**2)) < 1e-11 and abs(point.frequency - a) < 1e-11
-    assert jnp.allclose(point.state, jnp.stack([a, (1 + a**2) / a]), atol=1e-11)
-    assert point.converged and "Hopf point at parameter 2.69, ω = 1.3" in str(point)
-
-    def outcome(a):
-        found = brusselator(a)
-        return jnp.stack([found.parameter, found.frequency, *found.state])
-
-    want = jnp.stack([2 * a, jnp.ones(()), jnp.ones(()), 1 - 1 / a**2])
-    assert jnp.allclose(jax.jacfwd(outcome)(a), want, atol=1e-10)
-    assert jnp.allclose(jax.jacrev(outcome)(a), want, atol=1e-10)
-
-
-def test_hopf_points_map_over_a_batch_and_one_that_fails_spoils_no_other():
-    a = jnp.array([0.9, 1.2, jnp.nan])
-
-    def both(a):
-        field = eqx.tree_at(lambda f: (f.a, f.b), fields.Brusselator(), (a, jnp.asarray(2.0)))
-        found = hopf_point(field, jnp.array([1.0, 2.0]), where=lambda f: f.b, throw=False)
-        return found.parameter, found.converged
-
-    (value, converged), slope = jax.vmap(both)(a), jax.vmap(jax.grad(lambda a: both(a)[0]))(a)
-    assert converged.tolist() == [True, True, False]
-    assert jnp.allclose(value[:2], 1 + a[:2] ** 2, atol=1e-10)
-    assert jnp.allclose(slope[:2], 2 * a[:2], atol=1e-9)
-
-
-@pytest.mark.parametrize("current", [0.3, 1.4])
-def test_fitzhugh_nagumo_moves_its_hopf_points_as_algebra_says(current):
-    def algebra(a, b, rate):
-        """The trace `1 - v² - φb` vanishes; w and I follow."""
-        v = np.sqrt(1 - rate * b) * (-1 if current < 1 else 1)
-        return (v + a) / b - v + v**3 / 3
-
-    def search(field):
-        v = -1.0 if current < 1 else 1.0
-        start = jnp.stack([jnp.asarray(v), (v + 0.7) / 0.8])
-        return hopf_point(field, start, where=lambda f: f.current)
-
-    field = fields.FitzHughNagumo(current=jnp.asarray(current))
-    point = search(field)
-    known = (0.7, 0.8, 0.08)
-    assert abs(point.parameter - algebra(*known)) < 1e-11
-    assert abs(point.frequency - 0.275506805723561) < 1e-11
-    slopes = eqx.filter_grad(lambda f: search(f).parameter)(field)
-    want = scipy.optimize.approx_fprime(known, lambda p: algebra(*p), 1e-7)
-    got = [slopes.a, slopes.b, slopes.rate]
-    np.testing.assert_allclose(got, want, atol=1e-5)
-    assert slopes.current == 0
-    # and to more digits, against the search itself
-    h = 1e-5
-    for name, slope in zip(("a", "b", "rate"), got, strict=True):
-
-        def where(f, name=name):
-            return getattr(f, name)
-
-        value = where(field)
-        up, down = (search(eqx.tree_at(where, field, value + s)).parameter for s in (h, -h))
-        assert abs((up - down) / (2 * h) - slope) < 1e-8
-
-
-def test_a_hopf_point_that_is_not_there_is_told():
-    class Decay(eqx.Module):
-        rate: jax.Array
-
-        def __call__(self, t, z, x):
-            return -self.rate * z
-
-    field = Decay(jnp.asarray(1.0))
-    found = hopf_point(field, jnp.ones(2), where=lambda f: f.rate, throw=False)
-    assert not found.converged and "no Hopf point" in str(found)
-    with pytest.raises(Exception, match="No Hopf point found"):
-        hopf_point(field, jnp.ones(2), where=lambda f: f.rate)
-    with pytest.raises(ValueError, match="Realified"):
-        hopf_point(field, jnp.ones(2, complex), where=lambda f: f.rate)
-    with pytest.raises(ValueError, match="picks no leaf"):
-        hopf_point(field, jnp.ones(2), where=lambda f: f.nothing)
-
-
-def same(a, b):
-    """Bit for bit, in structure, type and value."""
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert type(one) is type(other)
-        one, other = np.asarray(one), np.asarray(other)
-        assert one.dtype == other.dtype and one.shape == other.shape
-        assert one.tobytes() == other.tobytes()
-
-
-def rotating(t, z, x):
-    turn = jnp.asarray(-0.1 + 1j).astype(z["a"].dtype)
-    return {"a": turn * z["a"], "b": (-z["b"][0],)}
-
-
-@pytest.fixture(scope="module")
-def results(ring_branch):
-    """One of each kind that can hold something awkward."""
-    field = fields.Brusselator()
-    branch = continuation(
-        field, jnp.array([1.0, 1.5]), where=lambda f: f.b, bounds=(1.0, 2.5), step=0.1, k=2
-    )
-    state = {"a": jnp.ones(2, complex), "b": (jnp.ones(3, complex),)}
-    nested = spectrum(rotating, state, k=2, step=0.1, key=jax.random.key(0))
-    batch = jax.vmap(
-        lambda z: spectrum(
-            lambda t, z, x: -z * jnp.arange(1.0, 5.0),
-            z,
-            k=2,
-            left=True,
-            key=jax.random.key(0),
-            throw=False,
-        )
-    )(jnp.array([[1.0] * 4, [jnp.nan] * 4]))
-    unconverged = spectrum(
-        lambda t, z, x: jnp.roll(z, 1) * z, jnp.arange(30.0), ncv=8, k=2, max_restarts=1,
-        key=jax.random.key(0), throw=False,
-    )  # fmt: skip
-    hopf = branch.special_points[-1]
-    form = hopf_normal_form(
-        eqx.tree_at(lambda f: f.b, field, jnp.asarray(hopf.parameter)), hopf.state
-    )
-    return {
-        "branch": branch,
-        "cycles": ring_branch,
-        "nested": nested,
-        "batch": batch,
-        "unconverged": unconverged,
-        "form": form,
-        "point": hopf,
-    }
-
-
-@pytest.mark.parametrize(
-    "name", ["branch", "cycles", "nested", "batch", "unconverged", "form", "point"]
-)
-def test_what_was_saved_is_loaded_to_the_last_bit(results, name, tmp_path):
-    save(tmp_path / "result.eqx", results[name])
-    loaded = load(tmp_path / "result.eqx")
-    same(loaded, results[name])
-    assert str(loaded) == str(results[name])
-    if isinstance(loaded, Spectrum):
-        assert (loaded.result == results[name].result).all()
-    assert [p.name for p in tmp_path.iterdir()] == ["result.eqx"]
-
-
-def test_several_results_share_a_file(results, tmp_path):
-    whole = {
-        "all": [results["nested"], (results["point"], None)],
-        "mixed": (1 + 2j, True, "–", float("inf"), np.arange(3, dtype=np.int16)),
-        "half": jnp.ones(3, jnp.bfloat16),
-        "empty": jnp.zeros((0, 2)),
-    }
-    save(tmp_path / "whole", whole)
-    loaded = load(tmp_path / "whole")
-    same(loaded, whole)
-    assert loaded["mixed"][:4] == whole["mixed"][:4]
-    save(tmp_path / "whole", {3: "three", (1, 2): None})
-    assert load(tmp_path / "whole") == {3: "three", (1, 2): None}
-
-
-def test_a_file_is_written_whole_or_not_at_all(results, tmp_path, monkeypatch):
-    path = tmp_path / "result"
-    save(path, results["nested"])
-    before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"result\['f'\].* does not know"):
-        save(path, {"f": object()})
-    with pytest.raises(ValueError, match="only numbers"):
-        save(path, jax.random.key(0))
-    with pytest.raises(ValueError, match="under `jit`"):
-        jax.jit(lambda a: save(path, a))(jnp.ones(2))
-
-    def fail(*_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.fsync", fail)
-    with pytest.raises(OSError, match="disk full"):
-        save(path, results["branch"])
-    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
-
-
-def test_files_that_are_missing_foreign_or_damaged_are_refused(results, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file"):
-        load(tmp_path / "nothing")
-    path = tmp_path / "file"
-    path.write_text("hello")
-    with pytest.raises(ValueError, match="damaged, or was not written"):
-        load(path)
-    with path.open("wb") as stream:
-        np.savez(stream, a=np.ones(2))
-    with pytest.raises(ValueError, match="was not written by"):
-        load(path)
-    save(path, results["nested"])
-    data = path.read_bytes()
-    good = str(load(path))
-    for place in range(0, len(data), 41):
-        path.write_bytes(data[:place] + bytes([data[place] ^ 0x10]) + data[place + 1 :])
-        try:
-            loaded = load(path)
-        except ValueError as error:
-            assert str(path) in str(error)
-        else:  # a byte that says nothing, such as the date of a member
-            assert str(loaded) == good
-            same(loaded, results["nested"])
-        path.write_bytes(data[:place])
-        with pytest.raises(ValueError, match="damaged"):
-            load(path)
-    path.write_bytes(data.replace(b'"format": 1', b'"format": 9'))
-    with pytest.raises(ValueError):
-        load(path)
-
-
-def test_double_precision_is_not_dropped_without_a_word(tmp_path):
-    save(tmp_path / "a", jnp.ones(2))
-    save(tmp_path / "b", jnp.ones(2, jnp.float32))
-    jax.config.update("jax_enable_x64", False)
-    with pytest.raises(ValueError, match="jax_enable_x64"):
-        load(tmp_path / "a")
-    assert load(tmp_path / "b").dtype == jnp.float32

@@ -32,6 +32,7 @@ from eqjax.gradients import (
     HolomorphicEP,
     LockIn,
     LowRank,
+    Nudge,
     OneSided,
     OracleAdjoint,
     ProbeCorrection,
@@ -57,7 +58,9 @@ ORACLE = OracleAdjoint(free=TIGHT, adjoint_solver=GMRES(1e-12))
 AT_EQUILIBRIUM = {
     "oracle": ORACLE,
     "asymep": AsymEP(free=TIGHT, nudged=Anderson(1e-10)),
-    "shared": HolomorphicEP(free=TIGHT, nudged=Anderson(1e-10), points=3, contrast=SharedAdjoint()),
+    "shared": HolomorphicEP(
+        free=TIGHT, nudged=Nudge(Anderson(1e-10), contrast=SharedAdjoint()), points=3
+    ),
     "dyadic": DyadicEP(free=TIGHT),
 }
 HORIZON = {
@@ -226,20 +229,20 @@ def test_forward_sketches_are_unbiased_and_say_how_far_they_are_off(eligibility)
 
 
 ORDERS = {
-    "one-sided": (lambda b: AsymEP(stencil=OneSided(), beta=b), 1, (3e-3, 3e-2)),
+    "one-sided": (lambda b: AsymEP(nudged=Nudge(stencil=OneSided()), beta=b), 1, (3e-3, 3e-2)),
     "symmetric": (lambda b: AsymEP(beta=b), 2, (3e-3, 3e-2)),
-    "shared": (lambda b: AsymEP(beta=b, contrast=SharedAdjoint()), 2, (3e-3, 3e-2)),
+    "shared": (lambda b: AsymEP(beta=b, nudged=Nudge(contrast=SharedAdjoint())), 2, (3e-3, 3e-2)),
     "shared, complex": (
-        lambda b: HolomorphicEP(points=4, beta=b, contrast=SharedAdjoint()),
+        lambda b: HolomorphicEP(points=4, beta=b, nudged=Nudge(contrast=SharedAdjoint())),
         4,
         (2e-2, 1e-1),
     ),
-    "raw states": (lambda b: AsymEP(beta=b, contrast=RawStates()), 2, (3e-3, 3e-2)),
-    "four real": (lambda b: AsymEP(stencil=Central(2), beta=b), 4, (1e-2, 6e-2)),
+    "raw states": (lambda b: AsymEP(beta=b, nudged=Nudge(contrast=RawStates())), 2, (3e-3, 3e-2)),
+    "four real": (lambda b: AsymEP(nudged=Nudge(stencil=Central(2)), beta=b), 4, (1e-2, 6e-2)),
     "three complex": (lambda b: HolomorphicEP(points=3, beta=b), 3, (1e-2, 6e-2)),
     "four complex": (lambda b: HolomorphicEP(points=4, beta=b), 4, (2e-2, 1e-1)),
     "complex raw": (
-        lambda b: HolomorphicEP(points=3, beta=b, contrast=RawStates()),
+        lambda b: HolomorphicEP(points=3, beta=b, nudged=Nudge(contrast=RawStates())),
         3,
         (1e-2, 6e-2),
     ),
@@ -254,7 +257,9 @@ def test_error_falls_with_the_order_of_the_stencil(name):
     oracle = ORACLE(model, squared_error, batch).grads
     betas = np.geomspace(low, high, 4)
     tight = lambda e: eqx.tree_at(
-        lambda e: (e.free.rtol, e.nudged.rtol, e.nudged.patience), e, (1e-13, 1e-13, 40)
+        lambda e: (e.free.rtol, e.nudged.solver.rtol, e.nudged.solver.patience),
+        e,
+        (1e-13, 1e-13, 40),
     )
     errors = [
         agreement(tight(make(jnp.asarray(b)))(model, squared_error, batch).grads, oracle)[1]
@@ -328,12 +333,14 @@ def test_lock_in_follows_a_slow_nudge_with_an_error_of_second_order():
     errors = []
     for period in periods:
         lock = LockIn(period=float(period), step=0.2)
-        estimate = HolomorphicEP(free=TIGHT, contrast=lock)(model, squared_error, batch)
+        estimate = HolomorphicEP(free=TIGHT, nudged=Nudge(contrast=lock))(
+            model, squared_error, batch
+        )
         errors.append(agreement(estimate.grads, oracle)[1])
     slope = np.polyfit(np.log(periods), np.log(np.array(errors)), 1)[0]
     assert errors[-1] < 2e-3 and abs(slope + 2) < 0.2
     with pytest.raises(ValueError, match="HolomorphicEP"):
-        AsymEP(contrast=LockIn())(model, squared_error, batch)
+        AsymEP(nudged=Nudge(contrast=LockIn()))(model, squared_error, batch)
 
 
 def test_probes_estimate_the_correction_without_bias_and_exactly_when_complete():

@@ -22,16 +22,11 @@ from eqjax.language import (
     train_bpe,
 )
 from eqjax.memory import MemoryGPT2, load_memory, reply
-from eqjax.recipes import GPT2Settings, open_run
-from eqjax.recipes._gpt2 import (
-    build_optimiser,
-    evaluate_gpt2,
-    open_gpt2,
-    start_gpt2,
-    train_gpt2,
-)
+from eqjax.recipes import GPT2Settings, TrainConfig, open_run
+from eqjax.recipes._gpt2 import build_optimiser
 from eqjax.training import (
     CheckpointError,
+    Run,
     TrainState,
     make_step,
     read_metrics,
@@ -101,30 +96,30 @@ def test_a_step_by_backprop_trains_any_model_and_leaves_out_what_is_not_finite()
 def test_a_run_goes_on_to_the_same_weights(text, tmp_path, memory):
     others = {"dropout": 0.1} if memory == "none" else {"memory": memory, "segments": 2, "slots": 4}
     config = settings(text, tmp_path / "whole", **others)
-    whole = start_gpt2(config)
-    outcome = train_gpt2(whole)
+    whole = Run.start(config)
+    outcome = whole.train()
     assert outcome.skipped == 0
-    part = start_gpt2(dataclasses.replace(config, out=tmp_path / "part"))
+    part = Run.start(dataclasses.replace(config, out=tmp_path / "part"))
     with pytest.raises(KeyboardInterrupt):
-        train_gpt2(part, on_step=lambda step, _: _stop(step == 4))
-    again = open_gpt2(tmp_path / "part")
+        part.train(on_step=lambda step, _: _stop(step == 4))
+    again = open_run(tmp_path / "part", GPT2Settings)
     assert int(again.state.step) == 2
-    train_gpt2(again)
+    again.train()
     leaves = [jax.tree.leaves(eqx.filter(run.model, eqx.is_array)) for run in (whole, again)]
     for a, b in zip(*leaves, strict=True):
         np.testing.assert_array_equal(a, b)
-    opened = open_gpt2(tmp_path / "whole")
-    found = evaluate_gpt2(opened, opened.validation_ids)
-    assert found == evaluate_gpt2(whole, whole.validation_ids)
+    opened = open_run(tmp_path / "whole", GPT2Settings)
+    found = opened.evaluate(opened.validation_ids)
+    assert found == whole.evaluate(whole.validation_ids)
     if memory == "none":
         saved = load_gpt2(tmp_path / "whole" / "model")
         np.testing.assert_array_equal(saved.wte, whole.model.wte)
     else:  # cut off from its memory it is not the model that learned
         assert not (tmp_path / "whole" / "model").exists()
     with pytest.raises(CheckpointError, match="of `eqjax gpt2 train`, not of `eqjax train`"):
-        open_run(tmp_path / "whole")
+        open_run(tmp_path / "whole", TrainConfig)
     with pytest.raises(ValueError, match="already holds a run"):
-        start_gpt2(config)
+        Run.start(config)
 
 
 def test_layers_computed_anew_give_the_same_run_and_metrics_say_what_there_is(text, tmp_path):
@@ -133,8 +128,8 @@ def test_layers_computed_anew_give_the_same_run_and_metrics_say_what_there_is(te
         config = settings(
             text, tmp_path / f"{checkpointing}", gradient_checkpointing=checkpointing, dropout=0.1
         )
-        runs.append(start_gpt2(config))
-        train_gpt2(runs[-1])
+        runs.append(Run.start(config))
+        runs[-1].train()
     leaves = [jax.tree.leaves(eqx.filter(run.model, eqx.is_array)) for run in runs]
     for a, b in zip(*leaves, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
@@ -143,9 +138,9 @@ def test_layers_computed_anew_give_the_same_run_and_metrics_say_what_there_is(te
     assert all(value is not None for line in lines for value in line.values())
     assert {"loss", "gradient_norm", "accepted", "updated", "seconds"} <= lines[-1].keys()
     assert not {"free_residual", "nudged_residual", "displacement"} & lines[-1].keys()
-    with pytest.raises(ValueError, match="--gradient-checkpointing is for a GPT-2 without memory"):
+    with pytest.raises(ValueError, match="`gradient_checkpointing` is for a GPT-2 without memory"):
         settings(text, tmp_path, memory="slots", gradient_checkpointing=True)
-    with pytest.raises(ValueError, match="--dropout is for a GPT-2 without memory"):
+    with pytest.raises(ValueError, match="`dropout` is for a GPT-2 without memory"):
         settings(text, tmp_path, memory="slots", dropout=0.1)
 
 
@@ -234,9 +229,9 @@ def test_only_adapters_and_memory_learn_when_asked(text, tmp_path):
     for number, others in enumerate(
         ({"lora_rank": 2}, {"memory": "slots", "slots": 4, "segments": 2, "freeze": True})
     ):
-        run = start_gpt2(settings(text, tmp_path / f"{number}", start=start, **others))
+        run = Run.start(settings(text, tmp_path / f"{number}", start=start, **others))
         before = jax.tree.map(np.asarray, eqx.filter(run.model, eqx.is_array))
-        train_gpt2(run)
+        run.train()
         after = eqx.filter(run.model, eqx.is_array)
         changed = {
             jax.tree_util.keystr(path)
@@ -291,7 +286,7 @@ def test_the_command_line(text, tmp_path, capsys, monkeypatch):
     for name in kept[0] | kept[1]:
         np.testing.assert_array_equal(kept[0][name], kept[1][name])
     # Padding takes room in the context, and does nothing else: the first line alone fills half of it.
-    run = open_gpt2(out)
+    run = open_run(out, GPT2Settings)
     line, newline = (jnp.asarray(run.tokenizer.encode(t)) for t in ("settle once\n", "\n"))
     greedy = {"key": jax.random.key(0), "temperature": 0, "stop": newline}
     answer, memory = reply(run.model, line, run.model.memory(), 5, **greedy)
@@ -317,7 +312,7 @@ def _fails(capsys, *arguments):
 
 def test_misuse_is_told(text, tmp_path, capsys):
     out = tmp_path / "plain"
-    train_gpt2(start_gpt2(settings(text, out)))
+    Run.start(settings(text, out)).train()
     told = _fails(capsys, "gpt2", "chat", out, "--memory", tmp_path / "m")
     assert "has no memory" in told and "--memory both" in told
     assert "--prompt" in _fails(capsys, "gpt2", "generate", out, "--prompt", "")

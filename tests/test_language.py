@@ -70,7 +70,7 @@ def test_what_is_no_text_is_refused(data, message, tmp_path):
 
 
 def test_without_network_the_error_says_how_to_pass_a_file(offline):
-    with pytest.raises(ConnectionError, match="--text FILE"):
+    with pytest.raises(ConnectionError, match="`text`"):
         load_corpus(fallback=False)
     with pytest.warns(UserWarning, match="Using Python's own help texts"):
         text = load_corpus().text

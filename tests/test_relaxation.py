@@ -1,5 +1,6 @@
+"""Settling: its roots, its counts, its gradients, and relaxing in time, against SciPy and closed forms."""
+
 import diffrax
-import equinox as eqx
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
@@ -8,10 +9,10 @@ import numpy as np
 import optimistix
 import pytest
 import scipy.linalg
-import scipy.optimize
 from hypothesis import given
+from settling import scipy_root
+from toys import Counted, Linear
 
-from eqjax import fields
 from eqjax.relaxation import (
     GMRES,
     RESULTS,
@@ -28,36 +29,6 @@ SOLVERS = {
     "newton": NewtonKrylov(rtol=1e-9),
     "picard": Picard(rtol=1e-9, step_size=0.3),
 }
-
-
-class Counted(eqx.Module):
-    """A field that counts, on the host, how often it is evaluated."""
-
-    field: eqx.Module
-    count: list = eqx.field(static=True)
-
-    def __call__(self, t, z, x):
-        jax.debug.callback(lambda: self.count.append(1))
-        return self.field(t, z, x)
-
-
-class Linear(eqx.Module):
-    matrix: jax.Array
-
-    def __call__(self, t, z, x):
-        return self.matrix @ z + x
-
-
-@pytest.fixture
-def network(key):
-    field = fields.RecurrentField(12, strength=2.0, asymmetry=0.7, key=key)
-    return field, jnp.cos(jnp.arange(12.0)), jnp.sin(jnp.arange(12.0))
-
-
-def scipy_root(field, x, z0):
-    out = scipy.optimize.root(lambda z: np.asarray(field(0.0, jnp.asarray(z), x)), z0, tol=1e-13)
-    assert out.success
-    return out.x
 
 
 @pytest.mark.parametrize("name", SOLVERS)

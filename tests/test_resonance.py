@@ -2,6 +2,7 @@
 
 import hashlib
 
+import chex
 import diffrax as dfx
 import equinox as eqx
 import hypothesis.extra.numpy as hnp
@@ -26,8 +27,9 @@ from eqjax.resonance import (
     complement_code,
     nearest_distance,
     squash,
+    stacked,
 )
-from eqjax.resonance._art import stack
+from eqjax.training import TrainState, make_step
 
 learn = jax.jit(FuzzyART.learn)
 BLOBS = make_blobs(150, centers=3, cluster_std=0.5, random_state=0, shuffle=False)[0]
@@ -135,7 +137,7 @@ def test_learning_goes_on_where_it_stopped_and_in_float32_and_vmap():
     both, second = learn(half, inputs[75:])
     assert jnp.array_equal(jnp.concatenate([first, second]), labels)
     assert jnp.array_equal(both.weight, whole.weight)
-    several, many = jax.vmap(FuzzyART.learn)(stack(empty, 2), jnp.stack([inputs, inputs[::-1]]))
+    several, many = jax.vmap(FuzzyART.learn)(stacked(empty, 2), jnp.stack([inputs, inputs[::-1]]))
     assert jnp.array_equal(several.weight[0], whole.weight) and several.count.shape == (2,)
     assert not jnp.array_equal(many[0], many[1])
     single, _ = learn(FuzzyART.empty(8, 12, vigilance=0.7, dtype=jnp.float32), inputs.astype("f4"))
@@ -160,12 +162,14 @@ def test_misuse_is_named():
         with pytest.raises(ValueError, match=word):
             AdaptiveResonance(**wrong)
     with pytest.raises(ValueError, match="strength"):
-        ARLL(optax.sgd(1.0), strength=-1.0)
-    law = ARLL(optax.sgd(1.0), stride=20)
+        ARLL(strength=-1.0)
+    law = ARLL(stride=20)
     model = GPT2.init(CONFIG, jax.random.key(0))
     tokens = jnp.zeros((1, 8), jnp.int32)
     with pytest.raises(ValueError, match="stride"):
-        law(law.init(model), (tokens, tokens))
+        law(model, ej.cross_entropy, (tokens, tokens), carry=law.start(model))
+    with pytest.raises(ValueError, match="carry"):
+        law(model, ej.cross_entropy, (tokens, tokens))
 
 
 def test_raw_signed_activations_are_vacuous_and_squashed_ones_are_not():
@@ -274,25 +278,24 @@ def test_the_continuous_form_settles_where_its_closed_form_says(key):
     np.testing.assert_allclose(rate, expected)
 
 
-TRACES = []
-
-
-def counted(optimiser):
-    """The optimiser, and a note in `TRACES` of every compilation."""
-
-    def update(*args):
-        TRACES.append(1)
-        return optimiser.update(*args)
-
-    return optax.GradientTransformation(optimiser.init, update)
-
-
 OPTIMISER = optax.adamw(1e-2)
-LAW = ARLL(counted(OPTIMISER), stride=2)
+LAW = ARLL(stride=2)
 
 
 def law_of(strength):
     return eqx.tree_at(lambda law: law.strength, LAW, jnp.asarray(strength, float))
+
+
+@eqx.filter_jit
+@chex.assert_max_traces(n=2)  # one for each tap
+def train(law, state, batch):
+    """A step that donates nothing."""
+    return make_step(law, OPTIMISER)(state, batch)
+
+
+def begin(law, model):
+    carry = law.start(model, capacity=6, vigilance=0.9)
+    return TrainState.create(model, OPTIMISER, key=jax.random.key(0), carry=carry)
 
 
 @pytest.fixture(scope="module")
@@ -321,7 +324,7 @@ def test_the_taps_read_the_states_of_the_model(model, batch):
 
 
 def test_without_strength_the_weights_are_those_of_adamw(model, batch):
-    state = LAW.init(model, capacity=6, vigilance=0.9)
+    state = begin(LAW, model)
     plain, opt_state = model, OPTIMISER.init(eqx.filter(model, eqx.is_array))
 
     @eqx.filter_jit
@@ -335,7 +338,7 @@ def test_without_strength_the_weights_are_those_of_adamw(model, batch):
         return eqx.apply_updates(model, updates), opt_state
 
     for _ in range(4):
-        state, metrics = LAW(state, batch)
+        state, metrics = train(LAW, state, batch)
         plain, opt_state = step(plain, opt_state)
     for a, b in zip(jax.tree.leaves(state.model), jax.tree.leaves(plain), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=0)
@@ -347,22 +350,22 @@ def test_without_strength_the_weights_are_those_of_adamw(model, batch):
 @pytest.mark.parametrize("tap", [LayerTap(), HeadTap()])
 def test_prototypes_pull_the_states_and_grow_by_vigilance(tap, model, batch):
     law = eqx.tree_at(lambda law: law.tap, law_of(1.0), tap)
-    state = law.init(model, capacity=6, vigilance=0.9)
-    state, first = law(state, batch)
+    state = begin(law, model)
+    state, first = train(law, state, batch)
     groups, width = tap.shape(CONFIG)
-    assert state.prototypes.weight.shape == (groups, 6, 2 * width)
+    assert state.carry.weight.shape == (groups, 6, 2 * width)
     assert first["distance"] == 0 and jnp.all(first["novelty"] == 1)  # nothing was known
     states = complement_code(squash(jax.vmap(lambda t: tap(model, t)[1])(batch[0])))
     for g in range(groups):
         inputs = np.asarray(states[:, g, 1::2]).reshape(-1, 2 * width)
         weight, _ = plain_art(inputs, 0.9, capacity=6)
-        assert state.prototypes.count[g] == len(weight)
-        np.testing.assert_allclose(state.prototypes.weight[g, : len(weight)], weight, atol=1e-12)
-    frozen = state.prototypes
-    before = law.loss(state.model, frozen, batch)[1][1]
+        assert state.carry.count[g] == len(weight)
+        np.testing.assert_allclose(state.carry.weight[g, : len(weight)], weight, atol=1e-12)
+    frozen = state.carry
+    before = jnp.mean(law.loss(state.model, frozen, batch, ej.cross_entropy)[1])
     for _ in range(8):
-        state, last = law(eqx.tree_at(lambda s: s.prototypes, state, frozen), batch)
-    after = law.loss(state.model, frozen, batch)[1][1]
+        state, last = train(law, eqx.tree_at(lambda s: s.carry, state, frozen), batch)
+    after = jnp.mean(law.loss(state.model, frozen, batch, ej.cross_entropy)[1])
     assert 0 < after < before
     assert jnp.all(last["novelty"] < 1)
 
@@ -383,22 +386,21 @@ def test_the_distance_is_the_least_one_and_moves_only_the_inputs(key):
 
 def test_a_bad_batch_changes_nothing(model, batch):
     law = law_of(0.1)
-    state, _ = law(law.init(model, capacity=6, vigilance=0.9), batch)
+    state, _ = train(law, begin(law, model), batch)
     tokens = batch[0].at[0, 0].set(99)  # no such token: NaN
-    after, metrics = law(state, (tokens, batch[1]))
+    after, metrics = train(law, state, (tokens, batch[1]))
     assert not metrics["updated"]
-    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(state), strict=True):
+    told = lambda s: (s.model, s.opt_state, s.carry)
+    for a, b in zip(jax.tree.leaves(told(after)), jax.tree.leaves(told(state)), strict=True):
         assert jnp.array_equal(a, b)
 
 
 def test_novelty_is_one_minus_the_best_match_and_a_sweep_does_not_recompile(model, batch):
-    state = LAW.init(model, capacity=6, vigilance=0.9)
-    state, _ = LAW(state, batch)
-    before = len(TRACES)
+    state = begin(LAW, model)
+    state, _ = train(LAW, state, batch)
     for strength in (0.1, 0.2):
-        law_of(strength)(state, batch)
-    assert len(TRACES) == before
-    art = stack(FuzzyART.empty(24, 64, vigilance=0.95), 2)
+        train(law_of(strength), state, batch)
+    art = stacked(FuzzyART.empty(24, 64, vigilance=0.95), 2)
     seen = complement_code(squash(jax.vmap(lambda t: LayerTap()(model, t)[1])(batch[0])))
     known, _ = jax.vmap(FuzzyART.learn)(art, jnp.swapaxes(seen, 0, 1).reshape(2, -1, 24))
     other = (batch[0] + 5) % 13

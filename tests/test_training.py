@@ -23,24 +23,19 @@ from eqjax.gradients import (
     OracleAdjoint,
     agreement,
 )
-from eqjax.recipes import (
-    TrainConfig,
-    evaluate,
-    open_run,
-    start_run,
-    train,
-)
-from eqjax.recipes._equilibrium_build import build_estimator, build_homeostat, reference_oracle
-from eqjax.recipes._equilibrium_settings import (
+from eqjax.recipes import TrainConfig, open_run
+from eqjax.recipes._equilibrium import (
     ControllerName,
     EstimatorName,
     HomeostatName,
     SolverName,
 )
+from eqjax.recipes._equilibrium_build import build_estimator, build_homeostat, reference_oracle
 from eqjax.training import (
     CheckpointError,
     Checkpoints,
     Metrics,
+    Run,
     TrainState,
     check_finite,
     make_step,
@@ -91,11 +86,11 @@ def same(one, two):
 
 @pytest.mark.parametrize("estimator", ["asymep", "oracle", "bptt"])
 def test_training_lowers_the_loss_and_logs(config, estimator):
-    run = start_run(dataclasses.replace(config, estimator=estimator, steps=40))
-    before = evaluate(run, run.validation_ids).cross_entropy
+    run = Run.start(dataclasses.replace(config, estimator=estimator, steps=40))
+    before = run.evaluate(run.validation_ids).cross_entropy
     seen = []
-    outcome = train(run, on_step=lambda step, values: seen.append(step))
-    after = evaluate(run, run.validation_ids)
+    outcome = run.train(on_step=lambda step, values: seen.append(step))
+    after = run.evaluate(run.validation_ids)
     assert after.cross_entropy < before - 0.3 and after.tokens == 16 * 8
     lines = read_metrics(config.out / "metrics.jsonl")
     assert [x["step"] for x in lines] == seen == [0, *range(2, 41, 2)]
@@ -103,7 +98,7 @@ def test_training_lowers_the_loss_and_logs(config, estimator):
     probes = [x for x in lines if "probe_cosine" in x]
     assert len(probes) == 7 + 1 and all(x["probe_cosine"] > 0.99 for x in probes)
     assert outcome.memory_bytes > 0 and outcome.seconds_per_step > 0
-    assert run.config.out.joinpath("config.yaml").exists()
+    assert run.recipe.out.joinpath("config.yaml").exists()
 
 
 def test_the_step_skips_an_update_when_nothing_is_accepted(language_batch):
@@ -151,19 +146,20 @@ KILLED = """
 import sys
 from pathlib import Path
 sys.path.insert(0, "")
-from eqjax.training import TrainConfig, holds_run, open_run, start_run, train
+from eqjax.recipes import TrainConfig, open_run
+from eqjax.training import Run, holds_run
 config = TrainConfig.load(Path(sys.argv[1]))
-run = open_run(config.out) if holds_run(config.out) else start_run(config)
+run = open_run(config.out) if holds_run(config.out) else Run.start(config)
 print("ready", flush=True)
-train(run, on_step=lambda step, values: print(step, flush=True))
+run.train(on_step=lambda step, values: print(step, flush=True))
 print("done", flush=True)
 """
 
 
 def test_kill_at_any_moment_then_resume_is_bit_identical(config, tmp_path):
     config = dataclasses.replace(config, steps=60, save_every=7, probe_every=0, evaluate_every=1000)
-    whole = start_run(dataclasses.replace(config, out=tmp_path / "whole"))
-    train(whole)
+    whole = Run.start(dataclasses.replace(config, out=tmp_path / "whole"))
+    whole.train()
     config.save(tmp_path / "config.yaml")
     environment = os.environ | {"JAX_ENABLE_X64": "0"}
     kills = 0
@@ -196,7 +192,7 @@ def test_kill_at_any_moment_then_resume_is_bit_identical(config, tmp_path):
     assert jnp.array_equal(
         jax.random.key_data(whole.state.key), jax.random.key_data(resumed.state.key)
     )
-    logs = [read_metrics(Path(r.config.out) / "metrics.jsonl") for r in (whole, resumed)]
+    logs = [read_metrics(Path(r.recipe.out) / "metrics.jsonl") for r in (whole, resumed)]
     assert [x["step"] for x in logs[0]] == [x["step"] for x in logs[1]]
     assert [x["loss"] for x in logs[0]] == [x["loss"] for x in logs[1]]
 
@@ -205,8 +201,8 @@ def test_the_homeostat_goes_on_where_it_was(config, tmp_path):
     config = dataclasses.replace(
         config, estimator="bptt", probe_every=0, homeostat="growth", homeostat_controller="pi"
     )
-    whole = start_run(config)
-    train(whole)
+    whole = Run.start(config)
+    whole.train()
     config = dataclasses.replace(config, out=tmp_path / "stopped")
 
     def stop(step, values):
@@ -214,11 +210,11 @@ def test_the_homeostat_goes_on_where_it_was(config, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(start_run(config), on_step=stop)
+        Run.start(config).train(on_step=stop)
     resumed = open_run(config.out)
     assert int(resumed.state.step) == 5
     assert not jnp.isnan(resumed.state.homeostat.controller.log_weight)
-    train(resumed)
+    resumed.train()
     assert same(whole, resumed)
     assert bool(eqx.tree_equal(whole.state.homeostat, resumed.state.homeostat))
     line = read_metrics(config.out / "metrics.jsonl")[-1]
@@ -239,21 +235,21 @@ def test_every_homeostat_that_has_a_name_can_be_built(config, name):
 
 
 def test_a_run_is_rebuilt_from_its_folder_alone(config):
-    run = start_run(dataclasses.replace(config, block="real", leak=0.8, x64=True))
-    train(run)
+    run = Run.start(dataclasses.replace(config, block="real", leak=0.8, x64=True))
+    run.train()
     again = open_run(config.out)
-    assert same(run, again) and again.config == run.config
+    assert same(run, again) and again.recipe == run.recipe
     assert again.model.field.leak == 0.8 and again.tokenizer == run.tokenizer
     assert again.data.get_state() == run.data.get_state()
-    assert evaluate(again, again.validation_ids) == evaluate(run, run.validation_ids)
+    assert again.evaluate(again.validation_ids) == run.evaluate(run.validation_ids)
     with pytest.raises(ValueError, match="already holds a run.*--resume"):
-        start_run(run.config)
+        Run.start(run.recipe)
 
 
 @pytest.fixture
 def saved(config):
-    run = start_run(dataclasses.replace(config, steps=4, save_every=100, probe_every=0))
-    train(run)
+    run = Run.start(dataclasses.replace(config, steps=4, save_every=100, probe_every=0))
+    run.train()
     return run
 
 
@@ -275,14 +271,14 @@ def files(folder):
 def test_a_flipped_byte_anywhere_is_noticed_or_harmless(saved, orbax_debris):
     want = parameters(saved)
     noticed = 0
-    for path in files(saved.config.out / "checkpoints" / "4"):
+    for path in files(saved.recipe.out / "checkpoints" / "4"):
         original = path.read_bytes()
         for position in (len(original) // 3, len(original) // 2, len(original) - 2):
             damaged = bytearray(original)
             damaged[position] ^= 0x10
             path.write_bytes(damaged)
             try:
-                found = open_run(saved.config.out, step=4)
+                found = open_run(saved.recipe.out, step=4)
             except CheckpointError as error:
                 assert "damaged" in str(error) or "format" in str(error) or "model" in str(error)
                 noticed += 1
@@ -290,26 +286,26 @@ def test_a_flipped_byte_anywhere_is_noticed_or_harmless(saved, orbax_debris):
                 assert all(
                     np.array_equal(a, b) for a, b in zip(want, parameters(found), strict=True)
                 )
-                assert found.config == saved.config
+                assert found.recipe == saved.recipe
         path.write_bytes(original)
     assert noticed >= 3
-    assert same(open_run(saved.config.out), saved)
+    assert same(open_run(saved.recipe.out), saved)
 
 
 @debris
 def test_a_truncated_checkpoint_is_refused_and_the_older_one_intact(saved, orbax_debris):
     # The end of a single file may be a leftover that no array lives in: cut them all.
-    for path in files(saved.config.out / "checkpoints" / "4"):
+    for path in files(saved.recipe.out / "checkpoints" / "4"):
         if path.stat().st_size > 1000:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(CheckpointError, match="checkpoint 4 is damaged"):
-        open_run(saved.config.out)
-    assert int(open_run(saved.config.out, step=0).state.step) == 0
+        open_run(saved.recipe.out)
+    assert int(open_run(saved.recipe.out, step=0).state.step) == 0
 
 
 @debris
 def test_a_checkpoint_of_another_model_is_refused(saved, orbax_debris):
-    with Checkpoints(saved.config.out / "checkpoints") as checkpoints:
+    with Checkpoints(saved.recipe.out / "checkpoints") as checkpoints:
         other = eqx.tree_at(lambda s: s.model.decoder.weight, saved.state, jnp.ones((8, 3)))
         with pytest.raises(
             CheckpointError, match=r"another model: at `.*decoder.*weight` it holds"
@@ -323,7 +319,7 @@ def test_no_run_and_a_changed_text_are_refused(saved, tmp_path, text):
     with pytest.raises(CheckpointError, match="no run here"):
         open_run(tmp_path / "nowhere")
     text.unlink()  # the run has its own copy, and moves with it
-    moved = saved.config.out.rename(tmp_path / "moved")
+    moved = saved.recipe.out.rename(tmp_path / "moved")
     assert same(open_run(moved), saved)
     copy = moved / "text.txt"
     copy.write_text(copy.read_text() + " and one more sentence")
@@ -332,12 +328,12 @@ def test_no_run_and_a_changed_text_are_refused(saved, tmp_path, text):
 
 
 def test_an_older_checkpoint_opens_but_does_not_train_over_the_newer(saved):
-    log = (saved.config.out / "metrics.jsonl").read_text()
-    older = open_run(saved.config.out, step=0)
+    log = (saved.recipe.out / "metrics.jsonl").read_text()
+    older = open_run(saved.recipe.out, step=0)
     assert int(older.state.step) == 0
     with pytest.raises(ValueError, match="its newest checkpoint is 4"):
-        train(older)
-    assert (saved.config.out / "metrics.jsonl").read_text() == log
+        older.train()
+    assert (saved.recipe.out / "metrics.jsonl").read_text() == log
 
 
 def test_nan_parameters_are_named_before_anything_is_done(saved):
@@ -350,16 +346,16 @@ def test_nan_parameters_are_named_before_anything_is_done(saved):
         check_finite(spoilt.model)
     saved.state = spoilt
     with pytest.raises(ValueError, match="holds NaN"):
-        evaluate(saved, saved.validation_ids)
+        saved.evaluate(saved.validation_ids)
     with pytest.raises(ValueError, match="holds NaN"):
-        train(saved)
+        saved.train()
 
 
 def test_an_unwritable_folder_is_refused(config, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(ValueError, match="cannot write there"):
-        start_run(dataclasses.replace(config, out=blocked / "run"))
+        Run.start(dataclasses.replace(config, out=blocked / "run"))
 
 
 def test_configuration_round_trips_and_refuses_what_it_does_not_know(config, tmp_path):
@@ -375,12 +371,12 @@ def test_configuration_round_trips_and_refuses_what_it_does_not_know(config, tmp
         ("estimator: magic", "`estimator` must be 'asymep' or .*'vector-field', got 'magic'"),
         ("solver: 3", "`solver` must be"),
         ("- a list", "must hold lines `name: value`"),
-        ("width: 30", "--width 30 is not divisible by --heads 4"),
-        ("free_rtol: 0.0", "--free-rtol must be above 0"),
+        ("width: 30", "`width` 30 is not divisible by `heads` 4"),
+        ("free_rtol: 0.0", "`free_rtol` must be above 0"),
         ("free_rtol: 1e-3", "nothing would be learned"),
         ("nudged_rtol: 0.1", "nothing would be learned"),
-        ("radius: -1.0", "--radius must be above 0"),
-        ("seed: -1", "--seed must be at least 0"),
+        ("radius: -1.0", "`radius` must be above 0"),
+        ("seed: -1", "`seed` must be at least 0"),
         ("block: energy", "looking at the answer"),
     ):
         path.write_text(line)

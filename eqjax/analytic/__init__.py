@@ -1,4 +1,4 @@
-"""eqjax.analytic"""
+"""Elementary functions that are right on real and complex arrays; losses; arithmetic on trees."""
 
 from ._functions import (
     attention as attention,
@@ -6,6 +6,7 @@ from ._functions import (
     cross_entropy as cross_entropy,
     gelu as gelu,
     heads as heads,
+    is_complex as is_complex,
     layer_norm as layer_norm,
     logsumexp as logsumexp,
     matmul as matmul,
@@ -16,6 +17,7 @@ from ._functions import (
     softplus as softplus,
     squared_error as squared_error,
     tree_cast as tree_cast,
+    tree_complex as tree_complex,
     tree_held as tree_held,
     tree_where as tree_where,
     unheads as unheads,

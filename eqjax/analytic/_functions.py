@@ -161,6 +161,16 @@ def attention(
     return jnp.einsum("hts,hse->hte", weights, v)
 
 
+def is_complex(tree) -> bool:
+    """Whether any array of `tree` is complex."""
+    return any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def tree_complex(tree):
+    """`tree` with its real arrays as complex ones."""
+    return jax.tree.map(lambda a: lax.complex(a, jnp.zeros_like(a)), tree)
+
+
 def tree_cast(tree, dtype):
     """`tree` with every inexact array leaf cast to `dtype` (a float64 probe of a float32 model, say)."""
     return jax.tree.map(

@@ -4,38 +4,47 @@ from .._extras import require as _require
 
 _require("cli")
 
-
+import contextlib
 import dataclasses
+import io
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from ..recipes import GPT2Settings, TrainConfig
+from ..recipes import RECIPES, AeonSettings, ARLLSettings, GPT2Settings, TrainConfig
+from ..training import Settings
 from . import _equilibrium as eq, _gpt2 as gpt2
+from ._checks import as_flags
 
 _Command = (
-    Annotated[eq.Demo, tyro.conf.subcommand("demo")]
-    | Annotated[eq.Train, tyro.conf.subcommand("train")]
-    | Annotated[eq.Evaluate, tyro.conf.subcommand("evaluate")]
-    | Annotated[eq.Sample, tyro.conf.subcommand("sample")]
-    | Annotated[eq.Compare, tyro.conf.subcommand("compare")]
-    | Annotated[eq.Spectrum, tyro.conf.subcommand("spectrum")]
-    | Annotated[eq.Continue, tyro.conf.subcommand("continue")]
+    Annotated[eq.DemoCommand, tyro.conf.subcommand("demo")]
+    | Annotated[eq.TrainCommand, tyro.conf.subcommand("train")]
+    | Annotated[eq.EvaluateCommand, tyro.conf.subcommand("evaluate")]
+    | Annotated[eq.SampleCommand, tyro.conf.subcommand("sample")]
+    | Annotated[eq.CompareCommand, tyro.conf.subcommand("compare")]
+    | Annotated[eq.SpectrumCommand, tyro.conf.subcommand("spectrum")]
+    | Annotated[eq.ContinueCommand, tyro.conf.subcommand("continue")]
     | Annotated[
-        tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[eq.Run]],
+        tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[eq.RunCommand]],
         tyro.conf.subcommand("run"),
     ]
     | Annotated[
-        tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[gpt2.Gpt2]],
+        tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[gpt2.GPT2Command]],
         tyro.conf.subcommand("gpt2"),
     ]
 )
 _RUN = eq.COMMANDS | gpt2.COMMANDS
 # Commands whose settings may come from a YAML file.
-_CONFIGURED = {("train",): (eq.Train, TrainConfig), ("gpt2", "train"): (gpt2.Train, GPT2Settings)}
+_CONFIGURED = {
+    ("train",): (eq.TrainCommand, TrainConfig),
+    ("gpt2", "train"): (gpt2.GPT2TrainCommand, GPT2Settings),
+    ("gpt2", "aeon"): (gpt2.AeonCommand, AeonSettings),
+    ("gpt2", "arll"): (gpt2.ARLLCommand, ARLLSettings),
+}
 
 
 def _parse(argv: list[str]):
@@ -45,7 +54,7 @@ def _parse(argv: list[str]):
             args, prog = argv[len(words) :], " ".join(["eqjax", *words])
             command = tyro.cli(kind, args=args, prog=prog)
             if command.config is not None:
-                default = dataclasses.replace(command, settings=settings.load(command.config))
+                default = dataclasses.replace(command, settings=_loaded(settings, command.config))
                 command = tyro.cli(kind, args=args, prog=prog, default=default)
             return command
     return tyro.cli(
@@ -56,18 +65,34 @@ def _parse(argv: list[str]):
     )
 
 
+def _loaded(settings: type[Settings], path: Path) -> Settings:
+    try:
+        return settings.load(path)
+    except ValueError as error:
+        raise ValueError(f"--config {error}") from None
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `eqjax` command."""
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    parsing = io.StringIO()  # what the parser says of bad flags, in the settings' own words
     try:
-        command = _parse(sys.argv[1:] if argv is None else argv)
+        try:
+            with contextlib.redirect_stderr(parsing):
+                command = _parse(sys.argv[1:] if argv is None else argv)
+        finally:
+            print(_in_flags(parsing.getvalue()), file=sys.stderr, end="")
         _use_compilation_cache()
         _RUN[type(command)](command)
     except BrokenPipeError:
         os._exit(1)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {_in_flags(str(error))}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _in_flags(message: str) -> str:
+    return as_flags(message, (*_RUN, *eq.SHOWS, *RECIPES))
 
 
 def _use_compilation_cache() -> None:

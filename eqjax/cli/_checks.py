@@ -1,17 +1,31 @@
 """What more than one command checks before it begins."""
 
-from pathlib import Path
+import dataclasses
+import re
+from collections.abc import Iterable
 from typing import Any
 
-from ..training import Settings
+from ..training import AbstractRecipe, Run
 
 
-def check_resume(resume: Path | None, settings: Settings) -> None:
-    """`ValueError` if settings are given beside a run to go on with."""
-    if resume and settings != type(settings)():
+def as_flags(message: str, commands: Iterable[type]) -> str:
+    """A message of the library, which speaks of `arguments`, in the --flags of these commands."""
+    flags = set()
+    for command in commands:
+        flags |= {field.name for field in dataclasses.fields(command)}
+    flag = lambda m: "--" + m[1].replace("_", "-") if m[1] in flags else m[0]
+    return re.sub(r"`(\w+)`", flag, message)
+
+
+def begun(command: Any, recipe: type[AbstractRecipe]) -> Run:
+    """The run that a training command starts, or goes on with."""
+    if not command.resume:
+        return Run.start(command.settings)
+    if command.settings != recipe():
         raise ValueError(
             "--resume goes on with the settings of its run and takes no others; leave the other flags out."
         )
+    return Run.open(command.resume, [recipe])
 
 
 def check_prompt(prompt: str) -> None:

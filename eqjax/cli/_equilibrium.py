@@ -9,19 +9,19 @@ import tyro
 
 from ..recipes import EstimatorName, TrainConfig
 from ..showcase import (
-    HH,
-    LIF,
-    Hamming,
-    Hopfield,
-    Kuramoto,
-    Parity,
-    Xor,
+    HammingShow,
+    HHShow,
+    HopfieldShow,
+    KuramotoShow,
+    LIFShow,
+    ParityShow,
+    XorShow,
 )
-from ._checks import check_prompt, check_resume, encoded
+from ._checks import begun, check_prompt, encoded
 
 
 @dataclasses.dataclass(frozen=True)
-class Demo:
+class DemoCommand:
     """Train an equilibrium transformer on text by AsymEP, by its exact oracle and by BPTT, and compare.
 
     Takes 2 to 5 minutes on two CPU cores. Prints a table and a sample of each model; writes
@@ -45,7 +45,7 @@ class Demo:
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
+class TrainCommand:
     """Train one model; every setting is a flag, or a line of a YAML file.
 
     The run's folder gets config.yaml (which --config accepts back), metrics.jsonl and checkpoints. A run that
@@ -62,7 +62,7 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluate:
+class EvaluateCommand:
     """Cross-entropy of a trained model on validation text, settled as it was in training."""
 
     run: tyro.conf.Positional[Path]
@@ -74,7 +74,7 @@ class Evaluate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sample:
+class SampleCommand:
     """Let a trained model write: every character is decoded by settling."""
 
     run: tyro.conf.Positional[Path]
@@ -90,7 +90,7 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
-class Compare:
+class CompareCommand:
     """Lay gradient estimators side by side on a checkpoint: cosine, error, residuals, cost.
 
     Prints a table, and writes it as compare.json and compare.png to the run's folder. Lists are given with commas.
@@ -111,7 +111,7 @@ class Compare:
 
 
 @dataclasses.dataclass(frozen=True)
-class Spectrum:
+class SpectrumCommand:
     """How stable are a trained model's fixed points? Their leading eigenvalues, for the flow and for Euler.
 
     Prints a verdict and a table for the window nearest to instability, and the spread over all; writes spectrum.zip (read by
@@ -133,7 +133,7 @@ class Spectrum:
 
 
 @dataclasses.dataclass(frozen=True)
-class Continue:
+class ContinueCommand:
     """Follow a trained model's fixed point through a parameter, and say how it loses its stability, if it does.
 
     Every special point is labelled twice, for the flow and for Euler with the step of the relaxation. Prints a table and a
@@ -161,22 +161,22 @@ class Continue:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class RunCommand:
     """Show a known result: prints the measured figures beside the known ones and saves the pictures. Seconds each."""
 
     show: (
-        Annotated[Hopfield, tyro.conf.subcommand("hopfield")]
-        | Annotated[Xor, tyro.conf.subcommand("xor")]
-        | Annotated[Hamming, tyro.conf.subcommand("hamming")]
-        | Annotated[Parity, tyro.conf.subcommand("parity")]
-        | Annotated[HH, tyro.conf.subcommand("hh")]
-        | Annotated[LIF, tyro.conf.subcommand("lif")]
-        | Annotated[Kuramoto, tyro.conf.subcommand("kuramoto")]
+        Annotated[HopfieldShow, tyro.conf.subcommand("hopfield")]
+        | Annotated[XorShow, tyro.conf.subcommand("xor")]
+        | Annotated[HammingShow, tyro.conf.subcommand("hamming")]
+        | Annotated[ParityShow, tyro.conf.subcommand("parity")]
+        | Annotated[HHShow, tyro.conf.subcommand("hh")]
+        | Annotated[LIFShow, tyro.conf.subcommand("lif")]
+        | Annotated[KuramotoShow, tyro.conf.subcommand("kuramoto")]
     )
     """Which."""
 
 
-def _demo(command: Demo) -> None:
+def _demo(command: DemoCommand) -> None:
     from ..demo import demo
 
     demo(
@@ -197,26 +197,23 @@ def _demo(command: Demo) -> None:
     )
 
 
-def _train(command: Train) -> None:
+def _train(command: TrainCommand) -> None:
     from rich.console import Console
 
     from ..demo import progress_bar, train_with_bar
-    from ..recipes import open_run, start_run
 
-    check_resume(command.resume, command.settings)
-    run = open_run(command.resume) if command.resume else start_run(command.settings)
+    run = begun(command, TrainConfig)
     console = Console()
-    console.print(f"Text: {run.source}; writing to {run.config.out}.")
+    console.print(f"Text: {run.material.source}; writing to {run.recipe.out}.")
     with progress_bar(console) as progress:
-        outcome = train_with_bar(run, progress, run.config.estimator)
+        outcome = train_with_bar(run, progress, run.recipe.estimator)
     _report(run, outcome)
 
 
 def _report(run, outcome) -> None:
     from ..language import bigram_cross_entropy, unigram_entropy
-    from ..recipes import evaluate
 
-    result = evaluate(run, run.validation_ids)
+    result = run.evaluate(run.validation_ids)
     bigram = bigram_cross_entropy(run.train_ids, run.validation_ids, run.tokenizer.size)
     print(
         f"validation cross-entropy {result.cross_entropy:.4f} nats/char over {result.tokens} characters "
@@ -234,13 +231,13 @@ def _report(run, outcome) -> None:
             print(f"{outcome.skipped} updates were left out: no sample of their batch was accepted")
 
 
-def _evaluate(command: Evaluate) -> None:
+def _evaluate(command: EvaluateCommand) -> None:
     import equinox as eqx
     import jax.numpy as jnp
 
     from ..recipes import open_run
 
-    run = open_run(command.run, step=command.step)
+    run = open_run(command.run, TrainConfig, step=command.step)
     if command.attention_gain is not None:
         gain = run.model.field.attention_gain  # pyright: ignore[reportAttributeAccessIssue]
         new = jnp.asarray(command.attention_gain, gain.dtype)
@@ -248,19 +245,19 @@ def _evaluate(command: Evaluate) -> None:
     _report(run, None)
 
 
-def _sample(command: Sample) -> None:
+def _sample(command: SampleCommand) -> None:
     from ..recipes import open_run, sample
 
     check_prompt(command.prompt)
     if not command.temperature >= 0:
         raise ValueError(f"--temperature must be at least 0, got {command.temperature}.")
-    run = open_run(command.run)
+    run = open_run(command.run, TrainConfig)
     prompt = encoded(run.tokenizer, command.prompt)
     text = sample(run, prompt, command.count, temperature=command.temperature, seed=command.seed)
     print(command.prompt + text)
 
 
-def _compare(command: Compare) -> None:
+def _compare(command: CompareCommand) -> None:
     import json
 
     from ..analytic import cross_entropy
@@ -275,9 +272,9 @@ def _compare(command: Compare) -> None:
             raise ValueError(f"--estimators: unknown `{name}`. Known: {', '.join(known)}.")
     steps = [int(n) for n in _numbers("--nudged-steps", command.nudged_steps)]
     betas = _numbers("--beta", command.beta)
-    run = open_run(command.run, step=command.step)
-    config = dataclasses.replace(run.config, batch=command.batch)
-    run.config = config
+    run = open_run(command.run, TrainConfig, step=command.step)
+    config = dataclasses.replace(run.recipe, batch=command.batch)
+    run.recipe = config
     table = compare(
         run.model,
         cross_entropy,
@@ -292,7 +289,7 @@ def _compare(command: Compare) -> None:
     print(f"Written to {command.run}: compare.json, compare.png.")
 
 
-def _spectrum(command: Spectrum) -> None:
+def _spectrum(command: SpectrumCommand) -> None:
     import jax
     import jax.numpy as jnp
 
@@ -300,6 +297,8 @@ def _spectrum(command: Spectrum) -> None:
     from ..recipes import check_windows, windows
     from ..stability import save
 
+    if command.windows < 1:
+        raise ValueError(f"--windows must be at least 1, got {command.windows}.")
     run, model, step = _opened(command)
     found = check_windows(model, windows(run, command.windows), step=step, k=command.k)
     worst = int(jnp.argmax(found.abscissa))
@@ -319,17 +318,17 @@ def _spectrum(command: Spectrum) -> None:
     print(f"Written to {command.run}: spectrum.zip, spectrum.png.")
 
 
-def _continue(command: Continue) -> None:
+def _continue(command: ContinueCommand) -> None:
     from rich.console import Console
 
     from .. import plots
-    from ..recipes import follow, parameter, windows
+    from ..recipes import follow, scalar_parameter, windows
     from ..stability import classify, save
 
     run, model, step = _opened(command)
     if not 0 <= command.window < 64:
         raise ValueError(f"--window must lie between 0 and 63, got {command.window}.")
-    trained = parameter(model.field, command.parameter)
+    trained = scalar_parameter(model.field, command.parameter)
     inputs = windows(run, 64)
     with Console(stderr=True).status("") as status:
 
@@ -340,7 +339,7 @@ def _continue(command: Continue) -> None:
         branch = follow(
             model,
             inputs[command.window % len(inputs)],
-            path=command.parameter,
+            parameter=command.parameter,
             bounds=command.bounds,
             start=command.start,
             step=step,
@@ -365,18 +364,18 @@ def _continue(command: Continue) -> None:
     print(f"Written to {command.run}: branch.zip, branch.png.")
 
 
-def _run(command: Run) -> None:
+def _run(command: RunCommand) -> None:
     from ..showcase import present
 
     present(command.show)
 
 
-def _opened(command: Spectrum | Continue):
+def _opened(command: SpectrumCommand | ContinueCommand):
     """The run, its model in the precision asked for, and the Euler step."""
     from ..recipes import in_double, open_run
 
-    run = open_run(command.run, step=command.step)
-    step = run.config.step_size if command.step_size is None else command.step_size
+    run = open_run(command.run, TrainConfig, step=command.step)
+    step = run.recipe.step_size if command.step_size is None else command.step_size
     if not step > 0:
         raise ValueError(f"--step-size must be above 0, got {step}.")
     return run, in_double(run) if command.x64 else run.model, step
@@ -409,28 +408,31 @@ def _variants(config: TrainConfig, names: list[str], steps: list[int], betas: li
             continue
         for count in steps or [None]:
             for beta in betas or [None]:
-                label, changed = name, estimator
+                label, nudge = name, estimator.nudged
                 if count is not None:
                     label += f" T2={count}"
                     euler = Picard(step_size=config.step_size)
-                    changed = dataclasses.replace(changed, nudged=euler, nudged_steps=count)
+                    nudge = dataclasses.replace(nudge, solver=euler, steps=count)
                 if beta is not None:
                     label += f" β={beta:g}"
-                    changed = dataclasses.replace(changed, radius=None, beta=jnp.asarray(beta))
+                    nudge = dataclasses.replace(nudge, radius=None, beta=jnp.asarray(beta))
                 # A sweep is there to see what goes wrong: nothing is left out for its adjoint.
                 variants[label] = eqx.tree_at(
-                    lambda e: e.accept.adjoint_residual, changed, float("inf")
+                    lambda e: (e.nudged, e.accept.adjoint_residual),
+                    estimator,
+                    (nudge, float("inf")),
                 )
     return variants
 
 
+SHOWS = HopfieldShow, XorShow, HammingShow, ParityShow, HHShow, LIFShow, KuramotoShow
 COMMANDS = {
-    Demo: _demo,
-    Train: _train,
-    Evaluate: _evaluate,
-    Sample: _sample,
-    Compare: _compare,
-    Spectrum: _spectrum,
-    Continue: _continue,
-    Run: _run,
+    DemoCommand: _demo,
+    TrainCommand: _train,
+    EvaluateCommand: _evaluate,
+    SampleCommand: _sample,
+    CompareCommand: _compare,
+    SpectrumCommand: _spectrum,
+    ContinueCommand: _continue,
+    RunCommand: _run,
 }

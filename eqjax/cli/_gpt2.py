@@ -1,4 +1,4 @@
-"""The commands for GPT-2: `eqjax gpt2 train | generate | chat`."""
+"""The commands for GPT-2: `eqjax gpt2 train | aeon | arll | generate | chat`."""
 
 import dataclasses
 import sys
@@ -7,12 +7,12 @@ from typing import Annotated
 
 import tyro
 
-from ..recipes import GPT2Settings
-from ._checks import check_prompt, check_resume, encoded
+from ..recipes import AeonSettings, ARLLSettings, GPT2Settings
+from ._checks import begun, check_prompt, encoded
 
 
-@dataclasses.dataclass(frozen=True)
-class Train:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GPT2TrainCommand:
     """Train a GPT-2 from nothing, or go on from a pretrained one; with memory, if asked.
 
     The run's folder gets config.yaml (which --config accepts back), metrics.jsonl, checkpoints, and of a GPT-2 without memory
@@ -28,8 +28,32 @@ class Train:
     """Go on with the run in this folder, by its own settings: no other flag goes with it."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AeonCommand(GPT2TrainCommand):
+    """Train a GPT-2 with AEON: internal recurrence attention, and a rate, momentum and noise that follow the loss.
+
+    The run's folder is as of `eqjax gpt2 train`.
+    """
+
+    settings: tyro.conf.OmitArgPrefixes[AeonSettings] = dataclasses.field(
+        default_factory=AeonSettings
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ARLLCommand(GPT2TrainCommand):
+    """Train a GPT-2 by the adaptive-resonance learning law: its hidden states are pulled to prototypes that grow with them.
+
+    The run's folder is as of `eqjax gpt2 train`.
+    """
+
+    settings: tyro.conf.OmitArgPrefixes[ARLLSettings] = dataclasses.field(
+        default_factory=ARLLSettings
+    )
+
+
 @dataclasses.dataclass(frozen=True)
-class Generate:
+class GPT2GenerateCommand:
     """Let a GPT-2 go on from a prompt; one with memory remembers all that it reads and writes, beyond its context."""
 
     source: tyro.conf.Positional[str]
@@ -51,7 +75,7 @@ class Generate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Chat:
+class GPT2ChatCommand:
     """Talk to a GPT-2 with memory; what was said is remembered by the next run of this program, too.
 
     Every line of standard input is read and answered. An empty line, or the end of the input, ends it.
@@ -74,50 +98,38 @@ class Chat:
 
 
 @dataclasses.dataclass(frozen=True)
-class Gpt2:
-    """GPT-2: train one, let it write, talk to one that remembers."""
+class GPT2Command:
+    """GPT-2: train one, by AEON or ARLL too, let it write, talk to one that remembers."""
 
     what: (
-        Annotated[Train, tyro.conf.subcommand("train")]
-        | Annotated[Generate, tyro.conf.subcommand("generate")]
-        | Annotated[Chat, tyro.conf.subcommand("chat")]
+        Annotated[GPT2TrainCommand, tyro.conf.subcommand("train")]
+        | Annotated[AeonCommand, tyro.conf.subcommand("aeon")]
+        | Annotated[ARLLCommand, tyro.conf.subcommand("arll")]
+        | Annotated[GPT2GenerateCommand, tyro.conf.subcommand("generate")]
+        | Annotated[GPT2ChatCommand, tyro.conf.subcommand("chat")]
     )
     """Which."""
 
 
-def _train(command: Train) -> None:
+def _train(command: GPT2TrainCommand) -> None:
     from rich.console import Console
 
-    from ..demo import progress_bar
+    from ..demo import progress_bar, train_with_bar
     from ..language import bigram_cross_entropy
-    from ..recipes import (
-        evaluate_gpt2,
-        open_gpt2,
-        start_gpt2,
-        train_gpt2,
-    )
 
-    check_resume(command.resume, command.settings)
-    run = open_gpt2(command.resume) if command.resume else start_gpt2(command.settings)
+    run = begun(command, type(command.settings))
     console = Console()
-    console.print(f"Text: {run.source}; writing to {run.config.out}.")
+    console.print(f"Text: {run.material.source}; writing to {run.recipe.out}.")
     with progress_bar(console, "loss {task.fields[loss]}") as progress:
-        task = progress.add_task(
-            "gpt2", total=run.config.steps, completed=int(run.state.step), loss="–"
-        )
-
-        def on_step(step: int, values: dict[str, float]) -> None:
-            progress.update(task, completed=step, loss=f"{values['loss']:.3f}")
-
-        outcome = train_gpt2(run, on_step=on_step)
-    entropy = evaluate_gpt2(run, run.validation_ids)
+        outcome = train_with_bar(run, progress, "gpt2")
+    entropy = run.evaluate(run.validation_ids).cross_entropy
     bigram = bigram_cross_entropy(run.train_ids, run.validation_ids, run.tokenizer.size)
     print(f"validation cross-entropy {entropy:.4f} nats/token (bigram {bigram:.3f})")
     if outcome.memory_bytes:
         print(f"{outcome.seconds_per_step:.3f} s/step, {outcome.memory_bytes / 2**20:.0f} MiB/step")
 
 
-def _generate(command: Generate) -> None:
+def _generate(command: GPT2GenerateCommand) -> None:
     import jax
     import jax.numpy as jnp
 
@@ -155,16 +167,16 @@ def _ends(config, *others: int | None) -> tuple[int, ...]:
 
 def _opened(source: str):
     """Model and tokenizer of a run, or of a saved GPT-2."""
-    from ..recipes import open_gpt2, pretrained
+    from ..recipes import open_run, pretrained
     from ..training import holds_run
 
     if holds_run(source):
-        run = open_gpt2(source)
+        run = open_run(source, GPT2Settings, ARLLSettings)
         return run.model, run.tokenizer
     return pretrained(source)
 
 
-def _chat(command: Chat) -> None:
+def _chat(command: GPT2ChatCommand) -> None:
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -176,9 +188,9 @@ def _chat(command: Chat) -> None:
         reply,
         save_memory,
     )
-    from ..recipes import open_gpt2
+    from ..recipes import open_run
 
-    run = open_gpt2(command.source)
+    run = open_run(command.source, GPT2Settings)
     model, tokenizer = run.model, run.tokenizer
     if not isinstance(model, MemoryGPT2):
         raise ValueError(
@@ -221,8 +233,10 @@ def _chat(command: Chat) -> None:
 
 
 COMMANDS = {
-    Train: _train,
-    Generate: _generate,
-    Chat: _chat,
-    Gpt2: lambda command: COMMANDS[type(command.what)](command.what),
+    GPT2TrainCommand: _train,
+    AeonCommand: _train,
+    ARLLCommand: _train,
+    GPT2GenerateCommand: _generate,
+    GPT2ChatCommand: _chat,
+    GPT2Command: lambda command: COMMANDS[type(command.what)](command.what),
 }

@@ -22,11 +22,7 @@ from ._base import (
     scalar as scalar,
     trainable as trainable,
 )
-from ._circuit import (
-    Crossbar as Crossbar,
-    FiniteBandwidth as FiniteBandwidth,
-    to_spice as to_spice,
-)
+from ._circuit import Crossbar as Crossbar, FiniteBandwidth as FiniteBandwidth, to_spice as to_spice
 from ._connections import (
     SparseWeight as SparseWeight,
     check_weight as check_weight,
@@ -40,10 +36,7 @@ from ._energy_transformer import (
     EnergyTransformer as EnergyTransformer,
     EnergyTransformerLM as EnergyTransformerLM,
 )
-from ._feedforward import (
-    FeedForward as FeedForward,
-    feed_forward_model as feed_forward_model,
-)
+from ._feedforward import FeedForward as FeedForward, feed_forward_model as feed_forward_model
 from ._hopfield import (
     Asynchronous as Asynchronous,
     BinaryHopfield as BinaryHopfield,
@@ -60,21 +53,13 @@ from ._kuramoto import (
     KuramotoNetwork as KuramotoNetwork,
     order_parameter as order_parameter,
 )
-from ._mismatch import (
-    Mismatched as Mismatched,
-    perturbed as perturbed,
-)
+from ._mismatch import Mismatched as Mismatched, perturbed as perturbed
 from ._model import (
     AbstractEquilibriumModel as AbstractEquilibriumModel,
     EquilibriumModel as EquilibriumModel,
 )
-from ._monotone import (
-    MonotoneBlock as MonotoneBlock,
-)
-from ._neurons import (
-    HodgkinHuxley as HodgkinHuxley,
-    MorrisLecar as MorrisLecar,
-)
+from ._monotone import MonotoneBlock as MonotoneBlock
+from ._neurons import HodgkinHuxley as HodgkinHuxley, MorrisLecar as MorrisLecar
 from ._oscillators import (
     Brusselator as Brusselator,
     FitzHughNagumo as FitzHughNagumo,
@@ -82,12 +67,8 @@ from ._oscillators import (
     StuartLandau as StuartLandau,
     VanDerPol as VanDerPol,
 )
-from ._parts import (
-    check_heads as check_heads,
-)
-from ._recurrent import (
-    RecurrentField as RecurrentField,
-)
+from ._parts import check_heads as check_heads
+from ._recurrent import RecurrentField as RecurrentField
 from ._spiking import (
     AbstractSynapse as AbstractSynapse,
     DeltaSynapse as DeltaSynapse,

@@ -1,18 +1,9 @@
 """Estimators of dL/dθ, and `compare`, which lays them side by side."""
 
-from ._asymep import (
-    AsymEP as AsymEP,
-    VectorFieldEP as VectorFieldEP,
-)
-from ._averaged import (
-    Averaged as Averaged,
-)
-from ._backprop import (
-    Backprop as Backprop,
-)
-from ._bptt import (
-    BPTT as BPTT,
-)
+from ._asymep import AsymEP as AsymEP, VectorFieldEP as VectorFieldEP
+from ._averaged import Averaged as Averaged
+from ._backprop import Backprop as Backprop
+from ._bptt import BPTT as BPTT
 from ._compare import (
     Comparison as Comparison,
     agreement as agreement,
@@ -24,12 +15,8 @@ from ._corrections import (
     NoCorrection as NoCorrection,
     ProbeCorrection as ProbeCorrection,
 )
-from ._dyadic import (
-    DyadicEP as DyadicEP,
-)
-from ._energy import (
-    EnergyEP as EnergyEP,
-)
+from ._dyadic import DyadicEP as DyadicEP
+from ._energy import EnergyEP as EnergyEP
 from ._estimate import (
     AbstractEstimator as AbstractEstimator,
     Accept as Accept,
@@ -42,36 +29,22 @@ from ._forward import (
     LowRank as LowRank,
     RandomDirections as RandomDirections,
 )
-from ._holomorphic import (
-    HolomorphicEP as HolomorphicEP,
-    LockIn as LockIn,
-)
-from ._holomorphy import (
-    check_holomorphic as check_holomorphic,
-)
-from ._nudged import (
-    AbstractNudgedEstimator as AbstractNudgedEstimator,
+from ._holomorphic import HolomorphicEP as HolomorphicEP, LockIn as LockIn
+from ._holomorphy import check_holomorphic as check_holomorphic
+from ._nudge import (
     AdjointCoordinates as AdjointCoordinates,
+    Nudge as Nudge,
     RawStates as RawStates,
     SharedAdjoint as SharedAdjoint,
 )
-from ._oracle import (
-    OracleAdjoint as OracleAdjoint,
-)
+from ._nudged import AbstractNudgedEstimator as AbstractNudgedEstimator
+from ._oracle import OracleAdjoint as OracleAdjoint
 from ._response import (
     AbstractAdjointEstimator as AbstractAdjointEstimator,
     AbstractEquilibriumEstimator as AbstractEquilibriumEstimator,
     Adjoint as Adjoint,
     Response as Response,
 )
-from ._reversible import (
-    Reversible as Reversible,
-)
-from ._stencils import (
-    Central as Central,
-    OneSided as OneSided,
-    RootsOfUnity as RootsOfUnity,
-)
-from ._truncated import (
-    TruncatedAdjoint as TruncatedAdjoint,
-)
+from ._reversible import Reversible as Reversible
+from ._stencils import Central as Central, OneSided as OneSided, RootsOfUnity as RootsOfUnity
+from ._truncated import TruncatedAdjoint as TruncatedAdjoint

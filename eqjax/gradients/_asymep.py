@@ -1,15 +1,17 @@
 """Equilibrium propagation for vector fields: with the correction that makes it right, and without."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
+
+import equinox as eqx
+from jaxtyping import ScalarLike
 
 from ..fields import trainable
-from ..relaxation import Anderson
+from ..relaxation import Anderson, Solver
 from ._corrections import AbstractCorrection, ExactCorrection, NoCorrection
 from ._estimate import Accept
-from ._nudged import AbstractContrast, AbstractNudgedEstimator, AdjointCoordinates
-from ._response import adjoint_surrogate
-from ._stencils import AbstractStencil, Central
+from ._nudge import Nudge
+from ._nudged import AbstractNudgedEstimator, as_nudge
 
 
 class AsymEP(AbstractNudgedEstimator):
@@ -23,34 +25,21 @@ class AsymEP(AbstractNudgedEstimator):
     **Arguments:**
 
     - `free`, `free_steps`: solver of the free phase and its budget.
-    - `nudged`, `nudged_steps`: the same of the nudged phases; any Optimistix fixed-point solver. In adjoint
-      coordinates its tolerance speaks about the adjoint residual.
-    - `radius`: the settled displacement relative to ‖z*‖ (by default a fifth of where rounding meets curvature: for two
-      phases 1e-3 in float32 and 1e-6 in float64); or `beta`: β itself, which multiplies the gradient of the loss
-      as given. Both may be arrays, so that a study does not recompile.
-    - `stencil`: the nudges: `Central(pairs)`, symmetric by default, or `OneSided()`.
-    - `contrast`: `AdjointCoordinates()`, `SharedAdjoint()` (the fastest) or `RawStates()` (the literal one).
+    - `nudged`: a `Nudge`, which says how the nudged phases settle, or a fixed-point solver for one.
+    - `beta` or `radius`, by keyword: how far they are nudged, as in `Nudge`.
     - `correction`: `ExactCorrection()`, or `ProbeCorrection(...)` from forward perturbations only (needs `key`).
     - `read_noise`: relative standard deviation of a perturbation of every parameter of the field, drawn anew for
       every settle and fixed within it, the same for force, JVP and VJP (needs `key`); None for none.
     - `accept`: per-sample thresholds. `trains`: function from models to a mask of the trained arrays.
     """
 
-    free: Any = Anderson(rtol=1e-5)
-    nudged: Any = Anderson(rtol=1e-3)
-    radius: Any = None
-    beta: Any = None
-    stencil: AbstractStencil = Central()
-    contrast: AbstractContrast = AdjointCoordinates()
+    free: Solver = Anderson(rtol=1e-5)
+    nudged: Nudge = eqx.field(default=Nudge(), converter=as_nudge)
     correction: AbstractCorrection = ExactCorrection()
-    read_noise: Any = None
+    read_noise: ScalarLike | None = None
     free_steps: int = 256
-    nudged_steps: int = 256
     accept: Accept = Accept()
     trains: Callable = trainable
-
-    def surrogate(self, model, loss, inputs, target, z, a, memory):
-        return adjoint_surrogate(model, loss, inputs, target, z, a)
 
 
 class VectorFieldEP(AbstractNudgedEstimator):
@@ -63,18 +52,10 @@ class VectorFieldEP(AbstractNudgedEstimator):
     **Arguments:** as `AsymEP`, without `correction`.
     """
 
-    free: Any = Anderson(rtol=1e-5)
-    nudged: Any = Anderson(rtol=1e-3)
-    radius: Any = None
-    beta: Any = None
-    stencil: AbstractStencil = Central()
-    contrast: AbstractContrast = AdjointCoordinates()
-    read_noise: Any = None
+    free: Solver = Anderson(rtol=1e-5)
+    nudged: Nudge = eqx.field(default=Nudge(), converter=as_nudge)
+    read_noise: ScalarLike | None = None
     free_steps: int = 256
-    nudged_steps: int = 256
     accept: Accept = Accept(adjoint_residual=float("inf"))
     trains: Callable = trainable
     correction: ClassVar[AbstractCorrection] = NoCorrection()
-
-    def surrogate(self, model, loss, inputs, target, z, a, memory):
-        return adjoint_surrogate(model, loss, inputs, target, z, a)

@@ -43,8 +43,7 @@ class Averaged(AbstractEstimator):
         return self.estimator.settle(field, z0, x)
 
     def __call__(self, model, loss, batch, *, key=None, subset=None):
-        check_key(key, "`Averaged`")
-        keys = jax.random.split(key, self.repeats)
+        keys = jax.random.split(check_key(key, "`Averaged`"), self.repeats)
         every = _repeated(self.estimator, model, loss, batch, keys, subset)
         used = jnp.any(every.report.accepted, axis=1)
         count = jnp.sum(used)

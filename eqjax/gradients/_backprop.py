@@ -77,14 +77,5 @@ def _backprop(estimator, model, loss, batch, key, subset):
         return accepted_mean(values, taken), (values, taken)
 
     (total, (values, taken)), grads = eqx.filter_value_and_grad(mean, has_aux=True)(trained)
-    nothing = jnp.full_like(values, jnp.nan)
-    report = Report(
-        loss=values,
-        free_residual=nothing,
-        nudged_residual=nothing,
-        adjoint_residual=nothing,
-        displacement=nothing,
-        field_evaluations=jnp.zeros(size, int),
-        accepted=taken & jnp.isfinite(values),
-    )
+    report = Report.computed(values, taken & jnp.isfinite(values))
     return GradientEstimate(total, grads, report, states=None)

@@ -1,21 +1,16 @@
 """State and adjoint, relaxed together."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optimistix as optx
+from jaxtyping import ScalarLike
 
 from ..fields import trainable
-from ..relaxation import Anderson, equilibrium, residual_ratio
+from ..relaxation import Anderson, Solver, equilibrium, residual_ratio
 from ._estimate import Accept, check_positive, check_steps
-from ._response import (
-    AbstractEquilibriumEstimator,
-    Adjoint,
-    Settled,
-    adjoint_surrogate,
-)
+from ._response import AbstractEquilibriumEstimator, Adjoint, Free, Sample
 from ._stencils import relative_radius
 
 
@@ -35,8 +30,8 @@ class DyadicEP(AbstractEquilibriumEstimator):
     of the pull at the start. `radius`: `β‖a‖/‖z‖`, by default as for `AsymEP`. `accept`, `trains`: as there.
     """
 
-    free: Any = Anderson(rtol=1e-5)
-    radius: Any = None
+    free: Solver = Anderson(rtol=1e-5)
+    radius: ScalarLike | None = None
     free_steps: int = 256
     accept: Accept = Accept()
     trains: Callable = trainable
@@ -45,7 +40,8 @@ class DyadicEP(AbstractEquilibriumEstimator):
         check_steps(free_steps=self.free_steps)
         check_positive(radius=self.radius)
 
-    def respond(self, sample):
+    def respond(self, model, loss, inputs, target, key):
+        sample = Sample.encoded(model, loss, inputs, target, key)
         real = jnp.finfo(jnp.result_type(*jax.tree.leaves(sample.z0))).dtype
         radius = relative_radius(self.radius, 2, real)
         first = optx.two_norm(jax.grad(sample.loss)(sample.z0))
@@ -87,12 +83,10 @@ class DyadicEP(AbstractEquilibriumEstimator):
             dyad, start, sample.x, solver=self.free, max_steps=self.free_steps, throw=False
         )
         z, a = settled.value
-        response = sample.respond(z)
+        response = sample.response(z)
         value = jax.tree.map(lambda v: v * (unit / response.pull_size), a)
         displacement = step_of(z, a) * optx.two_norm(a) / response.extent
         adjoint = Adjoint(value, jnp.asarray(0), settled.residual, displacement)
         evaluations = 4 * settled.stats["field_evaluations"] + 1
-        return Settled(response, residual_ratio(response.force0, z), evaluations, adjoint)
-
-    def surrogate(self, model, loss, inputs, target, z, a, memory):
-        return adjoint_surrogate(model, loss, inputs, target, z, a)
+        free = Free(z, residual_ratio(response.force0, z), evaluations)
+        return self.judge(sample, free, response, adjoint)

@@ -1,18 +1,20 @@
 """Equilibrium propagation proper: the contrast of an energy."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 
+from ..analytic import scale
 from ..fields import trainable
-from ..relaxation import Anderson
+from ..relaxation import Anderson, Solver
 from ._corrections import AbstractCorrection, NoCorrection
 from ._estimate import Accept
-from ._nudged import AbstractContrast, AbstractNudgedEstimator, AdjointCoordinates
+from ._nudge import Nudge, displaced
+from ._nudged import AbstractNudgedEstimator, as_nudge
 from ._response import Sample
-from ._stencils import AbstractStencil, Central
 
 
 class EnergyEP(AbstractNudgedEstimator):
@@ -31,18 +33,13 @@ class EnergyEP(AbstractNudgedEstimator):
     **Arguments:** as `AsymEP`, without `correction` and `read_noise`.
     """
 
-    free: Any = Anderson(rtol=1e-5)
-    nudged: Any = Anderson(rtol=1e-3)
-    radius: Any = None
-    beta: Any = None
-    stencil: AbstractStencil = Central()
-    contrast: AbstractContrast = AdjointCoordinates()
+    free: Solver = Anderson(rtol=1e-5)
+    nudged: Nudge = eqx.field(default=Nudge(), converter=as_nudge)
     free_steps: int = 256
-    nudged_steps: int = 256
     accept: Accept = Accept()
     trains: Callable = trainable
     correction: ClassVar[AbstractCorrection] = NoCorrection()
-    read_noise: ClassVar[Any] = None
+    read_noise: ClassVar[None] = None
 
     def check(self, model, loss, batch, key):
         if not hasattr(model.field, "energy"):
@@ -51,23 +48,23 @@ class EnergyEP(AbstractNudgedEstimator):
                 "`AsymEP`, which needs no energy."
             )
 
-    def respond(self, sample):
-        field: Any = sample.field
-        z, residual, evaluations = self.settle_freely(sample)
+    def respond(self, model, loss, inputs, target, key):
+        sample = Sample.encoded(model, loss, inputs, target, key)
+        free = self.settle_freely(sample)
 
         def descent(t, state, x):
-            return jax.tree.map(jnp.negative, jax.grad(field.energy)(state, x))
+            return jax.tree.map(jnp.negative, jax.grad(model.field.energy)(state, x))
 
         # From here on the state moves by the energy alone, whatever the field's own dynamics.
-        still = Sample(descent, sample.x, z, sample.loss, sample.key)
-        contrast, settled = self.nudge(still, z)
-        beta = contrast.steps / settled.response.pull_size  # of the loss as given
-        states = jax.vmap(lambda a, s: jax.tree.map(lambda u, v: u - s * v, z, a))(
-            contrast.displacements, contrast.steps
-        )
-        return settled._replace(
-            free_residual=residual, evaluations=evaluations, memory=(states, beta)
-        )
+        response = sample.response(free.value, descent)
+        phases = self.phases(sample, free, response, self.noise(key))
+        nudged = self.nudged.contrast.settle(phases, self.nudged)
+        a = phases.average(nudged.displacements)
+        steps = scale(phases.nodes, nudged.beta)
+        states = jax.vmap(displaced, (None, 0, 0))(response.z, nudged.displacements, steps)
+        # β of the loss as given.
+        memory = states, steps / response.pull_size
+        return self.judge(sample, free, response, self.adjoint(phases, nudged, a), memory)
 
     def surrogate(self, model, loss, inputs, target, z, a, memory):
         states, betas = memory

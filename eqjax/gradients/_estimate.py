@@ -7,9 +7,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from ..fields import AbstractEquilibriumModel
 from ..relaxation import Equilibrium, Relaxation
 
 
@@ -29,6 +28,13 @@ class Report(eqx.Module):
     displacement: Float[Array, "*b"]
     field_evaluations: Int[Array, "*b"]
     accepted: Bool[Array, "*b"]
+
+    @classmethod
+    def computed(cls, loss: Float[Array, "*b"], accepted: Bool[Array, "*b"]) -> "Report":
+        """Of a model that computes its output at once: nothing settled, so there are no residuals."""
+        nothing = jnp.full_like(loss, jnp.nan)
+        calls = jnp.zeros(loss.shape, int)
+        return cls(loss, nothing, nothing, nothing, nothing, calls, accepted)
 
     def summary(self) -> dict[str, Array]:
         """Scalars for a log: mean loss and *worst* residuals over the accepted samples, mean cost over all,
@@ -57,7 +63,8 @@ class GradientEstimate(eqx.Module):
     where nothing is trained; zero if no sample is accepted. `report`: per-sample diagnostics. `states`: where the
     loss was read off, per sample (a leading batch axis; of a sample that was not accepted, whatever was reached).
     `variance`: of a random estimate that drew more than once, its estimated total variance `E‖ĝ - E ĝ‖²`; None
-    otherwise.
+    otherwise. `carry`: what an estimator that remembers wants back with the next batch. `signals`: what else there is to
+    know, by name; `make_step` logs it and passes it to the optimiser, as Optax' extra arguments.
     """
 
     loss: Float[Array, ""]
@@ -65,6 +72,8 @@ class GradientEstimate(eqx.Module):
     report: Report
     states: PyTree[Array]
     variance: Float[Array, ""] | None = None
+    carry: PyTree = None
+    signals: dict[str, Array] = eqx.field(default_factory=dict)
 
 
 class Accept(eqx.Module):
@@ -85,7 +94,8 @@ class AbstractEstimator(eqx.Module):
 
     `loss(outputs, targets)` is the scalar of one sample; `batch = (inputs, targets)` has a leading batch axis;
     `key` is for estimators that draw random numbers; `subset`, bool `(B,)`, leaves samples out beforehand.
-    `objective` says what is differentiated: "equilibrium" `L(z*)` or "finite horizon" `L(z_T)`.
+    `objective` says what is differentiated: "equilibrium" `L(z*)` or "finite horizon" `L(z_T)`. An estimator that
+    remembers from batch to batch has `start(model, …) -> carry` and takes that `carry`, too.
     """
 
     objective: eqx.AbstractClassVar[str]
@@ -98,12 +108,12 @@ class AbstractEstimator(eqx.Module):
     @abc.abstractmethod
     def __call__(
         self,
-        model: AbstractEquilibriumModel,
+        model: Any,
         loss: Callable,
         batch: tuple,
         *,
-        key: Any = None,
-        subset: Any = None,
+        key: PRNGKeyArray | None = None,
+        subset: Bool[Array, " b"] | None = None,
     ) -> GradientEstimate:
         """Estimate the gradient of the mean of `loss(outputs, targets)` over `batch = (inputs, targets)`."""
 
@@ -151,11 +161,12 @@ def check_positive(**values: Any) -> None:
             raise ValueError(f"`{name}` must be above 0, got {value}.")
 
 
-def check_key(key: Any, why: str) -> None:
+def check_key(key: PRNGKeyArray | None, why: str) -> PRNGKeyArray:
     if key is None:
         raise ValueError(
             f"{why} draws random numbers: pass `key=jax.random.key(...)` to the estimator."
         )
+    return key
 
 
 def batch_keys(key: Any, size: int) -> Any:

@@ -48,6 +48,9 @@ class AbstractEligibility(eqx.Module):
         check_key(key, f"`{type(self).__name__}`")
 
 
+# Why forward at all: equilibrium gradients differentiate L(z*), and a parameter that changes only how fast
+# the state settles has none; L(z_T) has the term in T (1 - εk)^(T-1) that defends contraction.
+# Backpropagation keeps the trajectory for it, RTRL the matrix ∂z/∂θ instead.
 class ExactEligibility(AbstractEligibility):
     """The whole matrix, `e ← Φ_z e + ε ∂F/∂θ`: real-time recurrent learning (Williams & Zipser 1989). Memory n·P per
     sample: for small models."""
@@ -59,6 +62,7 @@ class ExactEligibility(AbstractEligibility):
 
         def step(carry, _):
             z, e = carry
+            # Forward in the state, n columns; backward in θ, n rows: the larger P is never looped over.
             e = jax.jacfwd(advance, 1)(theta, z) @ e + jax.jacrev(advance, 0)(theta, z)
             return (advance(theta, z), e), None
 
@@ -69,6 +73,7 @@ class ExactEligibility(AbstractEligibility):
         return 2 * n
 
     def check(self, n, parameters, batch, itemsize, key):
+        # Twice: a step reads the old matrix while it writes the new one.
         needed = 2 * n * parameters * batch * itemsize
         if needed > _LIMIT:
             raise ValueError(
@@ -87,12 +92,14 @@ class RandomDirections(AbstractEligibility):
         check_steps(draws=self.draws)
 
     def run(self, initial, advance, theta, steps, key) -> Any:
+        # One for the whole horizon: e u is the sum of what all steps push along the same u.
         u = jax.random.normal(key, (self.draws, theta.size), theta.dtype)
         z = initial(theta)
         moved = jax.vmap(lambda v: jax.jvp(initial, (theta,), (v,))[1])(u)
 
         def step(carry, _):
             z, moved = carry
+            # Both at once: what the state carries along, and what θ adds in this step.
             push = lambda v, m: jax.jvp(advance, (theta, z), (v, m))[1]
             return (advance(theta, z), jax.vmap(push)(u, moved)), None
 
@@ -103,6 +110,8 @@ class RandomDirections(AbstractEligibility):
         return self.draws
 
 
+# Why it stays of rank one: of independent signs ν, E[ν νᵀ] = I, so that (z̃ + ν)(θ̃ + νᵀB)ᵀ has the mean
+# z̃θ̃ᵀ + B, for the cross terms have none. The factors ρ cancel in that mean, but not in the variance.
 class LowRank(AbstractEligibility):
     """Rank-one sketches `e ≈ z̃ θ̃ᵀ`, unbiased (UORO: Tallec & Ollivier 2018), averaged over independent `draws`.
 
@@ -123,10 +132,13 @@ class LowRank(AbstractEligibility):
             z, (state, parameter) = carry
             new, forward = jax.linearize(lambda z: advance(theta, z), z)
             _, back = jax.vjp(lambda p: advance(p, z), theta)
+            # Fresh at every step: with those of an earlier one the cross terms would not vanish.
             signs = jax.random.rademacher(key, (self.draws, z.size), theta.dtype)
 
             def one(state, parameter, sign):
+                # Φ z̃ forward and νᵀ ∂F/∂θ backward: one product of each, and no matrix.
                 pushed, fresh = forward(state), back(sign)[0]
+                # Equal norms on both sides of each term: the least variance (Tallec & Ollivier 2018).
                 old = _balance(parameter, pushed)
                 young = _balance(fresh, sign)
                 return old * pushed + young * sign, parameter / old + fresh / young
@@ -144,6 +156,7 @@ class LowRank(AbstractEligibility):
 def _balance(numerator: Array, denominator: Array) -> Array:
     """`√(‖numerator‖/‖denominator‖)`, or 1 where either vanishes."""
     top, low = optx.two_norm(numerator), optx.two_norm(denominator)
+    # At the start, or where a force does not depend on θ, there is nothing to balance.
     usable = (top > 0) & (low > 0)
     return jnp.sqrt(jnp.where(usable, top, 1.0) / jnp.where(usable, low, 1.0)).astype(top.dtype)
 
@@ -176,6 +189,7 @@ class ForwardEligibility(AbstractEstimator):
         inputs, targets = check_batch(batch)
         trained = eqx.filter(model, self.trains(model))
         theta = jax.tree.leaves(trained)
+        # Sizes are known without running anything, so that what does not fit is refused before it is tried.
         first = jax.eval_shape(lambda u: model.initial(model.encode(u[0])), inputs)
         n = sum(leaf.size for leaf in jax.tree.leaves(first))
         size = jax.tree.leaves(inputs)[0].shape[0]
@@ -192,6 +206,7 @@ def _carried(estimator, model, loss, batch, key, subset):
     steps = estimator.steps
 
     def one(inputs, target, key):
+        # Built anew from θ wherever it is used: the path through the encoder belongs to the derivative, too.
         def build(theta):
             model = eqx.combine(unravel(theta), held)
             return model, model.encode(inputs)
@@ -230,6 +245,7 @@ def _carried(estimator, model, loss, batch, key, subset):
     finite = jnp.isfinite(value) & jnp.isfinite(residual)
     accepted = finite & jnp.all(jnp.isfinite(gradients), axis=(1, 2))
     accepted = accepted if subset is None else accepted & subset
+    # `where`, not a factor 0, which would leave NaN in the sum.
     kept = jnp.where(accepted[:, None, None], gradients, 0)
     draws: Float[Array, "k p"] = jnp.sum(kept, axis=0) / jnp.sum(accepted).astype(theta.dtype)
     draws = zero_unless(jnp.any(accepted), draws)

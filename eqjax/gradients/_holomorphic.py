@@ -1,7 +1,6 @@
 """Equilibrium propagation with complex nudges."""
 
 from collections.abc import Callable
-from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
@@ -9,17 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, ScalarLike
 
 from ..analytic import scale
 from ..fields import Realified, trainable
-from ..relaxation import Anderson, relax
+from ..relaxation import Anderson, Solver, relax
 from ._corrections import AbstractCorrection, ExactCorrection
 from ._estimate import Accept, check_positive
 from ._holomorphy import check_holomorphic
-from ._nudged import AbstractContrast, AbstractNudgedEstimator, AdjointCoordinates
-from ._response import adjoint_surrogate
-from ._stencils import AbstractStencil, RootsOfUnity
+from ._nudge import AbstractContrast, Nudge, Nudged
+from ._nudged import AbstractNudgedEstimator, as_nudge
+from ._stencils import AbstractStencil, Central, RootsOfUnity
 
 
 class HolomorphicEP(AbstractNudgedEstimator):
@@ -31,25 +30,25 @@ class HolomorphicEP(AbstractNudgedEstimator):
     the symmetric contrast of `AsymEP`. The field itself runs on complex states; field, decoder and loss must be
     holomorphic there (functions from `eqjax.analytic` are), and what is not is refused by name.
 
-    **Arguments:** as `AsymEP`, with `points`: N ≥ 2, any, in place of `stencil`, and a default `radius` of a fifth of
-    `eps^(1/(N + 1))`. `contrast` may also be `LockIn(...)`.
+    **Arguments:** as `AsymEP`, with `points`: N ≥ 2, any, in place of a `stencil`, and a default `radius` of a fifth of
+    `eps^(1/(N + 1))`. The `contrast` of the `Nudge` may also be `LockIn(...)`.
     """
 
-    free: Any = Anderson(rtol=1e-5)
-    nudged: Any = Anderson(rtol=1e-3)
+    free: Solver = Anderson(rtol=1e-5)
+    nudged: Nudge = eqx.field(default=Nudge(), converter=as_nudge)
     points: int = eqx.field(default=4, static=True)
-    radius: Any = None
-    beta: Any = None
-    contrast: AbstractContrast = AdjointCoordinates()
     correction: AbstractCorrection = ExactCorrection()
-    read_noise: Any = None
+    read_noise: ScalarLike | None = None
     free_steps: int = 256
-    nudged_steps: int = 256
     accept: Accept = Accept()
     trains: Callable = trainable
 
     def __check_init__(self):
         RootsOfUnity(self.points)  # which refuses fewer than two
+        if self.nudged.stencil != Central():
+            raise ValueError(
+                f"`HolomorphicEP` makes its own nudges, `points` of them: leave out `stencil`, got {self.nudged.stencil}."
+            )
 
     @property
     def stencil(self) -> AbstractStencil:
@@ -67,9 +66,6 @@ class HolomorphicEP(AbstractNudgedEstimator):
             objective = lambda z, y: loss(model.decode(z), y)
             check_holomorphic(objective, z, target, name="loss of the decoded state")
             _CHECKED.add(known)
-
-    def surrogate(self, model, loss, inputs, target, z, a, memory):
-        return adjoint_surrogate(model, loss, inputs, target, z, a)
 
 
 _CHECKED: set = set()  # models (their structure, never their arrays) that passed
@@ -99,11 +95,11 @@ class LockIn(AbstractContrast):
         if self.transient < 0:
             raise ValueError(f"`transient` must be at least 0, got {self.transient}.")
 
-    def settle(self, phases, settings):
+    def settle(self, phases, nudge):
         response = phases.response
         if not np.iscomplexobj(phases.nodes):
             raise ValueError("`LockIn` turns a complex nudge: use it with `HolomorphicEP`.")
-        beta = phases.step_size(response.pull, settings)  # a unit pull stands in for a
+        beta = nudge.size(phases, response.pull)  # a unit pull stands in for a
         per_period = round(self.period / self.step)
         omega = 2 * np.pi / self.period
         start = self.transient * self.period
@@ -134,7 +130,7 @@ class LockIn(AbstractContrast):
             throw=False,
         )
         _, a = field.join(ran.value)
-        a = jax.tree.map(lambda v: v[None], a)
-        phases = phases._replace(nodes=phases.nodes[:1], weights=jnp.ones_like(phases.weights[:1]))
+        # One phase that turned stands for all that would have stood still.
+        every = jax.tree.map(lambda v: jnp.broadcast_to(v, (phases.nodes.size, *v.shape)), a)
         calls = ran.stats["field_evaluations"]
-        return phases.contrast(a, beta, jnp.nan, calls, calls)
+        return Nudged(every, beta, jnp.nan, calls, calls)

@@ -34,6 +34,11 @@ class _Value(NamedTuple):
     across: Any = None
 
 
+# Why operation by operation, and not the Cauchy–Riemann equations of the result alone. Those hold almost
+# everywhere for a maximum that compares real parts, which is holomorphic in pieces; and they do not name the
+# culprit. Why not a list of forbidden operations alone: a real part may be undone, and a stabilising shift
+# cancels. Why at all: a contrast of nudges in the complex plane is a Cauchy average, and of a function that
+# is not holomorphic it is a plausible, wrong gradient.
 def check_holomorphic(function: Callable, z: PyTree, *args: PyTree, name: str) -> None:
     """Refuse a function of `z` that is not holomorphic, by the Cauchy–Riemann equations at a random point.
 
@@ -76,6 +81,7 @@ def check_holomorphic(function: Callable, z: PyTree, *args: PyTree, name: str) -
             closed.jaxpr, [*map(still, consts)], [*moved, *map(still, inputs[moving:])], measures
         )
         nodes.extend(out.node for out in outputs)
+        # `stop_gradient` leaves zero tangents, and zero is holomorphic: only the values betray it.
         gap = _gap(closed.jaxpr, consts, inputs, tangents, [out.along for out in outputs])
         return jnp.stack(measures) if measures else jnp.zeros((0, 2)), gap
 
@@ -88,6 +94,7 @@ def check_holomorphic(function: Callable, z: PyTree, *args: PyTree, name: str) -
     verdicts: dict[int, tuple[str | None, bool]] = {}
     found = (_judge(node, measures, 1e3 * eps, verdicts)[0] for node in nodes)
     blame = next((name for name in found if name), None)
+    # Central differences with h = eps^⅓ err by eps^⅔; the factor is for third derivatives. NaN fails.
     if blame is None and not gap <= 300 * eps ** (2 / 3):
         blame = "stop_gradient"
     if blame is not None:
@@ -101,6 +108,7 @@ class _Draw:
     """Random numbers in place of arrays that have no value yet."""
 
     def __init__(self):
+        # A fixed seed: the verdict on a model must not change from run to run.
         self.rng = np.random.default_rng(0)
 
     def __call__(self, aval):
@@ -108,6 +116,7 @@ class _Draw:
             return np.zeros(aval.shape, aval.dtype)
         value = self.rng.normal(size=aval.shape)
         if jnp.issubdtype(aval.dtype, jnp.complexfloating):
+            # Off the real axis, lest the point lie on a cut; but near it, where nudged states live.
             value = value + 0.3j * self.rng.normal(size=aval.shape)
         return np.asarray(value, aval.dtype)
 
@@ -138,6 +147,8 @@ def _follow(jaxpr, consts: list[_Value], inputs: list[_Value], measures: list) -
 def _apply(jaxpr, equation, inputs: list[_Value], measures: list) -> list[_Value]:
     operation = equation.primitive.name
     if operation in _CALLS:
+        # What is called is followed, so that the operation at fault is named and not the call; a `custom_jvp`
+        # by what it computes, not by its rule. Loops and branches are judged as a whole, by their derivative.
         inner = next(equation.params[key] for key in _NESTED if key in equation.params)
         consts = [_Value(c, _Node("literal", [])) for c in getattr(inner, "consts", ())]
         return _follow(getattr(inner, "jaxpr", inner), consts, inputs, measures)
@@ -154,6 +165,7 @@ def _apply(jaxpr, equation, inputs: list[_Value], measures: list) -> list[_Value
     if not moved:
         return [_Value(out, _Node(operation, parents)) for out in call()]
     here = tuple(inputs[i].value for i in moved)
+    # One operation at a time, with the tangents that reach it: where the defect begins is where it is made.
     outs, push = jax.linearize(call, *here)
     along = push(*(inputs[i].along for i in moved))
     across = push(*(inputs[i].across for i in moved))
@@ -162,6 +174,7 @@ def _apply(jaxpr, equation, inputs: list[_Value], measures: list) -> list[_Value
         if not jnp.issubdtype(out.dtype, jnp.inexact):
             results.append(_Value(out, _Node(operation, parents)))
             continue
+        # For a holomorphic value the tangent along iv is i times that along v.
         size, defect = (jnp.max(jnp.abs(a), initial=0) for a in (jnp.stack([t, s]), s - 1j * t))
         measures.append(jnp.stack([size, defect]))
         results.append(_Value(out, _Node(operation, parents, len(measures) - 1), t, s))
@@ -176,20 +189,24 @@ def _judge(node: _Node, measures, tolerance: float, verdicts: dict) -> tuple[str
             node.measured is not None and measures[node.measured][0] > 0
         )
 
+    # By identity: else a value that is used twice would be judged twice, and so all before it.
     if id(node) not in verdicts:
         parents = [_judge(parent, measures, tolerance, verdicts) for parent in node.parents]
         choice = any(chosen for _, chosen in parents)
         blamed = next((name for name, _ in parents if name), None)
         if node.measured is None:  # it does not move: an integer, a boolean, or made of constants
+            # A comparison of moving values is harmless by itself: it matters if something is selected by it.
             compared = node.operation in _COMPARED and any(map(moves, node.parents))
             verdicts[id(node)] = None, choice or compared
         else:
             size, defect = measures[node.measured]
+            # Holomorphic on either side of the choice, so the defect is 0: these are told by name.
             ordered = node.operation in _ORDERED or (node.operation == "select_n" and choice)
             # What was chosen by an order stays so, whatever is done with it.
             stained = blamed in _ORDERED | {"select_n"}
             if size == 0:
                 verdicts[id(node)] = None, choice
+            # A defect that later cancels is none: the value at hand decides, ancestors lend the name.
             elif defect > tolerance * size or ordered or stained:
                 verdicts[id(node)] = blamed or node.operation, False
             else:

@@ -1,7 +1,6 @@
 """The exact equilibrium gradient."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +8,9 @@ import lineax as lx
 import optimistix as optx
 
 from ..fields import trainable
-from ..relaxation import GMRES, Anderson
+from ..relaxation import GMRES, Anderson, Solver, equilibrium
 from ._estimate import Accept, check_steps
-from ._response import (
-    AbstractAdjointEstimator,
-    Adjoint,
-    Response,
-    settle_adjoint,
-)
+from ._response import AbstractAdjointEstimator, Adjoint, Response, in_adjoint_coordinates
 
 
 class OracleAdjoint(AbstractAdjointEstimator):
@@ -35,8 +29,8 @@ class OracleAdjoint(AbstractAdjointEstimator):
     A linear solve that fails shows in `report.adjoint_residual`, and its sample is not accepted.
     """
 
-    free: Any = Anderson(rtol=1e-5)
-    adjoint_solver: Any = GMRES(rtol=1e-4)
+    free: Solver = Anderson(rtol=1e-5)
+    adjoint_solver: lx.AbstractLinearSolver | Solver = GMRES(rtol=1e-4)
     free_steps: int = 256
     adjoint_steps: int = 256
     accept: Accept = Accept()
@@ -65,9 +59,15 @@ class OracleAdjoint(AbstractAdjointEstimator):
             products = solution.stats.get("num_steps", -1)
             return Adjoint(solution.value, jnp.asarray(products))
 
-        def residual(a):
+        def residual(t, a, x):
             return jax.tree.map(jnp.add, response.vjp(a), response.pull)
 
         start = jax.tree.map(jnp.zeros_like, response.pull)
-        solution = settle_adjoint(residual, start, self.adjoint_solver, self.adjoint_steps)
+        solution = equilibrium(
+            residual,
+            start,
+            solver=in_adjoint_coordinates(self.adjoint_solver),
+            max_steps=self.adjoint_steps,
+            throw=False,
+        )
         return Adjoint(solution.value, solution.stats["field_evaluations"])

@@ -7,17 +7,17 @@ They differ only in the adjoint state `a` that they propose; one expression turn
 import abc
 import contextlib
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix as optx
 from jax import lax
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ..analytic import scale
-from ..relaxation import Fallback, equilibrium
+from ..analytic import is_complex, scale
+from ..relaxation import Solver, equilibrium, with_tolerance
 from ._estimate import (
     AbstractEstimator,
     Accept,
@@ -63,9 +63,15 @@ class Sample(NamedTuple):
     x: PyTree
     z0: PyTree[Array]
     loss: Callable
-    key: Any
+    key: PRNGKeyArray | None
 
-    def respond(self, z: PyTree[Array], field: Callable | None = None) -> Response:
+    @classmethod
+    def encoded(cls, model, loss, inputs, target, key) -> "Sample":
+        x = model.encode(inputs)
+        objective = lambda state: loss(model.decode(state), target)
+        return cls(model.field, x, model.initial(x), objective, key)
+
+    def response(self, z: PyTree[Array], field: Callable | None = None) -> Response:
         """The response at z; under another realisation of the field if one is given."""
         field = self.field if field is None else field
 
@@ -97,14 +103,6 @@ class Sample(NamedTuple):
         )
 
 
-def is_complex(tree: PyTree) -> bool:
-    return any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def complexify(tree: PyTree[Array]) -> PyTree[Array]:
-    return jax.tree.map(lambda a: lax.complex(a, jnp.zeros_like(a)), tree)
-
-
 def _mixing(state: PyTree):
     """A complex nudge may meet the real parameters of whatever modules the user brought."""
     mixed = is_complex(state)
@@ -128,21 +126,24 @@ class Adjoint(NamedTuple):
 
     value: PyTree[Array]
     evaluations: Array
-    nudged_residual: Any = jnp.nan
-    displacement: Any = jnp.nan
+    nudged_residual: Array | float = jnp.nan
+    displacement: Array | float = jnp.nan
+
+
+class Free(NamedTuple):
+    """A free settling: state, force residual, and evaluations, with the one that linearises there."""
+
+    value: PyTree[Array]
+    residual: Array
+    evaluations: Array
 
 
 class Settled(NamedTuple):
-    """What an equilibrium estimator knows of one sample after settling.
+    """What is left of one sample: the free state z, its adjoint a, a `Report`, and what else the `surrogate` wants."""
 
-    `response`, at the free state; `free_residual`; `evaluations` before the adjoint; `adjoint`; `memory`: what else
-    its `surrogate` wants.
-    """
-
-    response: Response
-    free_residual: Array
-    evaluations: Array
-    adjoint: Adjoint
+    z: PyTree[Array]
+    a: PyTree[Array]
+    report: Report
     memory: PyTree = None
 
 
@@ -150,17 +151,20 @@ class AbstractEquilibriumEstimator(AbstractEstimator):
     """Estimators of the gradient of `L(z*)`, `F(z*) = 0`."""
 
     objective: ClassVar[str] = "equilibrium"
-    free: eqx.AbstractVar[Any]
+    free: eqx.AbstractVar[Solver]
     free_steps: eqx.AbstractVar[int]
     accept: eqx.AbstractVar[Accept]
 
     @abc.abstractmethod
-    def respond(self, sample: Sample) -> Settled:
+    def respond(self, model, loss, inputs, target, key) -> Settled:
         """Settle one sample, and propose its adjoint."""
 
-    @abc.abstractmethod
     def surrogate(self, model, loss, inputs, target, z, a, memory) -> Float[Array, ""]:
-        """The scalar of one sample whose gradient in the parameters, all states held fixed, is the estimate."""
+        """The scalar of one sample whose gradient in the parameters, all states held fixed, is the estimate:
+        `loss(decode(z), y) + ⟨a, F(z, encode(u))⟩`."""
+        force = model.field(0.0, z, model.encode(inputs))
+        work = jax.tree.map(lambda u, v: jnp.sum(u * v), a, force)
+        return loss(model.decode(z), target) + sum(jax.tree.leaves(work))
 
     def check(self, model, loss, batch, key) -> None:
         """Refuse, before any work, a model that the estimator cannot treat, or a missing key."""
@@ -168,10 +172,40 @@ class AbstractEquilibriumEstimator(AbstractEstimator):
     def settle(self, field, z0, x):
         return equilibrium(field, z0, x, solver=self.free, max_steps=self.free_steps, throw=False)
 
-    def settle_freely(self, sample: Sample, field: Callable | None = None):
-        field = sample.field if field is None else field
-        free = self.settle(field, sample.z0, sample.x)
-        return free.value, free.residual, free.stats["field_evaluations"] + 1
+    def settle_freely(self, sample: Sample, field: Callable | None = None) -> Free:
+        free = self.settle(sample.field if field is None else field, sample.z0, sample.x)
+        return Free(free.value, free.residual, free.stats["field_evaluations"] + 1)
+
+    def judge(
+        self,
+        sample: Sample,
+        free: Free,
+        response: Response,
+        adjoint: Adjoint,
+        memory: PyTree = None,
+    ) -> Settled:
+        """Measure what was found, whatever the estimator, and accept it or not."""
+        value, size = sample.loss(response.z), response.pull_size
+        defect = jax.tree.map(jnp.add, response.vjp(adjoint.value), response.pull)
+        adjoint_residual = optx.two_norm(defect)
+        # No pull, no adjoint: there is nothing to be wrong about.
+        pulled = optx.two_norm(response.pull) > 0
+        adjoint_residual = jnp.where(
+            pulled | ~jnp.isfinite(adjoint_residual), adjoint_residual, jnp.zeros_like(size)
+        )
+        finite = jnp.isfinite(value) & jnp.isfinite(size) & jnp.isfinite(adjoint_residual)
+        report = Report(
+            loss=value,
+            free_residual=free.residual,
+            nudged_residual=jnp.asarray(adjoint.nudged_residual, size.dtype),
+            adjoint_residual=adjoint_residual,
+            displacement=jnp.asarray(adjoint.displacement, size.dtype),
+            field_evaluations=free.evaluations + adjoint.evaluations,
+            accepted=finite
+            & (free.residual <= self.accept.free_residual)
+            & (adjoint_residual <= self.accept.adjoint_residual),
+        )
+        return Settled(response.z, jax.tree.map(lambda v: size * v, adjoint.value), report, memory)
 
     def __call__(self, model, loss, batch, *, key=None, subset=None):
         batch = check_batch(batch)
@@ -186,21 +220,12 @@ class AbstractAdjointEstimator(AbstractEquilibriumEstimator):
     def adjoint(self, response: Response) -> Adjoint:
         """The adjoint state of one sample."""
 
-    def respond(self, sample):
-        z, residual, evaluations = self.settle_freely(sample)
-        response = sample.respond(z)
-        adjoint = self.adjoint(response.only_if(residual <= self.accept.free_residual))
-        return Settled(response, residual, evaluations, adjoint)
-
-    def surrogate(self, model, loss, inputs, target, z, a, memory):
-        return adjoint_surrogate(model, loss, inputs, target, z, a)
-
-
-def adjoint_surrogate(model, loss, inputs, target, z, a) -> Float[Array, ""]:
-    """`loss(decode(z), y) + ⟨a, F(z, encode(u))⟩`."""
-    force = model.field(0.0, z, model.encode(inputs))
-    work = jax.tree.map(lambda u, v: jnp.sum(u * v), a, force)
-    return loss(model.decode(z), target) + sum(jax.tree.leaves(work))
+    def respond(self, model, loss, inputs, target, key):
+        sample = Sample.encoded(model, loss, inputs, target, key)
+        free = self.settle_freely(sample)
+        response = sample.response(free.value)
+        adjoint = self.adjoint(response.only_if(free.residual <= self.accept.free_residual))
+        return self.judge(sample, free, response, adjoint)
 
 
 @eqx.filter_jit
@@ -208,8 +233,8 @@ def _estimate(estimator, model, loss, batch, key, subset):
     inputs, targets = batch
     keys = batch_keys(key, jax.tree.leaves(batch)[0].shape[0])
     with jax.default_matmul_precision("highest"):
-        settle = eqx.filter_vmap(_settle, in_axes=(None, None, None, 0, 0, 0))
-        z, a, memory, report = settle(estimator, model, loss, inputs, targets, keys)
+        respond = eqx.filter_vmap(estimator.respond, in_axes=(None, None, 0, 0, 0))
+        z, a, report, memory = respond(model, loss, inputs, targets, keys)
         if subset is not None:
             report = eqx.tree_at(lambda r: r.accepted, report, report.accepted & subset)
         accepted = report.accepted
@@ -225,53 +250,11 @@ def _estimate(estimator, model, loss, batch, key, subset):
     return GradientEstimate(accepted_mean(report.loss, accepted), grads, report, z)
 
 
-def _settle(estimator, model, loss, inputs, target, key):
-    x = model.encode(inputs)
-    objective = lambda state: loss(model.decode(state), target)
-    settled = estimator.respond(Sample(model.field, x, model.initial(x), objective, key))
-    response, adjoint = settled.response, settled.adjoint
-    value, size = objective(response.z), response.pull_size
-    defect = jax.tree.map(jnp.add, response.vjp(adjoint.value), response.pull)
-    adjoint_residual = optx.two_norm(defect)
-    # No pull, no adjoint: there is nothing to be wrong about.
-    pulled = optx.two_norm(response.pull) > 0
-    adjoint_residual = jnp.where(
-        pulled | ~jnp.isfinite(adjoint_residual), adjoint_residual, jnp.zeros_like(size)
-    )
-    finite = jnp.isfinite(value) & jnp.isfinite(size) & jnp.isfinite(adjoint_residual)
-    report = Report(
-        loss=value,
-        free_residual=settled.free_residual,
-        nudged_residual=jnp.asarray(adjoint.nudged_residual, size.dtype),
-        adjoint_residual=adjoint_residual,
-        displacement=jnp.asarray(adjoint.displacement, size.dtype),
-        field_evaluations=settled.evaluations + adjoint.evaluations,
-        accepted=finite
-        & (settled.free_residual <= estimator.accept.free_residual)
-        & (adjoint_residual <= estimator.accept.adjoint_residual),
-    )
-    a = jax.tree.map(lambda v: size * v, adjoint.value)
-    return response.z, a, settled.memory, report
+def in_adjoint_coordinates(solver: Solver, phases: int = 1) -> Solver:
+    """`solver` for an unknown a that so many phases share out: its tolerance, read as an absolute one.
 
-
-def settle_adjoint(residual: Callable, start: PyTree[Array], solver: Any, steps: int, phases=1):
-    """Solve `residual(a) = 0` from `start` in adjoint coordinates (of that many stacked phases).
-
-    There `‖pull‖ = 1`, so the solver's relative tolerance is read as an absolute one on the adjoint residual:
-    relative to ‖a‖ it would loosen as a slow mode amplifies a.
+    There `‖pull‖ = 1`, so this is a tolerance on the adjoint residual: relative to ‖a‖ it would loosen as a slow mode
+    amplifies a.
     """
-    return equilibrium(
-        lambda t, a, x: residual(a),
-        start,
-        solver=_absolute(solver, phases**0.5),
-        max_steps=steps,
-        throw=False,
-    )
-
-
-def _absolute(solver: Any, factor: float) -> Any:
-    if isinstance(solver, Fallback):
-        parts = (_absolute(solver.first, factor), _absolute(solver.then, factor))
-        return eqx.tree_at(lambda s: (s.first, s.then), solver, parts)
-    tolerance = (solver.rtol + solver.atol) * factor
-    return eqx.tree_at(lambda s: (s.rtol, s.atol), solver, (0.0, tolerance))
+    absolute = lambda rtol, atol: (0.0, (rtol + atol) * phases**0.5)
+    return with_tolerance(solver, absolute)

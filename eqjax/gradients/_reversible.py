@@ -10,6 +10,9 @@ from jaxtyping import Array, PyTree
 from ..relaxation import RESULTS, Relaxation, residual_ratio
 
 
+# Why a pair of states. An Euler step can be undone only by solving for where it came from; of a pair, each
+# takes a step by the force at the other, which is at hand going back. λ < 1 ties the two together: with λ = 1
+# nothing would; the price is that going back divides by λ (McCallum & Foster 2024).
 class Reversible(eqx.Module):
     """An algebraically reversible pair of Euler steps (McCallum & Foster 2024), as the solver of `BPTT`:
 
@@ -68,12 +71,14 @@ def _run(vjp_arg, step, steps, coupling):
 @_run.def_fwd
 def _(perturbed, vjp_arg, step, steps, coupling):
     y, w = _forward(vjp_arg, step, steps, coupling)
+    # The end is all that is kept, whatever the horizon.
     return y, (y, w)
 
 
 @_run.def_bwd
 def _(residuals, cotangent, perturbed, vjp_arg, step, steps, coupling):
     _, force, x = vjp_arg
+    # The closure of the force holds parameters: they are where the gradient is collected.
     arrays, rest = eqx.partition((force, x), eqx.is_inexact_array)
 
     def forced(z, arrays):
@@ -82,6 +87,8 @@ def _(residuals, cotangent, perturbed, vjp_arg, step, steps, coupling):
 
     def undo(carry, _):
         y, w, gy, gw, collected = carry
+        # In the reverse order: w was made last, by the force at the y at hand. One VJP gives that force, to
+        # undo the step, and the way back through it.
         value, back = jax.vjp(forced, y, arrays)
         w = _add(w, -step, value)
         along, through = back(gw)
@@ -91,12 +98,15 @@ def _(residuals, cotangent, perturbed, vjp_arg, step, steps, coupling):
         along, through = back(gy)
         gw = jax.tree.map(lambda g, h, a: g + (1 - coupling) * h + step * a, gw, gy, along)
         collected = _add(collected, step, through)
+        # Solved for the old y; here rounding is divided by λ, step after step.
         y = jax.tree.map(
             lambda a, b, f: (a - (1 - coupling) * b - step * f) / coupling, y, w, value
         )
         return (y, w, jax.tree.map(lambda g: coupling * g, gy), gw, collected), None
 
     nothing = jax.tree.map(jnp.zeros_like, arrays)
+    # Only y was returned: the cotangent of w begins at 0.
     start = (*residuals, cotangent, jax.tree.map(jnp.zeros_like, cotangent), nothing)
     (_, _, gy, gw, collected), _ = jax.lax.scan(undo, start, length=steps)
+    # Both began at z₀.
     return (jax.tree.map(jnp.add, gy, gw), *collected)

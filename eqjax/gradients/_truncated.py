@@ -1,14 +1,14 @@
 """The adjoint, cut short."""
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import ScalarLike
 
 from ..fields import trainable
-from ..relaxation import Anderson
+from ..relaxation import Anderson, Solver
 from ._estimate import Accept, check_positive, check_steps
 from ._response import AbstractAdjointEstimator, Adjoint, Response
 
@@ -25,9 +25,9 @@ class TruncatedAdjoint(AbstractAdjointEstimator):
     for `AsymEP`.
     """
 
-    free: Any = Anderson(rtol=1e-5)
+    free: Solver = Anderson(rtol=1e-5)
     terms: int = eqx.field(default=1, static=True)
-    damping: Any = 1.0
+    damping: ScalarLike = 1.0
     free_steps: int = 256
     accept: Accept = Accept(adjoint_residual=float("inf"))
     trains: Callable = trainable

@@ -24,7 +24,4 @@ from ._penalties import (
     residual_penalty as residual_penalty,
     spectral_penalty as spectral_penalty,
 )
-from ._rails import (
-    cap_norms as cap_norms,
-    rails as rails,
-)
+from ._rails import cap_norms as cap_norms, rails as rails

@@ -13,10 +13,7 @@ from ._attend import (
     at_least_float32 as at_least_float32,
     weights as weights,
 )
-from ._bpe import (
-    BPETokenizer as BPETokenizer,
-    train_bpe as train_bpe,
-)
+from ._bpe import BPETokenizer as BPETokenizer, train_bpe as train_bpe
 from ._corpus import (
     Corpus as Corpus,
     bigram_cross_entropy as bigram_cross_entropy,
@@ -32,10 +29,7 @@ from ._equilibrium_lm import (
     equilibrium_lm as equilibrium_lm,
     without_attention as without_attention,
 )
-from ._generate import (
-    Sample as Sample,
-    generate as generate,
-)
+from ._generate import Sample as Sample, generate as generate
 from ._gpt2 import (
     GPT2 as GPT2,
     Block as Block,
@@ -45,9 +39,7 @@ from ._gpt2 import (
     counted as counted,
     known as known,
 )
-from ._gpt2_config import (
-    GPT2Config as GPT2Config,
-)
+from ._gpt2_config import GPT2Config as GPT2Config
 from ._hub import (
     load_gpt2 as load_gpt2,
     opened as opened,
@@ -63,14 +55,8 @@ from ._lora import (
     merge as merge,
     save_adapters as save_adapters,
 )
-from ._quantise import (
-    quantise as quantise,
-)
-from ._sampling import (
-    Continuation as Continuation,
-    Sampler as Sampler,
-    autoregress as autoregress,
-)
+from ._quantise import quantise as quantise
+from ._sampling import Continuation as Continuation, Sampler as Sampler, autoregress as autoregress
 from ._sequences import (
     DecoderLayer as DecoderLayer,
     EncoderLayer as EncoderLayer,
@@ -84,6 +70,7 @@ from ._sequences import (
 )
 from ._tokens import (
     CharTokenizer as CharTokenizer,
+    Streams as Streams,
     batches as batches,
     split as split,
     tiles as tiles,

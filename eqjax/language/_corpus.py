@@ -13,7 +13,7 @@ TINY_SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc5
 TINY_SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 )
-_OWN_FILE = "Pass a text file of your own with `--text FILE`."
+_OWN_FILE = "Name a text file of your own (`text`)."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,19 +35,19 @@ def read_text(path: str | os.PathLike) -> Corpus:
     """Read a UTF-8 text file; `ValueError` if it is missing, empty or not text."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"--text {path}: no such file. Give the path of a UTF-8 text file.")
+        raise ValueError(f"{path}: no such file. Give the path of a UTF-8 text file.")
     data = path.read_bytes()
     if not data.strip():
-        raise ValueError(f"--text {path}: the file is empty. Give a file with some text in it.")
+        raise ValueError(f"{path}: the file is empty. Give a file with some text in it.")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"--text {path}: not UTF-8 text (byte {error.start} is {data[error.start]:#04x}). "
+            f"{path}: not UTF-8 text (byte {error.start} is {data[error.start]:#04x}). "
             "Is it a binary file? Convert it to UTF-8 first."
         ) from None
     if "\0" in text:
-        raise ValueError(f"--text {path}: holds NUL bytes, so it is a binary file, not text.")
+        raise ValueError(f"{path}: holds NUL bytes, so it is a binary file, not text.")
     return Corpus(text, f"the file {path}")
 
 
@@ -107,7 +107,10 @@ def load_corpus(text: str | os.PathLike | None = None, *, fallback: bool = True)
     without, its `ConnectionError` is raised.
     """
     if text is not None:
-        return read_text(text)
+        try:
+            return read_text(text)
+        except ValueError as error:
+            raise ValueError(f"`text` {error}") from None
     try:
         return tiny_shakespeare()
     except ConnectionError as error:

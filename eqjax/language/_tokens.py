@@ -46,7 +46,7 @@ def split(ids: np.ndarray, length: int, fraction: float = 0.9) -> tuple[np.ndarr
         if len(part) < length + 1:
             raise ValueError(
                 f"the text is too short: its {name} part has {len(part)} tokens and a window needs "
-                f"length + 1 = {length + 1}. Use a longer text or a smaller `--length`."
+                f"length + 1 = {length + 1}. Use a longer text or a smaller `length`."
             )
     return train, validation
 
@@ -67,6 +67,33 @@ def batches(ids: np.ndarray, *, length: int, batch: int, seed: int) -> Any:
     data = grain.MapDataset.range(starts).seed(seed).shuffle().repeat().map(window).batch(batch)
     options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     return iter(data.to_iter_dataset(options))
+
+
+class Streams:
+    """An endless iterator over `batch` streams that read `ids` on from window to window, each from a place of its own, round
+    and round: `(inputs, targets)`, each int32 `(batch, length)`, targets one ahead.
+
+    `get_state()` is its position, a JSON value, and `set_state` returns to it, as in a Grain iterator.
+    """
+
+    def __init__(self, ids: np.ndarray, *, length: int, batch: int, seed: int):
+        self._ids, self._length, self._read = ids, length, 0
+        self._starts = np.random.default_rng(seed).integers(0, len(ids), (batch, 1))
+
+    def __iter__(self) -> "Streams":
+        return self
+
+    def __next__(self) -> tuple[np.ndarray, np.ndarray]:
+        places = self._starts + self._length * self._read + np.arange(self._length + 1)
+        self._read += 1
+        text = self._ids[places % len(self._ids)]
+        return text[:, :-1], text[:, 1:]
+
+    def get_state(self) -> dict[str, int]:
+        return {"windows": self._read}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self._read = state["windows"]
 
 
 def tiles(ids: np.ndarray, *, length: int, count: int) -> tuple[np.ndarray, np.ndarray]:

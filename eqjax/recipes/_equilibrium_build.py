@@ -1,4 +1,4 @@
-"""Model, estimator, homeostat and optimiser of the equilibrium language model, from its configuration."""
+"""Model, estimator, homeostat and optimiser of the equilibrium language model, from a `TrainConfig`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +20,7 @@ from ..gradients import (
     AsymEP,
     DyadicEP,
     HolomorphicEP,
+    Nudge,
     OracleAdjoint,
     SharedAdjoint,
     TruncatedAdjoint,
@@ -48,7 +49,6 @@ from ..relaxation import (
     Picard,
     PseudoTransient,
 )
-from ._equilibrium_settings import TrainConfig
 
 BLOCKS = {
     "thick": ThickBlock,
@@ -66,7 +66,7 @@ SOLVERS: dict[str, Any] = {
 }
 
 
-def build_model(config: TrainConfig, vocabulary: int, key) -> AbstractEquilibriumModel:
+def build_model(config: Any, vocabulary: int, key) -> AbstractEquilibriumModel:
     """The untrained model that a configuration describes."""
     settings = {
         "leak": config.leak,
@@ -87,14 +87,14 @@ def build_model(config: TrainConfig, vocabulary: int, key) -> AbstractEquilibriu
     )
 
 
-def build_solver(config: TrainConfig, rtol: float):
+def build_solver(config: Any, rtol: float):
     """The free-phase solver that a configuration names, at tolerance `rtol`."""
     if config.solver == "picard":
         return Picard(rtol=rtol, step_size=config.step_size)
     return SOLVERS[config.solver](rtol=rtol)
 
 
-def build_estimator(config: TrainConfig) -> AbstractEstimator:
+def build_estimator(config: Any) -> AbstractEstimator:
     """The gradient estimator that a configuration names."""
     if config.estimator == "bptt":
         return BPTT(steps=config.bptt_steps, step=config.step_size)
@@ -103,28 +103,28 @@ def build_estimator(config: TrainConfig) -> AbstractEstimator:
     gate = Accept(config.accept_free, config.accept_adjoint)
     # Biased by design: their adjoint residual is reported, not held against them.
     open_gate = Accept(config.accept_free, float("inf"))
-    nudge = {
-        "nudged": Anderson(rtol=config.nudged_rtol),
-        "radius": config.radius,
-        "nudged_steps": config.max_steps,
-        "contrast": SharedAdjoint(),  # the fastest
-    }
+    nudged = Nudge(
+        Anderson(rtol=config.nudged_rtol),
+        steps=config.max_steps,
+        radius=config.radius,
+        contrast=SharedAdjoint(),  # the fastest
+    )
     match config.estimator:
         case "oracle":
             solver = GMRES(rtol=config.nudged_rtol)
             return OracleAdjoint(adjoint_solver=solver, accept=gate, **shared)
         case "holomorphic":
-            return HolomorphicEP(accept=gate, **shared, **nudge)
+            return HolomorphicEP(accept=gate, nudged=nudged, **shared)
         case "vector-field":
-            return VectorFieldEP(accept=open_gate, **shared, **nudge)
+            return VectorFieldEP(accept=open_gate, nudged=nudged, **shared)
         case "dyadic":
             return DyadicEP(radius=config.radius, accept=gate, **shared)
         case "truncated":
             return TruncatedAdjoint(terms=5, damping=0.5, accept=open_gate, **shared)
-    return AsymEP(accept=gate, **shared, **nudge)
+    return AsymEP(accept=gate, nudged=nudged, **shared)
 
 
-def reference_oracle(config: TrainConfig) -> OracleAdjoint:
+def reference_oracle(config: Any) -> OracleAdjoint:
     """The oracle that gradients are measured against: the same settling, a far tighter linear solve."""
     return OracleAdjoint(
         free=build_solver(config, config.free_rtol),
@@ -144,7 +144,7 @@ PENALTIES: dict[str, Callable] = {
 }
 
 
-def build_homeostat(config: TrainConfig) -> Homeostat | None:
+def build_homeostat(config: Any) -> Homeostat | None:
     """The homeostat that a configuration names."""
     name, weight, target = (
         config.homeostat,
@@ -163,7 +163,7 @@ def build_homeostat(config: TrainConfig) -> Homeostat | None:
             controller = Constant(weight)
         case "multiplicative":
             controller = Multiplicative(weight, target, **limits)
-        case "pi":
+        case _:
             controller = PI(weight, target, **limits)
     return Homeostat(
         eqx.Partial(penalty, margin=config.homeostat_margin) if hinged else penalty,
@@ -187,7 +187,7 @@ def warmup_cosine(config: Any) -> optax.Schedule:
     )
 
 
-def build_optimiser(config: TrainConfig) -> optax.GradientTransformation:
+def build_optimiser(config: Any) -> optax.GradientTransformation:
     """AdamW with warm-up, cosine decay and clipping."""
     return optax.chain(
         optax.clip_by_global_norm(config.clip),

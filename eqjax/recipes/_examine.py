@@ -25,14 +25,14 @@ from ..stability import (
     check,
     continuation,
 )
-from ._equilibrium_run import Run
+from ..training import Run
 
 
 def windows(run: Run, count: int) -> Int[Array, "n t"]:
     """`count` windows spread evenly over the validation text."""
     if count < 1:
-        raise ValueError(f"--windows must be at least 1, got {count}.")
-    return jnp.asarray(tiles(run.validation_ids, length=run.config.length, count=count)[0])
+        raise ValueError(f"`count` must be at least 1, got {count}.")
+    return jnp.asarray(tiles(run.validation_ids, length=run.recipe.length, count=count)[0])
 
 
 def in_double(run: Run) -> AbstractEquilibriumModel:
@@ -73,10 +73,10 @@ def _check_windows(model, inputs, step, k, tol):
     return eqx.filter_vmap(one)(inputs)
 
 
-def parameter(field: Any, path: str) -> float:
+def scalar_parameter(field: Any, parameter: str) -> float:
     """The value of the parameter of a field that a dotted path names."""
     try:
-        value = operator.attrgetter(path)(field)
+        value = operator.attrgetter(parameter)(field)
     except AttributeError:
         value = None
     if not (isinstance(value, jax.Array) and value.shape == () and eqx.is_inexact_array(value)):
@@ -87,7 +87,7 @@ def parameter(field: Any, path: str) -> float:
         ]
         told = "nothing" if value is None else repr(value)
         raise ValueError(
-            f"--parameter {path}: {told} there, where a single number is needed. The scalar parameters of this field are: "
+            f"`parameter` {parameter}: {told} there, where a single number is needed. The scalar parameters of this field are: "
             f"{', '.join(scalars)}."
         )
     return float(value)
@@ -97,14 +97,14 @@ def follow(
     model: AbstractEquilibriumModel,
     inputs: Int[Array, " t"],
     *,
-    path: str,
+    parameter: str,
     bounds: tuple[float, float],
     start: float | None = None,
     step: float,
     k: int = 6,
     **settings: Any,
 ) -> Branch:
-    """The branch of one window's fixed point through the parameter that `path` names.
+    """The branch of one window's fixed point through the parameter that a dotted path names.
 
     **Arguments:** `bounds`: of the parameter; `start`: its value where the branch begins; if None, the lowest of five spread from
     the lower bound to the trained value (or the upper bound) where flow and Euler are stable. `step`: ε of the Euler
@@ -112,13 +112,13 @@ def follow(
 
     **Raises:** `ValueError` where there is no such parameter, or nothing settles at the start.
     """
-    trained = parameter(model.field, path)
-    where = operator.attrgetter(path)
+    trained = scalar_parameter(model.field, parameter)
+    where = operator.attrgetter(parameter)
     low, high = bounds
     if not (np.isfinite([low, high]).all() and low < high):
-        raise ValueError(f"--bounds must be two numbers, the lower one first, got {low} {high}.")
+        raise ValueError(f"`bounds` must be two numbers, the lower one first, got {low} {high}.")
     if start is not None and not low <= start <= high:
-        raise ValueError(f"--start {start} lies outside of --bounds {low} {high}.")
+        raise ValueError(f"`start` {start} lies outside of `bounds` {low} {high}.")
 
     def at(value):
         value = jnp.asarray(value, where(model.field).dtype)
@@ -139,8 +139,8 @@ def follow(
     x, settled = settle(at(start), inputs)
     if not settled.residual <= 1e-3:
         raise ValueError(
-            f"at {path} = {start:g} no fixed point was found (force residual {float(settled.residual):.1e}): begin the branch "
-            "with --start where the model settles, or take another --window."
+            f"at {parameter} = {start:g} no fixed point was found (force residual {float(settled.residual):.1e}): begin the branch "
+            "with `start` where the model settles, or take another `window`."
         )
     return continuation(
         at(start).field, settled.value, x, where=where, bounds=bounds, step=step, k=k, **settings

@@ -1,11 +1,9 @@
-"""A training run of a GPT-2: from nothing, or on from a pretrained folder; whole, or by adapters."""
+"""GPT-2: from nothing, or on from a pretrained folder; whole, or by adapters; with memory, or without."""
 
 import dataclasses
-import os
 import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import equinox as eqx
 import jax
@@ -35,39 +33,24 @@ from ..language import (
 )
 from ..memory import MemoryGPT2, memory_parameters
 from ..training import (
-    Outcome,
-    Settings,
-    Step,
+    AbstractRecipe,
+    Evaluation,
+    Material,
+    Parts,
+    Run,
     TrainState,
-    about_run,
-    check_finite,
-    claim,
-    digest,
-    fit,
     in_chunks,
-    keep_text,
-    kept_text,
     make_step,
-    restored,
 )
 from ._equilibrium_build import warmup_cosine
 
 
 @dataclasses.dataclass(frozen=True)
-class GPT2Settings(Settings):
-    """Settings of `eqjax gpt2 train`. The defaults are nanoGPT's for a CPU."""
+class AbstractGPT2Recipe(AbstractRecipe):
+    """What all recipes around a GPT-2 share. The defaults are nanoGPT's for a CPU."""
 
-    out: Path = Path("runs/gpt2")
-    """Folder of the run: configuration, metrics, checkpoints, and at the end the model as Hugging Face reads it."""
     text: Path | None = None
     """A UTF-8 text file to learn from. Tiny Shakespeare if not given."""
-    start: str | None = None
-    """Go on from this pretrained GPT-2: a folder, or a name such as gpt2. Its sizes and tokens are taken."""
-    tokens: Literal["characters", "bpe"] = "characters"
-    """Characters of the text, or byte pairs learned from it."""
-    vocabulary: int = 1024
-    """Byte pairs to learn, in all."""
-
     layers: int = 4
     """Blocks."""
     heads: int = 4
@@ -76,23 +59,6 @@ class GPT2Settings(Settings):
     """Channels."""
     length: int = 64
     """Tokens in a window, and longest context of a new model."""
-    dropout: float = 0.0
-    """Dropout rate, of a GPT-2 without memory."""
-    memory: Literal["none", "recurrence", "slots", "both"] = "none"
-    """Memory between windows: of what just happened (recurrence), of what was long ago (slots), or both."""
-    slots: int = 64
-    """Slots of the memory."""
-    segments: int = 4
-    """Windows that are read one after the other, with gradients through the memory (1 without memory)."""
-
-    lora_rank: int = 0
-    """Train adapters of this rank, and leave the GPT-2's weights alone; 0 for none."""
-    freeze: bool = False
-    """Leave the GPT-2's weights alone: only its memory learns, and adapters."""
-    bfloat16: bool = False
-    """Forward and backward passes in bfloat16; weights stay in float32."""
-    gradient_checkpointing: bool = False
-    """Compute every layer anew in the backward pass, for less memory (segments of a memory always are)."""
 
     steps: int = 2000
     """Updates."""
@@ -122,23 +88,88 @@ class GPT2Settings(Settings):
 
     def __post_init__(self):
         self.check_above_zero(
-            "vocabulary layers heads width length slots segments steps batch learning_rate clip log_every "
-            "evaluate_every evaluate_windows save_every"
+            "layers heads width length steps batch learning_rate clip log_every evaluate_every evaluate_windows save_every"
         )
-        self.check_not_negative("lora_rank warmup weight_decay seed keep dropout")
+        self.check_not_negative("warmup weight_decay seed keep")
+
+    def gather(self, *, fallback: bool) -> Material:
+        corpus = load_corpus(self.text, fallback=fallback)
+        tokenizer = self.learned(corpus.text)
+        config = GPT2Config(
+            vocab_size=tokenizer.size,
+            n_positions=self.length,
+            n_embd=self.width,
+            n_layer=self.layers,
+            n_head=self.heads,
+            bos_token_id=getattr(tokenizer, "end", None),
+            eos_token_id=getattr(tokenizer, "end", None),
+            **self.rates(),
+        )
+        model = GPT2.init(config, jax.random.key(self.seed))
+        return made_of(corpus.text, corpus.source, tokenizer, model)
+
+    def recall(self, text: str, source: str, about: dict[str, Any]) -> Material:
+        model = GPT2.init(GPT2Config.from_dict(about["model"]), jax.random.key(0))
+        return made_of(text, source, tokenizer_from(about), model)
+
+    def learned(self, text: str) -> CharTokenizer | BPETokenizer:
+        """The tokenizer of a model that starts from nothing."""
+        return CharTokenizer.from_text(text)
+
+    def rates(self) -> dict[str, Any]:
+        """Of dropout."""
+        return dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class GPT2Settings(AbstractGPT2Recipe):
+    """Settings of `eqjax gpt2 train`."""
+
+    command: ClassVar[str] = "gpt2 train"
+    out: Path = Path("runs/gpt2")
+    """Folder of the run: configuration, metrics, checkpoints, and at the end the model as Hugging Face reads it."""
+    start: str | None = None
+    """Go on from this pretrained GPT-2: a folder, or a name such as gpt2. Its sizes and tokens are taken."""
+    tokens: Literal["characters", "bpe"] = "characters"
+    """Characters of the text, or byte pairs learned from it."""
+    vocabulary: int = 1024
+    """Byte pairs to learn, in all."""
+
+    dropout: float = 0.0
+    """Dropout rate, of a GPT-2 without memory."""
+    memory: Literal["none", "recurrence", "slots", "both"] = "none"
+    """Memory between windows: of what just happened (recurrence), of what was long ago (slots), or both."""
+    slots: int = 64
+    """Slots of the memory."""
+    segments: int = 4
+    """Windows that are read one after the other, with gradients through the memory (1 without memory)."""
+
+    lora_rank: int = 0
+    """Train adapters of this rank, and leave the GPT-2's weights alone; 0 for none."""
+    freeze: bool = False
+    """Leave the GPT-2's weights alone: only its memory learns, and adapters."""
+    bfloat16: bool = False
+    """Forward and backward passes in bfloat16; weights stay in float32."""
+    gradient_checkpointing: bool = False
+    """Compute every layer anew in the backward pass, for less memory (segments of a memory always are)."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.check_above_zero("vocabulary slots segments")
+        self.check_not_negative("lora_rank dropout")
         if self.dropout >= 1:
-            raise ValueError(f"--dropout must be below 1, got {self.dropout}.")
+            raise ValueError(f"`dropout` must be below 1, got {self.dropout}.")
         if (self.lora_rank or self.freeze) and not self.start:
             raise ValueError(
-                "--lora-rank and --freeze leave the weights of a pretrained model alone: name one with --start."
+                "`lora_rank` and `freeze` leave the weights of a pretrained model alone: name one with `start`."
             )
         if self.freeze and not self.lora_rank and self.memory == "none":
-            raise ValueError("--freeze leaves nothing to learn: add --memory or --lora-rank.")
+            raise ValueError("`freeze` leaves nothing to learn: add `memory` or `lora_rank`.")
         if self.dropout and self.memory != "none":
-            raise ValueError("--dropout is for a GPT-2 without memory. Leave it out.")
+            raise ValueError("`dropout` is for a GPT-2 without memory. Leave it out.")
         if self.gradient_checkpointing and self.memory != "none":
             raise ValueError(
-                "--gradient-checkpointing is for a GPT-2 without memory: with one, every segment is computed anew in "
+                "`gradient_checkpointing` is for a GPT-2 without memory: with one, every segment is computed anew in "
                 "the backward pass as it is. Leave it out."
             )
 
@@ -147,36 +178,70 @@ class GPT2Settings(Settings):
         """Tokens that one sample reads."""
         return self.length * (1 if self.memory == "none" else self.segments)
 
+    def learned(self, text: str) -> CharTokenizer | BPETokenizer:
+        if self.tokens == "characters":
+            return super().learned(text)
+        return train_bpe([text], self.vocabulary)
 
-@dataclasses.dataclass
-class GPT2Run:
-    """A run in memory. `tokenizer` and `model` are what generation needs."""
+    def rates(self) -> dict[str, Any]:
+        return dict.fromkeys(super().rates(), self.dropout)
 
-    config: GPT2Settings
-    source: str
-    tokenizer: CharTokenizer | BPETokenizer
-    train_ids: np.ndarray
-    validation_ids: np.ndarray
-    step: Step
-    state: TrainState
-    data: Any
-    text_sha256: str
+    def gather(self, *, fallback: bool) -> Material:
+        if not self.start:
+            return super().gather(fallback=fallback)
+        model, tokenizer = pretrained(self.start, dtype=jnp.float32)
+        config = dataclasses.replace(model.config, **self.rates())
+        corpus = load_corpus(self.text, fallback=fallback)
+        model = dataclasses.replace(model, config=config)
+        return made_of(corpus.text, corpus.source, tokenizer, model)
 
-    @property
-    def model(self) -> GPT2 | MemoryGPT2:
-        return self.state.model
+    def build(self, material: Material) -> Parts:
+        model: Any = material.model
+        limit = model.config.n_positions
+        if self.length > limit:
+            raise ValueError(
+                f"`length` {self.length} is longer than the context of the pretrained model, {limit} tokens."
+            )
+        train_ids, validation_ids = split(material.tokenizer.encode(material.text), self.window)
+        key, adapter_key, memory_key = jax.random.split(jax.random.key(self.seed + 1), 3)
+        if self.lora_rank:
+            model = lora(model, rank=self.lora_rank, alpha=2 * self.lora_rank, key=adapter_key)
+        if self.memory != "none":
+            recurrent = eqx.nn.GRUCell if self.memory in ("recurrence", "both") else None
+            capacity = self.slots if self.memory in ("slots", "both") else 0
+            model = MemoryGPT2(
+                model, early=recurrent, late=recurrent, capacity=capacity, key=memory_key
+            )
+        trains, optimiser = eqx.Partial(_trained, self), build_optimiser(self)
+        estimator = Backprop(
+            call=eqx.Partial(_read, self.length, self.gradient_checkpointing),
+            trains=trains,
+            dtype=jnp.bfloat16 if self.bfloat16 else None,
+        )
+        return Parts(
+            make_step(estimator, optimiser),
+            TrainState.create(model, optimiser, key=key, trains=trains),
+            batches(train_ids, length=self.window, batch=self.batch, seed=self.seed),
+            train_ids,
+            validation_ids,
+        )
 
-    def about(self) -> dict[str, Any]:
-        """What a checkpoint says about itself."""
-        return {
-            "command": "gpt2 train",
-            "config": self.config.to_dict(),
-            "model": _core(self.model).config.to_dict(),
-            **described(self.tokenizer),
-            "text_sha256": self.text_sha256,
-            "source": self.source,
-            "data": self.data.get_state(),
-        }
+    def evaluate(self, run: Run, model: Any, ids: np.ndarray) -> Evaluation:
+        return window_entropy(self, model, ids, self.window)
+
+    def finish(self, run: Run) -> None:
+        """The model as Hugging Face reads it, adapters merged, in `model/`. Not one that learned with a memory: no other program
+        would know what to do with the memory, and without it the rest is not what learned."""
+        if isinstance(run.model, GPT2):
+            folder = self.out / "model"
+            save_gpt2(merge(run.model), folder)
+            if isinstance(run.tokenizer, BPETokenizer):
+                run.tokenizer.save(folder)
+
+
+def made_of(text: str, source: str, tokenizer: Any, model: GPT2) -> Material:
+    about = {"model": model.config.to_dict(), **described(tokenizer)}
+    return Material(text, source, tokenizer, about, model)
 
 
 def described(tokenizer: CharTokenizer | BPETokenizer) -> dict[str, str]:
@@ -198,93 +263,6 @@ def pretrained(source: str, *, dtype: Any = None) -> tuple[GPT2, BPETokenizer]:
     model, tokenizer = load_gpt2(folder, dtype=dtype), BPETokenizer.load(folder)
     tokenizer.check(model)
     return model, tokenizer
-
-
-def start_gpt2(config: GPT2Settings, *, fallback: bool = True) -> GPT2Run:
-    """A fresh run: reads the text and the pretrained model, writes `config.yaml` and a copy of the text."""
-    claim(config.out, "gpt2 train")
-    if config.start:
-        model, tokenizer = pretrained(config.start, dtype=jnp.float32)
-        rates = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout)
-        model = dataclasses.replace(model, config=dataclasses.replace(model.config, **rates))
-        corpus = load_corpus(config.text, fallback=fallback)
-    else:
-        corpus = load_corpus(config.text, fallback=fallback)
-        if config.tokens == "characters":
-            tokenizer = CharTokenizer.from_text(corpus.text)
-        else:
-            tokenizer = train_bpe([corpus.text], config.vocabulary)
-        shape = GPT2Config(
-            vocab_size=tokenizer.size,
-            n_positions=config.length,
-            n_embd=config.width,
-            n_layer=config.layers,
-            n_head=config.heads,
-            resid_pdrop=config.dropout,
-            embd_pdrop=config.dropout,
-            attn_pdrop=config.dropout,
-            bos_token_id=getattr(tokenizer, "end", None),
-            eos_token_id=getattr(tokenizer, "end", None),
-        )
-        model = GPT2.init(shape, jax.random.key(config.seed))
-    run = _assemble(config, model, tokenizer, corpus.text, corpus.source)
-    keep_text(config.out, corpus.text)
-    config.save(config.out / "config.yaml")
-    return run
-
-
-def open_gpt2(folder: str | os.PathLike, *, step: int | None = None) -> GPT2Run:
-    """Rebuild a run from its folder alone; `CheckpointError` if it, or the text in it, is damaged."""
-    path = Path(folder)
-    about = about_run(path, "gpt2 train", step)
-    config = dataclasses.replace(GPT2Settings.from_dict(about["config"], str(path)), out=path)
-    model = GPT2.init(GPT2Config.from_dict(about["model"]), jax.random.key(0))
-    run = _assemble(config, model, tokenizer_from(about), kept_text(path, about), about["source"])
-    run.state = restored(path, run.state, step)
-    run.data.set_state(about["data"])
-    check_finite(run.state.model)
-    return run
-
-
-def _core(model: GPT2 | MemoryGPT2) -> GPT2:
-    return model.gpt2 if isinstance(model, MemoryGPT2) else model
-
-
-def _assemble(config, gpt2, tokenizer, text, source) -> GPT2Run:
-    limit = gpt2.config.n_positions
-    if config.length > limit:
-        raise ValueError(
-            f"--length {config.length} is longer than the context of the pretrained model, {limit} tokens."
-        )
-    train_ids, validation_ids = split(tokenizer.encode(text), config.window)
-    key, adapter_key, memory_key = jax.random.split(jax.random.key(config.seed + 1), 3)
-    model, rank = gpt2, config.lora_rank
-    if rank:
-        model = lora(model, rank=rank, alpha=2 * rank, key=adapter_key)
-    if config.memory != "none":
-        recurrent = eqx.nn.GRUCell if config.memory in ("recurrence", "both") else None
-        capacity = config.slots if config.memory in ("slots", "both") else 0
-        model = MemoryGPT2(
-            model, early=recurrent, late=recurrent, capacity=capacity, key=memory_key
-        )
-    trains = eqx.Partial(_trained, config)
-    optimiser = build_optimiser(config)
-    estimator = Backprop(
-        call=eqx.Partial(_read, config.length, config.gradient_checkpointing),
-        trains=trains,
-        dtype=jnp.bfloat16 if config.bfloat16 else None,
-    )
-    return GPT2Run(
-        config=config,
-        source=source,
-        tokenizer=tokenizer,
-        train_ids=train_ids,
-        validation_ids=validation_ids,
-        step=make_step(estimator, optimiser),
-        state=TrainState.create(model, optimiser, key=key, trains=trains),
-        data=batches(train_ids, length=config.window, batch=config.batch, seed=config.seed),
-        text_sha256=digest(text),
-    )
 
 
 def _trained(config: GPT2Settings, model: GPT2 | MemoryGPT2) -> Any:
@@ -312,13 +290,15 @@ def _read(length: int, checkpointing: bool, model: GPT2 | MemoryGPT2, tokens, ke
     return logits.reshape(tokens.size, -1)
 
 
-def build_optimiser(config: GPT2Settings) -> optax.GradientTransformation:
-    """AdamW as nanoGPT has it: β₂ = .99, decay of matrices only, warm-up, cosine to a tenth, clipping."""
+def matrices(params: Any) -> Any:
+    """Which parameters are decayed: no biases, norms and gates."""
+    # By name: in a stack of blocks a vector has two axes, too.
+    vector = lambda path: re.search(r"bias|ln_|gate|recall", jax.tree_util.keystr(path))
+    return jax.tree_util.tree_map_with_path(lambda path, _: not vector(path), params)
 
-    def matrices(params):
-        # By name: in a stack of blocks a vector has two axes, too.
-        vector = lambda path: re.search(r"bias|ln_|gate|recall", jax.tree_util.keystr(path))
-        return jax.tree_util.tree_map_with_path(lambda path, _: not vector(path), params)
+
+def build_optimiser(config: AbstractGPT2Recipe) -> optax.GradientTransformation:
+    """AdamW as nanoGPT has it: β₂ = .99, decay of matrices only, warm-up, cosine to a tenth, clipping."""
 
     return optax.chain(
         optax.clip_by_global_norm(config.clip),
@@ -328,41 +308,19 @@ def build_optimiser(config: GPT2Settings) -> optax.GradientTransformation:
     )
 
 
+def window_entropy(
+    recipe: AbstractGPT2Recipe, model: Any, ids: np.ndarray, window: int | None = None
+) -> Evaluation:
+    """Cross-entropy on windows spread over `ids`, by default of the recipe's `length`."""
+    window = recipe.length if window is None else window
+    windows = tiles(ids, length=window, count=recipe.evaluate_windows)
+    compute = lambda inputs, targets: _losses(model, recipe.length, inputs, targets)
+    losses = in_chunks(compute, windows, max(1, 64 * recipe.length // window))
+    return Evaluation(float(losses.mean()), windows[1].size)
+
+
 @eqx.filter_jit
 def _losses(model, length, inputs, targets):
     return jax.vmap(lambda u, y: cross_entropy(_read(length, False, model, u, None), y))(
         inputs, targets
     )
-
-
-def evaluate_gpt2(run: GPT2Run, ids: np.ndarray) -> float:
-    """Cross-entropy in nats per token on windows of `ids`."""
-    config, chunk = run.config, max(1, 64 * run.config.length // run.config.window)
-    windows = tiles(ids, length=config.window, count=config.evaluate_windows)
-    compute = lambda inputs, targets: _losses(run.model, config.length, inputs, targets)
-    return float(in_chunks(compute, windows, chunk).mean())
-
-
-def train_gpt2(
-    run: GPT2Run, *, on_step: Callable[[int, dict[str, float]], None] | None = None
-) -> Outcome:
-    """Train until `config.steps`; then write the model to `model/` in the run's folder, adapters merged (not one that learned
-    with a memory: it stays in the checkpoints, since no other program would know what to do with the memory, and
-    without it the rest is not what learned).
-
-    A run that is killed at any moment goes on by `open_gpt2` and `train_gpt2`, to bit-identical parameters.
-    """
-    config = run.config
-
-    def diagnose(step: int) -> dict[str, float]:
-        if step and (step % config.evaluate_every == 0 or step == config.steps):
-            return {"validation": evaluate_gpt2(run, run.validation_ids)}
-        return {}
-
-    outcome = fit(run, diagnose, on_step=on_step)
-    if isinstance(run.model, GPT2):
-        folder = config.out / "model"
-        save_gpt2(merge(run.model), folder)
-        if isinstance(run.tokenizer, BPETokenizer):
-            run.tokenizer.save(folder)
-    return outcome

@@ -1,18 +1,9 @@
 """How a field settles: `relax` (Diffrax), `equilibrium` (Optimistix), and the solvers those libraries lack."""
 
-from ._anderson import (
-    Anderson as Anderson,
-)
-from ._broyden import (
-    Broyden as Broyden,
-)
-from ._equilibrium import (
-    Equilibrium as Equilibrium,
-    equilibrium as equilibrium,
-)
-from ._fallback import (
-    Fallback as Fallback,
-)
+from ._anderson import Anderson as Anderson, AndersonTypeI as AndersonTypeI
+from ._broyden import Broyden as Broyden
+from ._equilibrium import Equilibrium as Equilibrium, equilibrium as equilibrium
+from ._fallback import Fallback as Fallback, with_tolerance as with_tolerance
 from ._firing import (
     AbstractScheme as AbstractScheme,
     EventDriven as EventDriven,
@@ -21,38 +12,20 @@ from ._firing import (
     SpikingState as SpikingState,
     fire as fire,
 )
-from ._gmres import (
-    GMRES as GMRES,
-)
-from ._implicit_euler import (
-    BackwardEuler as BackwardEuler,
-    IMEXEuler as IMEXEuler,
-)
-from ._newton_krylov import (
-    NewtonKrylov as NewtonKrylov,
-)
-from ._picard import (
-    Picard as Picard,
-)
-from ._pseudo_transient import (
-    PseudoTransient as PseudoTransient,
-)
-from ._refine import (
-    Refine as Refine,
-)
-from ._relax import (
-    Relaxation as Relaxation,
-    relax as relax,
-)
+from ._gmres import GMRES as GMRES
+from ._implicit_euler import BackwardEuler as BackwardEuler, IMEXEuler as IMEXEuler
+from ._newton_krylov import NewtonKrylov as NewtonKrylov
+from ._picard import Picard as Picard
+from ._pseudo_transient import PseudoTransient as PseudoTransient
+from ._refine import Refine as Refine
+from ._relax import Relaxation as Relaxation, relax as relax
 from ._residual import (
     RESULTS as RESULTS,
+    MeasuresForce as MeasuresForce,
+    Solver as Solver,
     check_structure as check_structure,
     force_residual as force_residual,
     residual_ratio as residual_ratio,
 )
-from ._step_control import (
-    OvershootController as OvershootController,
-)
-from ._time_stepping import (
-    TimeStepping as TimeStepping,
-)
+from ._step_control import OvershootController as OvershootController
+from ._time_stepping import TimeStepping as TimeStepping

@@ -15,6 +15,9 @@ from ._secant import (
 )
 
 
+# Why the compact form. The usual recursion stores rank-one updates, each of which rests on those before it:
+# to forget the oldest one means to restart. Here the matrix is one formula in ΔY and ΔF (Byrd, Nocedal &
+# Schnabel 1994): any window of differences defines it, and the coefficients come from one m × m system.
 class Broyden(AbstractSecant):
     """Broyden's "good" method (Broyden 1965) on `F(y) = g(y) - y = 0`, with the Jacobian guessed as `-I/ζ` at first.
 
@@ -41,7 +44,10 @@ class Broyden(AbstractSecant):
         unit, size = unit_rows(df)
         test, _ = unit_rows(dy)
         ridge = tikhonov(self.ridge, f.dtype)
+        # Broyden's matrix meets the newest secant equation exactly, and the elder ones only as far as later
+        # updates left them: L is what those took away. Anderson's type I meets all at once.
         elder = age[:, None] < age[None, :]  # row newer than column
         lower = jnp.where(elder, test.conj() @ dy.T, 0) / size.astype(f.dtype)[None, :]
+        # Rows are scaled by ΔY and columns by ΔF, in both terms alike: one division puts γ right.
         matrix = test.conj() @ unit.T + lower / mixing
         return solve_oblique(matrix, test.conj() @ f, ridge) / size.astype(f.dtype)

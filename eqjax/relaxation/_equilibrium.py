@@ -17,6 +17,8 @@ from ._implicit import attach
 from ._refine import Refine, loosened
 from ._residual import (
     RESULTS,
+    MeasuresForce,
+    Solver,
     check_structure,
     evaluations_told,
     residual_ratio,
@@ -47,12 +49,18 @@ def _map(z, args):
     return jax.tree.map(jnp.add, z, _force(z, args))
 
 
+# Why implicit, and why not by the default of Optimistix. z* depends on the parameters by F(z*, θ) = 0 alone,
+# so that dz*/dθ = -J⁻¹ ∂F/∂θ whatever path led there; one transposed solve replaces a backward pass through
+# all steps. But `ImplicitAdjoint()` without an argument forms J (measured: 57 GiB for 32 windows of 64 tokens
+# of width 64, float64); a GMRES never does. And where that fails Optimistix raises, in the middle of a
+# backward pass, for the whole batch: with `throw=False` the derivative is therefore attached by ourselves
+# (see `attach`), and NaN stays in its sample.
 def equilibrium(
     field: Callable[..., Any],
     z0: PyTree[Array],
     x: PyTree = None,
     *,
-    solver: optx.AbstractFixedPointSolver | optx.AbstractRootFinder = Anderson(rtol=1e-5),
+    solver: Solver = Anderson(rtol=1e-5),
     adjoint: optx.AbstractAdjoint | None = None,
     max_steps: int = 256,
     throw: bool = True,
@@ -82,13 +90,13 @@ def equilibrium(
     """
     if max_steps < 1:
         raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
-    if not isinstance(solver, (optx.AbstractFixedPointSolver, optx.AbstractRootFinder)):
+    if not isinstance(solver, Solver):
         raise ValueError(
             f"`solver` must be an Optimistix fixed-point solver or root finder, got {solver!r}. "
             "For a Diffrax solver use `relax`, or wrap it in `TimeStepping`."
         )
     # The residual is measured as the solver measures it; foreign solvers have another notion of error.
-    ours = hasattr(solver, "scale")
+    ours = isinstance(solver, MeasuresForce)
     norm, scale = (solver.norm, solver.scale) if ours else (optx.two_norm, 1.0)  # pyright: ignore
     z0 = jax.tree.map(jnp.asarray, z0)
     if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(z0)):
@@ -107,12 +115,12 @@ def equilibrium(
     # Whatever the field closes over becomes visible to differentiation. The precision of a product is fixed
     # when it is traced, which is here.
     with jax.default_matmul_precision(precision):
-        force = eqx.filter_closure_convert(lambda z, x: field(0.0, z, x), z0, x)
+        force = eqx.filter_closure_convert(eqx.Partial(field, 0.0), z0, x)
     with jax.default_matmul_precision(exact):
         exact_force = (
             force
             if precision == exact
-            else eqx.filter_closure_convert(lambda z, x: field(0.0, z, x), z0, x)
+            else eqx.filter_closure_convert(eqx.Partial(field, 0.0), z0, x)
         )
     # What the solve itself must not differentiate, because `attach` does.
     isolated = adjoint is None and not throw
@@ -125,7 +133,10 @@ def equilibrium(
         solution = verb(fn, solver, start, args, adjoint=adjoint, max_steps=max_steps, throw=False)
     value = solution.value
     with jax.default_matmul_precision(exact):
+        # The verdict is ours. A foreign solver may measure steps, or judge the iterate before the one it
+        # returns; and in its derivative, with z held, this force is the ∂F/∂θ that `attach` needs.
         final = exact_force(value, x)
+    # A diagnostic: a gradient through it would ask for a second solve.
     residual = residual_ratio(*tree_held((final, value)), norm=norm, scale=scale)
     result = RESULTS.promote(solution.result)
     # What the solver itself says of a failure, in more words than Optimistix has.
@@ -134,9 +145,11 @@ def equilibrium(
     if solver.rtol is not None and solver.atol is not None:
         asked = solver.rtol + solver.atol / jnp.maximum(norm(value), scale)
         # A hair of slack: the solver's own check used the same formula at the same state.
+        # Negated, so that NaN has missed. A tolerance of 0 asks for all steps (`Picard`).
         missed = (asked > 0) & ~(residual <= 1.001 * asked)
         missed = missed & (result == RESULTS.successful)
         result = RESULTS.where(missed, RESULTS.residual_above_tolerance, result)
+    # Last, over every other word: Diffrax, for one, reports NaN as too many steps.
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(value)]))
     result = RESULTS.where(finite & jnp.isfinite(residual), result, RESULTS.nonfinite)  # pyright: ignore
     if isolated:
@@ -153,6 +166,7 @@ def equilibrium(
 
 
 def _refined(field, z0, x, solver, refine, **kwargs):
+    # Held: a fixed point does not depend on where its solve began, so no derivative goes through that.
     coarse = equilibrium(
         field,
         *tree_held((z0, x)),
@@ -161,6 +175,7 @@ def _refined(field, z0, x, solver, refine, **kwargs):
         throw=False,
         precision=refine.coarse,
     )
+    # A coarse phase that stopped short is still a good start; only NaN is none.
     usable = coarse.result != RESULTS.nonfinite
     start = jax.tree.map(
         lambda a, b: jnp.where(usable, a, b), tree_held(coarse.value), tree_held(z0)

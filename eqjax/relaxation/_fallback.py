@@ -10,7 +10,7 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
 from ._gmres import GMRES
-from ._residual import RESULTS, evaluations_told, is_met
+from ._residual import RESULTS, MeasuresForce, evaluations_told, is_met
 
 
 class _FallbackState(eqx.Module):
@@ -67,11 +67,11 @@ class Fallback(optx.AbstractFixedPointSolver):
 
     @property
     def norm(self) -> Callable[[PyTree], Array]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.then.norm if _ours(self.then) else optx.two_norm
+        return self.then.norm if isinstance(self.then, MeasuresForce) else optx.two_norm
 
     @property
     def scale(self) -> ScalarLike:
-        return self.then.scale if _ours(self.then) else 1.0  # pyright: ignore
+        return self.then.scale if isinstance(self.then, MeasuresForce) else 1.0  # pyright: ignore
 
     def _measure(self, fn, y, args):
         """The force residual of `y`, and whether it meets the tolerance."""
@@ -125,11 +125,6 @@ class Fallback(optx.AbstractFixedPointSolver):
         return state.y, aux, stats
 
 
-def _ours(solver) -> bool:
-    """Our solvers carry the norm and scale of their residual; foreign ones have another notion of error."""
-    return hasattr(solver, "scale")
-
-
 def _run(fn, solver, y, args, max_steps):
     """Value, result, what the solver adds to it, evaluations (-1 if unknown) and steps of a whole solve."""
     fixed_point = isinstance(solver, optx.AbstractFixedPointSolver)
@@ -160,3 +155,11 @@ def _sum(first, *others):
     for other in others:
         first = jnp.where((first < 0) | (jnp.asarray(other) < 0), -1, first + other)
     return first
+
+
+def with_tolerance(solver: Any, change: Callable[[Any, Any], tuple[Any, Any]]) -> Any:
+    """`solver` with the tolerances `change(rtol, atol)`; of a `Fallback`, both of its solvers."""
+    if isinstance(solver, Fallback):
+        parts = tuple(with_tolerance(part, change) for part in (solver.first, solver.then))
+        return eqx.tree_at(lambda s: (s.first, s.then), solver, parts)
+    return eqx.tree_at(lambda s: (s.rtol, s.atol), solver, change(solver.rtol, solver.atol))

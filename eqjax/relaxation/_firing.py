@@ -162,6 +162,11 @@ def fire(
     return SpikeTrain(times, indices, counts, state, complete)
 
 
+# Why gradients go this way. A spike time is a root, v(t, θ) = threshold, with the derivative -(∂v/∂θ) / v̇.
+# Diffrax can differentiate an event, but finds it on the interpolant, which is of lower order than the steps
+# (at rtol 1e-9 times were 5e-9 off). So it only locates, without gradient; the state is integrated to that
+# fixed time, with gradient; and Newton's method on the solution itself gives the last digits and,
+# differentiated, just this formula.
 @eqx.filter_jit
 def _from_event_to_event(scheme, network, state, x, t0, t1, capacity):
     dtype, n, weight = state.v.dtype, state.v.size, network.weight
@@ -174,6 +179,7 @@ def _from_event_to_event(scheme, network, state, x, t0, t1, capacity):
     def force(t, z, args):
         network, active, x = args
         dv, ds = network(t, z, x)
+        # A refractory neuron is held, while what arrives at its synapse goes on decaying.
         return jnp.where(active, dv, jnp.zeros_like(dv)), ds
 
     def excess(t, y, args, **kwargs):
@@ -198,32 +204,40 @@ def _from_event_to_event(scheme, network, state, x, t0, t1, capacity):
 
     # Newton, not bisection, which under `vmap` raises for the sake of samples that have no event.
     newton = optx.Newton(100 * tolerance, 100 * tolerance)
+    # Rising only: a membrane that decays through the threshold from above does not spike.
     event = dfx.Event(excess, newton, direction=True)
 
     def advance(carry, _):
-        # `now` and `ready` carry gradients; the integrations run between times that do not, and the state is moved
-        # along the force by the difference, whose value is zero (or tiny) and whose gradient is not.
+        # `now` and `ready` carry gradients; the integrations run between times that do not, and the state is
+        # moved along the force by the difference, whose value is zero (or tiny) and whose gradient is not.
         now, z, ready, count, sound = carry
+        # The derivative in a limit of integration is the force there: put in by hand it is exact, and no
+        # solve is differentiated in its times.
         begin = lax.stop_gradient(now)
         active = ready <= begin
         args = network, active, x
+        # The force jumps where a neuron wakes: a step of the solver across that would lose its order.
         stop = jnp.minimum(t1, jnp.min(jnp.where(active, jnp.inf, ready)))
         over = (
             excess(begin, z, args) >= 0
         )  # pushed across by another neuron's spike, or from the start
+        # An event sees a crossing, not what is above already. And rounds to spare must change nothing.
         stay = over | (count > capacity) | (stop <= begin)
         end = jnp.where(stay, begin, lax.stop_gradient(stop))
         z = moved(z, begin - now, force(begin, z, args))
         found = integrate(*tree_held((begin, end, z, args)), event)
         crossed = found.event_mask & ~stay
         there = lax.stop_gradient(jnp.where(crossed, found.ts[-1], end))
+        # Anew, to just there: the end of the first integration is known only to the interpolant.
         solution = integrate(begin, there, z, args, None)
         z = jax.tree.map(lambda a: a[-1], solution.ys)
         pace = force(there, z, args)
         gap = z[0] - network.neurons.threshold
         first = jnp.argmax(gap)
+        # Without a crossing the time goes nowhere: the value is 0, the gradient that of where the round ends.
         rest = jnp.where(stay, now - begin, stop - lax.stop_gradient(stop))
         for _ in range(2):  # the slope at the point itself, then half-way to the crossing
+            # 1 where nothing crossed: a division by 0 that `where` throws away still sends NaN backwards.
             slope = jnp.where(crossed, pace[0][first], jnp.ones((), dtype))
             rest = jnp.where(crossed, -gap[first] / slope, rest)
             pace = force(there + rest / 2, moved(z, rest / 2, pace), args)
@@ -241,8 +255,10 @@ def _from_event_to_event(scheme, network, state, x, t0, t1, capacity):
         record = jnp.where(spike, now, jnp.inf), jnp.where(spike, first, -1)
         return (now, (v, s), ready, count + spike.astype(count.dtype), sound), record
 
-    # Every spike is one event, the end of its refractory time another; one more spike shows that the room is too small.
+    # A scan, since reverse mode needs a length that is known: rounds for the most events there can be.
+    # Every spike is one event, the end of its refractory time another; one more shows that there is no room.
     start = t0, (state.v, state.s), state.ready, jnp.asarray(0), jnp.asarray(True)
+    # n neurons may be refractory from the start, and t1 takes a round of its own.
     events = 2 * (capacity + 1) + n + 1
     (now, (v, s), ready, count, sound), (times, indices) = lax.scan(advance, start, length=events)
     return times, indices, SpikingState(v, s, ready), sound & (count <= capacity) & (now >= t1)
@@ -252,6 +268,9 @@ def moved(z, time, force):
     return jax.tree.map(lambda a, f: a + time * f, z, force)
 
 
+# Why each neuron has a clock. Were a reset booked at the end of its step, every interval would come out up to
+# h too long, and no order of integration would help. With the crossing interpolated and the membrane
+# restarted from there the second order is kept (Hansel, Mato, Meunier & Neltner 1998).
 @eqx.filter_jit
 def _by_steps(network, state, x, t0, step, steps, capacity):
     neurons, synapse, weight = network.neurons, network.synapse, network.weight
@@ -259,18 +278,23 @@ def _by_steps(network, state, x, t0, step, steps, capacity):
     arriving = (lambda spiking: None) if weight is None else of_several(weight, n)
 
     def advance(carry, i):
-        # `clock` is the time that a neuron's v belongs to: later than the step where it is refractory, earlier where
-        # it was reset on the way.
+        # `clock` is the time that a neuron's v belongs to: later than the step where it is refractory,
+        # earlier where it was reset on the way.
         v, s, clock, times, indices, count = carry
         begin, end = t0 + step * i.astype(dtype), t0 + step * (i + 1).astype(dtype)
+        # Longer than a step for a neuron restarted within the last one, 0 for one refractory throughout.
         duration = jnp.maximum(end - clock, 0)
+        # The midpoint rule: a changing input taken at either end would leave only first order.
         target = neurons.asymptote(begin + step / 2, v, x)
+        # What arrived while the neuron was refractory acts on it only as it has decayed by then.
         waited, _ = synapse.propagate(s, jnp.maximum(clock - begin, 0), neurons.tau)
         _, risen = synapse.propagate(waited, duration, neurons.tau)
         s, _ = synapse.propagate(s, jnp.full_like(v, step), neurons.tau)
         new = target + (v - target) * jnp.exp(-duration / neurons.tau) + risen
+        # v itself may stand above: pushed there by spikes delivered at the end of the last step.
         spiking = (duration > 0) & (jnp.maximum(v, new) >= neurons.threshold)
         rising = v < neurons.threshold
+        # 1 elsewhere, lest 0/0.
         slope = jnp.where(spiking & rising, new - v, jnp.ones_like(v))
         share = jnp.where(rising, (neurons.threshold - v) / slope, jnp.zeros_like(v))
         when = clock + share * duration
@@ -285,6 +309,7 @@ def _by_steps(network, state, x, t0, step, steps, capacity):
             return v, s, times, indices, count + jnp.sum(spiking)
 
         quiet = lambda *same: same
+        # A step without a spike is spared the product with the weights, the dearest part of one.
         v, s, times, indices, count = lax.cond(
             jnp.any(spiking), deliver, quiet, new, s, times, indices, count
         )
@@ -295,6 +320,8 @@ def _by_steps(network, state, x, t0, step, steps, capacity):
     start = state.v, state.s, clock, times, indices, jnp.asarray(0)
     (v, s, clock, times, indices, count), _ = lax.scan(advance, start, jnp.arange(steps))
     finite = jnp.all(jnp.isfinite(v)) & jnp.all(jnp.isfinite(s))
+    # Which step a spike falls into is piecewise constant in everything, and so is when it arrives: a
+    # derivative would be finite, plausible and wrong.
     times, v, s, clock = undifferentiated((times, v, s, clock))
     return times, indices, SpikingState(v, s, clock), finite & (count <= capacity)
 

@@ -14,6 +14,7 @@ from ._gmres import GMRES
 from ._residual import check_tolerance, is_met
 
 
+# `terminate` sees the iterate before the step: force and verdict of the new one are kept here.
 class _NewtonState(eqx.Module):
     force: PyTree[Array]
     size: Float[Array, ""]
@@ -44,6 +45,9 @@ class AbstractInexactNewton(optx.AbstractRootFinder):
         return y, aux, {"field_evaluations": state.evaluations}
 
 
+# Why not `optimistix.Newton` with a GMRES: it gives up at the first linear solve that misses its tolerance.
+# Here that is no failure: any d with ‖F + J d‖ < ‖F‖ is a direction in which ‖F‖ falls (Eisenstat & Walker
+# 1994), so what GMRES has when its products are spent is tried all the same: the line search is the judge.
 class NewtonKrylov(AbstractInexactNewton):
     """Newton–Krylov with Eisenstat–Walker forcing and a backtracking line search (Kelley 1995, ch. 8).
 
@@ -87,6 +91,7 @@ class NewtonKrylov(AbstractInexactNewton):
         _, product = jax.linearize(lambda z: fn(z, args)[0], y)
         operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: y))
         krylov = GMRES(state.forcing, 0.0, self.restart, self.krylov_steps)
+        # Its result is not looked at: see above.
         solution = lx.linear_solve(
             operator, jax.tree.map(jnp.negative, state.force), krylov, throw=False
         )
@@ -96,11 +101,14 @@ class NewtonKrylov(AbstractInexactNewton):
 
         def rejected(carry):
             _, _, size, length, tries = carry
+            # A bare decrease may become ever smaller and stop short of a root; a sufficient one (Kelley 1995,
+            # ch. 8) does not. Negated below: NaN, from beyond the domain of the field, is halved away alike.
             enough = size <= (1 - 1e-4 * length) * state.size
             return ~enough & (tries <= self.halvings)
 
         def attempt(carry):
             _, _, _, length, tries = carry
+            # The full step is tried in the loop as well, so that the field is compiled into it only once.
             length = jnp.where(tries > 0, 0.5 * length, length)
             candidate = moved(length)
             force, _ = fn(candidate, args)
@@ -110,6 +118,7 @@ class NewtonKrylov(AbstractInexactNewton):
         start = (y, state.force, infinite, jnp.ones_like(state.size), jnp.asarray(0))
         candidate, force, size, _, tries = jax.lax.while_loop(rejected, attempt, start)
 
+        # At the floor of rounding no decrease is sufficient any more, but any is welcome.
         better = size < state.size
         new, force = jax.tree.map(
             lambda a, b: jnp.where(better, a, b), (candidate, force), (y, state.force)
@@ -124,12 +133,16 @@ class NewtonKrylov(AbstractInexactNewton):
             size=new_size,
             forcing=forcing,
             converged=better & is_met(self, size, new),
+            # From the same point the next step would be the same again.
             stuck=~better,
             evaluations=state.evaluations + solution.stats["num_steps"] + tries,
         )
         return new, state, aux
 
 
+# Why not one tight tolerance. Far from the root the linear model is good for a digit or two of d, and to
+# solve it further is wasted (oversolving); near the root a loose solve costs Newton's quadratic rate. Choice
+# 2 reads off the last step how good the model is.
 def eisenstat_walker(
     previous: Array, ratio: Array, remaining: Any, most: ScalarLike
 ) -> Float[Array, ""]:
@@ -140,4 +153,6 @@ def eisenstat_walker(
     # Safeguard of choice 2: tighten gradually, and never past what the tolerance itself needs.
     held = 0.9 * previous**2
     forcing = jnp.maximum(0.9 * ratio**2, jnp.where(held > 0.1, held, 0))
+    # Half of what remains is enough for the last step to arrive (Kelley 1995, ch. 6). Below 1e-6 a solve in
+    # float32 would only stagnate.
     return jnp.clip(jnp.maximum(forcing, 0.5 * remaining), 1e-6, most)

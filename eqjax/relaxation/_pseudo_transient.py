@@ -24,6 +24,10 @@ class _TransientState(eqx.Module):
     evaluations: Int[Array, ""]
 
 
+# Why this and not a line search. A search accepts a step where ‖F‖ falls, and so descends to any root, or to
+# a minimum of ‖F‖ that is none; a stable fixed point may lie behind a rise. Following the flow has no such
+# barrier, and since only its end is wanted each implicit step is solved by one Newton step, and δ grows as
+# fast as the force lets it (Mulder & Van Leer 1985; analysed by Kelley & Keyes 1998).
 class PseudoTransient(AbstractInexactNewton):
     """Pseudo-transient continuation with switched evolution relaxation (Kelley & Keyes 1998).
 
@@ -83,16 +87,19 @@ class PseudoTransient(AbstractInexactNewton):
         _, aux = fn(y, args)  # only for its aux: an unused force is compiled away
         _, product = jax.linearize(lambda z: fn(z, args)[0], y)
 
+        # Not I - δJ: as δ grows this tends to Newton's system, -J, instead of growing without bound.
         def shifted(v):
             return jax.tree.map(lambda a, b: a / state.delta.astype(a.dtype) - b, v, product(v))
 
         operator = lx.FunctionLinearOperator(shifted, jax.eval_shape(lambda: y))
         krylov = GMRES(state.forcing, 0.0, self.restart, self.krylov_steps)
+        # Its result is not looked at: a poor step is met below, and a shorter δ makes an easier system.
         solution = lx.linear_solve(operator, state.force, krylov, throw=False)
         candidate = jax.tree.map(jnp.add, y, solution.value)
         force, _ = fn(candidate, args)
         size = self.norm(force)
 
+        # A rise is no error: only what explodes is taken back.
         kept = jnp.isfinite(size) & (size <= self.growth * state.size)
         new, force, size = jax.tree.map(
             lambda a, b: jnp.where(kept, a, b),
@@ -100,6 +107,8 @@ class PseudoTransient(AbstractInexactNewton):
             (y, state.force, state.size),
         )
         ratio = size / jnp.where(state.size > 0, state.size, 1.0)
+        # A Newton step at the end may divide the force by 1e8: at most 1e3 of that is believed, lest one
+        # lucky step be followed by one far too long. It also keeps a force of exactly 0 from dividing.
         delta = jnp.where(kept, state.delta / jnp.maximum(ratio, 1e-3), 0.25 * state.delta)
         target = self.atol + self.rtol * jnp.maximum(self.norm(new), self.scale)
         remaining = target / jnp.where(size > 0, size, 1.0)
@@ -109,6 +118,7 @@ class PseudoTransient(AbstractInexactNewton):
             delta=jnp.clip(delta, self.min_step, self.max_step),
             forcing=eisenstat_walker(state.forcing, ratio, remaining, self.forcing),
             converged=kept & is_met(self, size, new),
+            # Unclipped δ: one that was accepted at the bound may go on.
             stuck=~kept & (delta < self.min_step),
             evaluations=state.evaluations + solution.stats["num_steps"] + 1,
         )

@@ -1,13 +1,11 @@
 """Iterative refinement: settle coarsely, then finely."""
 
-from typing import Any
-
 import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
-from ._fallback import Fallback
-from ._residual import check_tolerance
+from ._fallback import with_tolerance
+from ._residual import Solver, check_tolerance
 
 
 class Refine(eqx.Module):
@@ -36,11 +34,11 @@ class Refine(eqx.Module):
         check_tolerance(self.rtol, 0.0)
 
 
-def loosened(solver: Any, rtol: ScalarLike) -> Any:
+def loosened(solver: Solver, rtol: ScalarLike) -> Solver:
     """`solver` with its relative tolerance raised to `rtol`."""
-    if isinstance(solver, Fallback):
-        parts = (loosened(solver.first, rtol), loosened(solver.then, rtol))
-        return eqx.tree_at(lambda s: (s.first, s.then), solver, parts)
-    numbers = isinstance(rtol, (int, float)) and isinstance(solver.rtol, (int, float))
-    larger = max(rtol, solver.rtol) if numbers else jnp.maximum(rtol, solver.rtol)  # pyright: ignore
-    return eqx.tree_at(lambda s: s.rtol, solver, larger)
+
+    def larger(own, atol):
+        numbers = isinstance(rtol, (int, float)) and isinstance(own, (int, float))
+        return (max(rtol, own) if numbers else jnp.maximum(rtol, own)), atol  # pyright: ignore
+
+    return with_tolerance(solver, larger)

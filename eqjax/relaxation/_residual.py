@@ -1,13 +1,25 @@
 """How settled a state is, and how a solve ended."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import optimistix as optx
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, ScalarLike
+
+Solver = optx.AbstractFixedPointSolver | optx.AbstractRootFinder
+
+
+@runtime_checkable
+class MeasuresForce(Protocol):
+    """A solver whose tolerance speaks of the force residual: `‖F(z)‖ ≤ atol + rtol · max(‖z‖, scale)`, in its `norm`."""
+
+    rtol: ScalarLike
+    atol: ScalarLike
+    norm: Callable[[Any], Array]
+    scale: ScalarLike
 
 
 class RESULTS(dfx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
@@ -27,7 +39,7 @@ def residual_ratio(
     z: PyTree[Array],
     *,
     norm: Callable[[Any], Array] = optx.two_norm,
-    scale: float = 1.0,
+    scale: ScalarLike = 1.0,
 ) -> Float[Array, ""]:
     """The force residual `‖F(z)‖ / max(‖z‖, scale)`: of the force, never of a step."""
     return norm(force) / jnp.maximum(norm(z), scale)

@@ -30,6 +30,10 @@ class _SecantState(eqx.Module):
     mixing: Float[Array, ""]
 
 
+# Why these safeguards. A multisecant step decreases nothing in particular: on a non-normal field the residual
+# may rise for some steps of a sound iteration, so a rise alone rejects nothing and only `growth` times the
+# best does. It may also never settle: so the best iterate is kept and returned, and patience is counted in
+# evaluations without a new best, because at the floor of the dtype there is none, whatever the steps.
 class AbstractSecant(optx.AbstractFixedPointSolver):
     """A multisecant method with limited memory, `y⁺ = y + ζ f - (ΔY + ζ ΔF) γ` with `f = F(y) = g(y) - y`.
 
@@ -95,13 +99,19 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
         best_y = jax.tree.map(lambda new, old: jnp.where(better, new, old), y, state.best_y)
         best_force = jnp.where(better, f, state.best_force)
         best_residual = jnp.where(better, residual, state.best_residual)
+        # Only a new best can settle, since it is the best that is returned.
         converged = better & (size <= self.atol + self.rtol * extent)
 
+        # Negated, so that NaN is lost too.
         lost = ~(residual <= self.growth * best_residual)
         has_previous = state.count >= 0
+        # A ring: the oldest difference is overwritten where it lies, and nothing is moved.
         slot = jnp.maximum(state.count, 0) % self.window
         dy = state.dy.at[slot].set(jnp.where(has_previous, flat - state.y, 0))
         df = state.df.at[slot].set(jnp.where(has_previous, f - state.force, 0))
+        # The differences made the bad step and describe the field elsewhere: drop them. The next step is then
+        # plain damping from the best iterate, with half the mixing, since with the same one it may have been
+        # tried before. The count is 0, not -1: from the best iterate the next difference can be taken.
         count = jnp.where(lost, 0, state.count + 1)
         mixing = jnp.where(lost, 0.5 * state.mixing, state.mixing)
         flat = jnp.where(lost, ravel_pytree(best_y)[0], flat)
@@ -111,7 +121,10 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
         zeta = mixing.astype(f.dtype)
         age = (slot - jnp.arange(self.window)) % self.window
         gamma = self._coefficients(jnp.where(valid, dy, 0), jnp.where(valid, df, 0), f, age, zeta)
+        # Rows without a difference must not weigh, whatever the small solve made of them.
         gamma = jnp.where(valid[:, 0], gamma, 0)
+        # Within the span of the history the step is the secant one, and across it plain damping, -ζ being the
+        # guess of the inverse Jacobian (Fang & Saad 2009): with γ = 0 this is y + ζ f.
         new = flat + zeta * f - gamma @ dy - zeta * (gamma @ df)
         state = _SecantState(
             best_y=best_y,
@@ -140,6 +153,8 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
         return state.best_y, aux, {"field_evaluations": state.evaluations}
 
 
+# Why unit rows. Differences shrink by orders of magnitude as the iteration converges. Scaled, their Gram
+# matrix has a unit diagonal, its condition is that of the directions alone, and one ridge suits all steps.
 def unit_rows(
     differences: Inexact[Array, "m n"],
 ) -> tuple[Inexact[Array, "m n"], Float[Array, " m"]]:
@@ -149,6 +164,8 @@ def unit_rows(
     return differences / size[:, None].astype(differences.dtype), size
 
 
+# Why a ridge. Directions that agree to rounding make the Gram matrix singular; then their coefficients are
+# huge and of opposite signs, and the step is the rounding of their difference.
 def tikhonov(ridge: ScalarLike | None, dtype: Any) -> Inexact[Array, ""]:
     """The ridge as given, or 10 units of rounding."""
     return jnp.asarray(10 * float(jnp.finfo(dtype).eps) if ridge is None else ridge, dtype)
@@ -158,6 +175,8 @@ def solve_oblique(
     matrix: Inexact[Array, "m m"], rhs: Inexact[Array, " m"], ridge: Inexact[Array, ""]
 ) -> Inexact[Array, " m"]:
     """`matrix γ = rhs` for a matrix without a sign: `ridge` moves each diagonal entry away from zero."""
+    # F is about -I where the relaxation contracts, so the diagonal is negative as a rule: a ridge that is
+    # added, as in least squares, would move it towards zero.
     side = jnp.where(jnp.real(jnp.diagonal(matrix)) < 0, -1, 1).astype(matrix.dtype)
     # An entry of exactly zero is a row that holds nothing: its coefficient is dropped by the caller.
     empty = jnp.all(matrix == 0, axis=1)

@@ -25,6 +25,9 @@ class _TimeState(eqx.Module):
     steps: Int[Array, ""]
 
 
+# Why the stepping is taken out of `diffrax.diffeqsolve`: as a fixed-point solver it has what `equilibrium`
+# gives to all of them, implicit differentiation, `Fallback` and a residual measured again. That takes one
+# step of solver and controller at a time, and what Diffrax's own loop does for them, marked below.
 class TimeStepping(optx.AbstractFixedPointSolver):
     """Time stepping to the steady state: `dy/dt = F(y)` by a Diffrax solver, until the *force* residual is small.
 
@@ -64,6 +67,8 @@ class TimeStepping(optx.AbstractFixedPointSolver):
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
         terms = _terms(fn)
         real = jnp.finfo(jnp.result_type(*jax.tree.leaves(y))).dtype
+        # In the precision of the state: with x64 on, times as Python floats promote a float32 state silently.
+        # And there is no horizon: settling has no time to be done by.
         t0, infinity = jnp.zeros((), real), jnp.asarray(jnp.inf, real)
         tnext, controller = self.controller.wrap(1).init(
             terms,
@@ -88,6 +93,8 @@ class TimeStepping(optx.AbstractFixedPointSolver):
     def step(self, fn, y, args, options, state, tags):
         image, aux = fn(y, args)
         force = jax.tree.map(jnp.subtract, image, y)
+        # Judged at y, before the step, which is then not kept: so the state that is returned is the one that
+        # was measured. Optimistix' own iteration measures steps, and a short step is no small force.
         converged = is_met(self, self.norm(force), y)
         # Euler asks for the force at y only, which is known.
         euler = isinstance(self.solver, dfx.Euler)
@@ -95,6 +102,7 @@ class TimeStepping(optx.AbstractFixedPointSolver):
         y1, error, _, solver, solved = self.solver.step(
             terms, state.tprev, state.tnext, y, args, state.solver, made_jump=False
         )
+        # As in Diffrax's loop: a controller would turn NaN into its next step, but ∞ into a short one.
         error = jax.tree.map(lambda e: jnp.where(jnp.isnan(e), jnp.inf, e), error)
         keep, tprev, tnext, _, controller, controlled = self.controller.wrap(1).adapt_step_size(
             state.tprev,
@@ -106,9 +114,11 @@ class TimeStepping(optx.AbstractFixedPointSolver):
             self.solver.error_order(terms),  # pyright: ignore[reportArgumentType]
             state.controller,
         )
+        # As there: an implicit solve may fail in a step that is rejected, and succeed in the shorter one.
         solved = dfx.RESULTS.where(jnp.asarray(keep), solved, dfx.RESULTS.successful)
         result = dfx.RESULTS.where(solved == dfx.RESULTS.successful, controlled, solved)
         kept = jnp.asarray(keep) & ~converged
+        # With y goes the solver's memory: the last stage of a rejected step is the force at another state.
         new, solver = jax.tree.map(
             lambda a, b: jnp.where(kept, a, b), (y1, _arrays(solver)), (y, state.solver)
         )

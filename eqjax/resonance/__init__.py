@@ -4,16 +4,16 @@ from .._extras import require as _require
 
 _require("language")
 
+from ._adaptive import AdaptiveResonance as AdaptiveResonance
 from ._aeon import (
+    AeonGate as AeonGate,
     AeonGPT2 as AeonGPT2,
     Biased as Biased,
     Coupling as Coupling,
-    GatedRecurrence as GatedRecurrence,
     Resonance as Resonance,
 )
+from ._aeon_backprop import AeonBackprop as AeonBackprop
 from ._aeon_control import (
-    ClosedLoop as ClosedLoop,
-    LoopState as LoopState,
     LossController as LossController,
     ResonantState as ResonantState,
     resonant_adamw as resonant_adamw,
@@ -21,8 +21,6 @@ from ._aeon_control import (
 from ._arll import (
     ARLL as ARLL,
     AbstractTap as AbstractTap,
-    AdaptiveResonance as AdaptiveResonance,
-    ARLLState as ARLLState,
     HeadTap as HeadTap,
     LayerTap as LayerTap,
     nearest_distance as nearest_distance,
@@ -32,4 +30,5 @@ from ._art import (
     FuzzyART as FuzzyART,
     SimpleARTMAP as SimpleARTMAP,
     complement_code as complement_code,
+    stacked as stacked,
 )

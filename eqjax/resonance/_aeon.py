@@ -3,7 +3,7 @@
 Two signals go from one read to the next as a value, `Resonance`, and bias the keys and values of every layer:
 
 - the *recurrence* `r_s`, one vector for every layer, head and position s, which the gated update
-  `r ← G_r(r, h, ℓ)` makes of the hidden states h and the losses ℓ of the read before (`GatedRecurrence`);
+  `r ← G_r(r, h, ℓ)` makes of the hidden states h and the losses ℓ of the read before (`AeonGate`);
 - the *resonance memory* `m_v`, one number for every token v: a running mean, with decay ρ, of the prediction errors
   made right after v.
 
@@ -40,7 +40,7 @@ class Resonance(eqx.Module):
     memory: Float[Array, "*b v"]
 
 
-class GatedRecurrence(eqx.Module):
+class AeonGate(eqx.Module):
     """The gated update G_r of every layer and head, with x = layer_norm(h) and the error e = 1 - e^{-ℓ}:
 
         r ← (1 - g) A r + g tanh(W x + w e),    g = sigmoid(U x + u e + b),
@@ -62,7 +62,7 @@ class GatedRecurrence(eqx.Module):
     bound: float = eqx.field(static=True)
 
     @staticmethod
-    def init(gpt2: GPT2, *, bound: float = 0.95, key: PRNGKeyArray) -> "GatedRecurrence":
+    def init(gpt2: GPT2, *, bound: float = 0.95, key: PRNGKeyArray) -> "AeonGate":
         """A fresh one for the shapes of a GPT-2: `A = bound · 1`, and errors open the gate."""
         if not 0 < bound < 1:
             raise ValueError(
@@ -71,7 +71,7 @@ class GatedRecurrence(eqx.Module):
         layers, heads, width, dtype = _shape(gpt2)
         c = heads * width
         k1, k2 = jax.random.split(key)
-        return GatedRecurrence(
+        return AeonGate(
             mixing=jnp.tile(jnp.eye(width, dtype=dtype), (layers, heads, 1, 1)),
             weight=jax.random.normal(k1, (layers, c, heads, width), dtype) * c**-0.5,
             error=jnp.zeros((layers, heads, width), dtype),
@@ -153,12 +153,12 @@ class AeonGPT2(eqx.Module):
 
     - `gpt2`: a `GPT2`.
     - `recurrence`, `resonance`: whether r and m bias keys and values; without both it is the GPT-2.
-    - `bound`: of the recurrence, as in `GatedRecurrence`, in (0, 1). `decay`: ρ of the resonance memory, in [0, 1).
+    - `bound`: of the recurrence, as in `AeonGate`, in (0, 1). `decay`: ρ of the resonance memory, in [0, 1).
     - `key`: of the new weights.
     """
 
     gpt2: GPT2
-    recurrent: GatedRecurrence | None
+    recurrent: AeonGate | None
     recurrence: Coupling | None
     resonance: Coupling | None
     attend: Biased
@@ -181,7 +181,7 @@ class AeonGPT2(eqx.Module):
         layers, heads, width, dtype = _shape(gpt2)
         nothing = jnp.zeros((layers, heads, width), dtype)
         self.gpt2 = gpt2
-        self.recurrent = GatedRecurrence.init(gpt2, bound=bound, key=key) if recurrence else None
+        self.recurrent = AeonGate.init(gpt2, bound=bound, key=key) if recurrence else None
         self.recurrence = Coupling(nothing, nothing) if recurrence else None
         self.resonance = Coupling(nothing, nothing) if resonance else None
         self.attend = Biased()
@@ -209,17 +209,23 @@ class AeonGPT2(eqx.Module):
     def losses(
         self, tokens: Int[Array, " t"], targets: Int[Array, " t"], state: Resonance
     ) -> tuple[Float[Array, " t"], Resonance]:
+        """The cross-entropies ℓ of `read` in nats, `(t,)`, and the state for the next read."""
+        logits, state = self.read(tokens, targets, state)
+        return _cross_entropies(logits, targets), state
+
+    def read(
+        self, tokens: Int[Array, " t"], targets: Int[Array, " t"], state: Resonance
+    ) -> tuple[Float[Array, "t v"], Resonance]:
         """Read `tokens` and be told what came next.
 
         **Arguments:** `tokens`, `targets (t,)`; `state`: of the read before.
 
-        **Returns:** the cross-entropies ℓ in nats, `(t,)`, and the state for the next read.
+        **Returns:** logits `(t, V)`, and the state for the next read.
         """
         r = self.recurred(state)
         logits, hidden = self._read(tokens, state, r)
-        picked = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-        losses = analytic.logsumexp(logits) - picked
-        return losses, lax.stop_gradient(self._after(state, r, tokens, hidden, losses))
+        losses = _cross_entropies(logits, targets)
+        return logits, lax.stop_gradient(self._after(state, r, tokens, hidden, losses))
 
     def recurred(self, state: Resonance) -> Float[Array, "l p h d"]:
         """r with the last read taken in."""
@@ -254,6 +260,11 @@ class AeonGPT2(eqx.Module):
             seen=jnp.arange(state.seen.size) < tokens.size,
             memory=jnp.where(count > 0, moved, state.memory),
         )
+
+
+def _cross_entropies(logits, targets):
+    picked = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+    return analytic.logsumexp(logits) - picked
 
 
 def _shape(gpt2):

@@ -1,8 +1,8 @@
-"""The optimiser and the closed loop of AEON: how fast, how inert and how noisy to learn, from how learning goes.
+"""The controller and the optimiser of AEON: how fast, how inert and how noisy to learn, from how learning goes.
 
 The published AEON proposal asks for a learning rate α, a momentum μ and a noise σ that follow the trend, the variance and
-the success of the loss, and the internal recurrence r. Here they do so as values, by equations of eqjax's own: `LossController` measures,
-`resonant_adamw` is AdamW under its control, `ClosedLoop` is one pure step that contains it all.
+the success of the loss, and the internal recurrence r. Here they do so as values, by equations of eqjax's own:
+`LossController` measures, `resonant_adamw` is AdamW under its control.
 """
 
 from collections.abc import Callable
@@ -12,11 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray, PyTree
-
-from ..analytic import tree_where
-from ..fields import trainable
-from ._aeon import AeonGPT2, Resonance
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
 _Scalar = Float[Array, ""]
 
@@ -162,8 +158,8 @@ def resonant_adamw(
         θ ← θ - a_t α_t (m̂ / (sqrt(v̂) + ε) + λ θ + σ_t D(θ) η),   m ← μ_t m + (1 - μ_t) g,   m̂ = m / (1 - Π μ_i),
 
     with η normal. Where gains and noise are 0 it is `optax.adamw`, to the last bit. Called with extra arguments,
-    `update(grads, state, params, loss=…, recurrence=…)`: the loss that the gradient belongs to, and the r of the model (or
-    None). It chains with other transformations.
+    `update(grads, state, params, value=…, recurrence=…)`: the loss that the gradient belongs to, and the r of the model, or
+    its root mean square (or None). It chains with other transformations.
 
     **Arguments:**
 
@@ -171,7 +167,7 @@ def resonant_adamw(
     - `controller`: its μ₀ is b1; by default a fixed schedule.
     - `diffusion`: D, from parameters to scales that broadcast against them. `key`: of η, needed if there is noise.
 
-    **Raises:** `ValueError` for noise without a key, or an update without `loss` or parameters.
+    **Raises:** `ValueError` for noise without a key, or an update without `value` or parameters.
     """
     controller = LossController() if controller is None else controller
     if controller.noise > 0 and key is None:
@@ -187,14 +183,14 @@ def resonant_adamw(
         own = key if controller.noise > 0 else None
         return ResonantState(step, zeros, zeros, drift, controller.init(), own)
 
-    def update(grads, state, params: Any = None, *, loss: Any = None, recurrence=None, **_):
-        if missing := [n for n, v in (("params", params), ("loss", loss)) if v is None]:
+    def update(grads, state, params: Any = None, *, value: Any = None, recurrence=None, **_):
+        if missing := [n for n, v in (("params", params), ("value", value)) if v is None]:
             raise ValueError(
-                f"`{missing[0]}` is missing: call `update(grads, state, params, loss=…, recurrence=…)`."
+                f"`{missing[0]}` is missing: call `update(grads, state, params, value=…, recurrence=…)`."
             )
         # As Optax, which mixes ints and floats.
         with jax.numpy_dtype_promotion("standard"):
-            control = controller(state.control, loss, recurrence)
+            control = controller(state.control, value, recurrence)
             shift, step = control.momentum, state.step + 1
             # μ and 1 - μ apart, so that with no shift both are rounded as Adam's.
             keep, take = b1 + shift, (1 - b1) - shift
@@ -237,61 +233,3 @@ def _size(recurrence, dtype):
         return jnp.zeros((), dtype)
     size = jnp.sqrt(jnp.mean(jnp.concatenate(leaves) ** 2))
     return jnp.where(jnp.isnan(size), 1, jnp.minimum(size, 1))
-
-
-class LoopState(eqx.Module):
-    """Everything that changes in a `ClosedLoop`: `model`, `opt_state`, a `Resonance` per sequence, and updates so far."""
-
-    model: AeonGPT2
-    opt_state: PyTree
-    resonance: Resonance
-    step: Int[Array, ""]
-
-
-class ClosedLoop(eqx.Module):
-    """One jitted pure step of AEON, `loop(state, (tokens, targets)) -> (state, metrics)`:
-
-    forward with r and m → measure losses and errors → schedule α → control a, μ, σ → update θ → recur r and m.
-
-    Row b of each batch continues sequence b, whose r and m it finds in the state. A gradient that is not finite changes
-    neither model nor optimiser, its controller included; r and m stay bounded anyway.
-
-    **Arguments:** `optimiser`: `resonant_adamw`, or any Optax transformation or chain.
-    """
-
-    optimiser: optax.GradientTransformation
-
-    def init(self, model: AeonGPT2, batch: int) -> LoopState:
-        """The state at step 0, for batches of `batch` sequences."""
-        opt_state = self.optimiser.init(eqx.filter(model, trainable(model)))
-        resonance = jax.tree.map(
-            lambda leaf: jnp.zeros((batch, *leaf.shape), leaf.dtype), model.initial()
-        )
-        return LoopState(model, opt_state, resonance, jnp.zeros((), jnp.int32))
-
-    @eqx.filter_jit
-    def __call__(
-        self, state: LoopState, batch: tuple[Int[Array, "b t"], Int[Array, "b t"]]
-    ) -> tuple[LoopState, dict[str, _Scalar | Bool[Array, ""]]]:
-        """**Returns:** the next state, and `loss` (token mean, nats), `gradient_norm`, `recurrence` (root mean square of
-        r) and whether the model was `updated`."""
-        weights, rest = eqx.partition(state.model, trainable(state.model))
-
-        def mean_loss(weights):
-            read = eqx.combine(weights, rest).losses
-            losses, resonance = jax.vmap(read)(*batch, state.resonance)
-            return jnp.mean(losses), resonance
-
-        (loss, resonance), grads = jax.value_and_grad(mean_loss, has_aux=True)(weights)
-        optimiser, r = optax.with_extra_args_support(self.optimiser), resonance.recurrence
-        with jax.numpy_dtype_promotion("standard"):
-            updates, opt_state = optimiser.update(
-                grads, state.opt_state, weights, loss=loss, recurrence=r
-            )
-            moved = optax.apply_updates(weights, updates)
-        norm = optax.tree.norm(grads)
-        good = jnp.isfinite(norm)
-        weights, opt_state = tree_where(good, (moved, opt_state), (weights, state.opt_state))
-        size = jnp.sqrt(jnp.mean(r * r))
-        metrics = {"loss": loss, "gradient_norm": norm, "recurrence": size, "updated": good}
-        return LoopState(eqx.combine(weights, rest), opt_state, resonance, state.step + 1), metrics

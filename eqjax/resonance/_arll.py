@@ -1,45 +1,24 @@
-"""Adaptive resonance in continuous time, and as a learning law (ARLL) that is coupled to the states of a GPT-2."""
+"""Adaptive resonance as a learning law (ARLL) that is coupled to the states of a GPT-2."""
 
 import abc
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
-from jax.core import Tracer
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .. import analytic
-from ..fields import AbstractForceField, hyperparameter, trainable
+from ..fields import hyperparameter, trainable
+from ..gradients import AbstractEstimator, GradientEstimate, Report
 from ..language import GPT2, DotProduct, GPT2Config
-from ._art import FuzzyART, complement_code, stack
+from ._adaptive import refuse_unless
+from ._art import FuzzyART, complement_code, stacked
 
-
-class AdaptiveResonance(AbstractForceField):
-    """A prototype w and a state h that settle on one another: `τ ẇ = (h∧w) - w`, `τ ḣ = λ (w - h)`.
-
-    The state is `(w, h)`, two real arrays of one shape; the input `x` is not used. With λ = 0 the state is clamped,
-    and an Euler step of η τ is the learning rule of fuzzy ART with the rate η. Every component goes its own way:
-    with u = w - h, `τ u̇ = -(1 + λ) u` where u > 0, `-λ u` where u < 0. So w never rises, h moves towards it, and
-    `½ ‖w - h‖²` never rises.
-
-    **Arguments:** `tau`: τ > 0, a time. `pull`: λ ≥ 0.
-    """
-
-    tau: Float[Array, ""] = hyperparameter(default=1.0)
-    pull: Float[Array, ""] = hyperparameter(default=0.0)
-
-    def __check_init__(self):
-        _refuse(self.tau, lambda v: v > 0, "`tau` must be above 0")
-        _refuse(self.pull, lambda v: v >= 0, "`pull` must be at least 0")
-
-    def __call__(self, t: Any, z: tuple[Array, Array], x: Any = None) -> tuple[Array, Array]:
-        w, h = z
-        tau, pull = self.tau.astype(w.dtype), self.pull.astype(w.dtype)
-        return (jnp.minimum(h, w) - w) / tau, pull * (w - h) / tau
+Tokens = Int[Array, "b t"]
 
 
 def squash(h: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
@@ -105,79 +84,84 @@ def nearest_distance(art: FuzzyART, inputs: Float[Array, "n f"]) -> Float[Array,
     return jnp.where(held.count > 0, distance, 0)
 
 
-class ARLLState(eqx.Module):
-    """What changes while the law is at work: `model`, `opt_state`, and `prototypes`, a `FuzzyART` with a leading axis
-    of G groups."""
+class ARLL(AbstractEstimator):
+    """The adaptive-resonance learning law: the loss, plus λ times the distance of hidden states to prototypes that
+    themselves learn, and grow, by fuzzy ART. *Objective: output.*
 
-    model: GPT2
-    opt_state: PyTree
-    prototypes: FuzzyART
+    ```python
+    law, optimiser = ARLL(strength=0.1), optax.adamw(1e-3)
+    step = make_step(law, optimiser)
+    state = TrainState.create(gpt2, optimiser, key=key, carry=law.start(gpt2))
+    ```
 
+    On a batch of two integer arrays (B, T), inputs and targets, the gradient is that of the mean loss plus λ times the
+    mean over sequences, groups and positions of `min_w ‖h - w‖²`, where h is the squashed and complement-coded state and
+    w the prototypes before the step. Then every group's prototypes, the `carry`, learn these states, at every
+    `stride`-th position, in the order of the batch. With λ = 0 it is the gradient of the loss alone.
 
-class ARLL(eqx.Module):
-    """The adaptive-resonance learning law: cross-entropy, plus λ times the distance of hidden states to prototypes that
-    themselves learn, and grow, by fuzzy ART.
+    `signals`: `cross_entropy`, the mean loss without the second term; `distance`, that term without λ; `novelty (B,)` of
+    each sequence before its states are learned (1 - best match, mean over groups and those positions); `categories (G,)`;
+    `overflow (G,)`, the states that found no room so far. Where the gradient is not finite the prototypes stay.
 
-    `law(state, batch) -> (state, metrics)` is one pure compiled step on `batch`, two integer arrays (B, T), inputs and
-    targets. The weights descend, by `optimiser`, the token-mean cross-entropy plus λ times the mean over sequences,
-    groups and positions of `min_w ‖h - w‖²`, where h is the squashed and complement-coded state and w the prototypes
-    before the step. Then every group's prototypes learn these states, at every `stride`-th position, in the order of
-    the batch. With λ = 0 the weights are those of the optimiser alone.
-
-    `metrics`: `loss`; `cross_entropy`, in nats; `distance`, the second term without λ; `novelty (B,)` of each sequence
-    before its states are learned (1 - best match, mean over groups and those positions); `categories (G,)`; `overflow
-    (G,)`, the states that found no room so far. Where the gradient is not finite nothing changes, and `updated` is
-    false.
-
-    **Arguments:** `optimiser`: an Optax transformation. `strength`: λ ≥ 0, an array, so that a sweep does not
-    recompile. `tap`: which states, an `AbstractTap`. `stride`: at least 1.
+    **Arguments:** `strength`: λ ≥ 0, an array, so that a sweep does not recompile. `tap`: which states, an `AbstractTap`.
+    `stride`: at least 1. `trains`: function from models to a mask of the trained arrays.
     """
 
-    optimiser: optax.GradientTransformation
+    objective: ClassVar[str] = "output"
     strength: Float[Array, ""] = hyperparameter(default=0.0)
     tap: AbstractTap = LayerTap()
     stride: int = eqx.field(default=8, static=True)
+    trains: Callable = trainable
 
     def __check_init__(self):
-        _refuse(self.strength, lambda v: v >= 0, "`strength` must be at least 0")
-        _refuse(self.stride, lambda v: v >= 1, "`stride` must be at least 1")
+        refuse_unless(self.strength, lambda v: v >= 0, "`strength` must be at least 0")
+        refuse_unless(self.stride, lambda v: v >= 1, "`stride` must be at least 1")
 
-    def init(
+    def start(
         self, model: GPT2, *, capacity: int = 64, vigilance: Any = 0.85, rate: Any = 1.0
-    ) -> ARLLState:
-        """The state at the start: no prototypes, and room for `capacity` in each group; else as `FuzzyART.empty`."""
+    ) -> FuzzyART:
+        """The carry at the start, a `FuzzyART` with a leading axis of G groups: no prototypes, and room for `capacity` in
+        each group; else as `FuzzyART.empty`."""
         groups, width = self.tap.shape(model.config)
         dtype = model.wte.dtype
         art = FuzzyART.empty(2 * width, capacity, vigilance=vigilance, rate=rate, dtype=dtype)
-        opt_state = self.optimiser.init(eqx.filter(model, trainable(model)))
-        return ARLLState(model, opt_state, stack(art, groups))
+        return stacked(art, groups)
+
+    def settle(self, field: Any, z0: PyTree, x: PyTree) -> Any:
+        """**Raises:** `ValueError`: there is nothing to settle."""
+        raise ValueError("A GPT-2 computes its output at once; call it.")
 
     def __call__(
-        self, state: ARLLState, batch: tuple[Int[Array, "b t"], Int[Array, "b t"]]
-    ) -> tuple[ARLLState, dict[str, Array]]:
+        self,
+        model: GPT2,
+        loss: Callable,
+        batch: tuple[Tokens, Tokens],
+        *,
+        key: PRNGKeyArray | None = None,
+        subset: Bool[Array, " b"] | None = None,
+        carry: FuzzyART | None = None,
+    ) -> GradientEstimate:
+        if carry is None:
+            raise ValueError(
+                "`carry` is missing, the prototypes so far: pass `carry=law.start(model)`, to `TrainState.create` for a step."
+            )
         if batch[0].shape[1] < self.stride:
             raise ValueError(
                 f"prototypes learn at every `stride`={self.stride}-th position and the batch is only "
                 f"{batch[0].shape[1]} long: choose a smaller `stride`, or longer sequences."
             )
-        return _update(self, state, batch)
+        return _estimate(self, model, loss, batch, subset, carry)
 
     def loss(
-        self,
-        model: GPT2,
-        prototypes: FuzzyART,
-        batch: tuple[Int[Array, "b t"], Int[Array, "b t"]],
-    ) -> tuple[
-        Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""], Float[Array, "g b t f"]]
-    ]:
-        """`(loss, (cross-entropy, distance, coded states))`."""
+        self, model: GPT2, prototypes: FuzzyART, batch: tuple[Tokens, Tokens], loss: Callable
+    ) -> tuple[Float[Array, " b"], Float[Array, " b"], Float[Array, "g b t f"]]:
+        """`loss` and distance of every sequence, and its coded states."""
         tokens, targets = batch
         logits, coded = jax.vmap(lambda one: self._read(model, one), out_axes=(0, 1))(tokens)
-        cross_entropy = analytic.cross_entropy(logits, targets)
-        flat = coded.reshape(coded.shape[0], -1, coded.shape[-1])
-        distance = jnp.mean(jax.vmap(nearest_distance)(prototypes, flat))
-        total = cross_entropy + self.strength.astype(distance.dtype) * distance
-        return total, (cross_entropy, distance, coded)
+        groups, count = coded.shape[:2]
+        flat = coded.reshape(groups, -1, coded.shape[-1])
+        distance = jax.vmap(nearest_distance)(prototypes, flat).reshape(groups, count, -1)
+        return jax.vmap(loss)(logits, targets), jnp.mean(distance, axis=(0, 2)), coded
 
     @eqx.filter_jit
     def novelty(
@@ -200,40 +184,32 @@ def _novelty(prototypes: FuzzyART, coded: Float[Array, "g n f"]) -> Float[Array,
 
 
 @eqx.filter_jit
-def _update(law, state, batch):
-    model, prototypes = state.model, state.prototypes
-    weights, rest = eqx.partition(model, trainable(model))
+def _estimate(law, model, loss, batch, subset, prototypes):
+    weights, rest = eqx.partition(model, law.trains(model))
+    taken = jnp.ones(batch[0].shape[0], bool) if subset is None else subset
 
-    def loss(weights):
-        return law.loss(eqx.combine(weights, rest), prototypes, batch)
+    def objective(weights):
+        full = eqx.combine(weights, rest)
+        losses, distance, coded = law.loss(full, prototypes, batch, loss)
+        total = losses + law.strength.astype(distance.dtype) * distance
+        return jnp.mean(total, where=taken), (total, losses, distance, coded)
 
-    (total, (cross_entropy, distance, coded)), grads = jax.value_and_grad(loss, has_aux=True)(
-        weights
-    )
-    with jax.numpy_dtype_promotion("standard"):  # Optax' schedules mix int and float
-        updates, opt_state = law.optimiser.update(grads, state.opt_state, weights)
+    (mean, told), grads = jax.value_and_grad(objective, has_aux=True)(weights)
+    total, losses, distance, coded = told
     seen = coded[:, :, law.stride - 1 :: law.stride]
     inputs = seen.reshape(seen.shape[0], -1, seen.shape[-1])
     novelty = _novelty(prototypes, inputs).reshape(seen.shape[:3])
     learned, _ = jax.vmap(lambda art, inputs: lax.scan(FuzzyART.step, art, inputs))(
         prototypes, inputs
     )
-    new = ARLLState(eqx.apply_updates(model, updates), opt_state, learned)
-    good = jnp.isfinite(optax.tree.norm(grads))  # a category of NaN would stay for ever
-    kept = analytic.tree_where(good, new, state)
-    metrics = {
-        "loss": total,
-        "cross_entropy": cross_entropy,
-        "distance": distance,
+    # A category of NaN would stay for ever.
+    kept = analytic.tree_where(jnp.isfinite(optax.tree.norm(grads)), learned, prototypes)
+    signals = {
+        "cross_entropy": jnp.mean(losses, where=taken),
+        "distance": jnp.mean(distance, where=taken),
         "novelty": jnp.mean(novelty, axis=(0, 2)),
-        "categories": kept.prototypes.count,
-        "overflow": kept.prototypes.overflow,
-        "updated": good,
+        "categories": kept.count,
+        "overflow": kept.overflow,
     }
-    return kept, metrics
-
-
-def _refuse(value: Any, good: Any, message: str) -> None:
-    # NumPy, because under `jit` JAX would trace even what it does with constants.
-    if not isinstance(value, Tracer) and not good(np.asarray(value)):
-        raise ValueError(f"{message}, got {value}.")
+    report = Report.computed(total, taken)
+    return GradientEstimate(mean, grads, report, states=None, carry=kept, signals=signals)

@@ -192,7 +192,7 @@ class SimpleARTMAP(eqx.Module):
         return jnp.where(category < 0, -1, self.label[category])
 
 
-def stack(art: FuzzyART, groups: int) -> FuzzyART:
+def stacked(art: FuzzyART, groups: int) -> FuzzyART:
     """`groups` copies of `art`, one for each layer or head, to be used under `jax.vmap`."""
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (groups, *leaf.shape)), art)
 

@@ -6,25 +6,19 @@ _require("cli")
 
 
 from ._memories import (
-    Hamming as Hamming,
-    Hopfield as Hopfield,
-    Xor as Xor,
+    HammingShow as HammingShow,
+    HopfieldShow as HopfieldShow,
+    XorShow as XorShow,
     one_step_law as one_step_law,
     retrieval_overlap as retrieval_overlap,
 )
 from ._neurons import (
-    HH as HH,
-    LIF as LIF,
-    Kuramoto as Kuramoto,
+    HHShow as HHShow,
+    KuramotoShow as KuramotoShow,
+    LIFShow as LIFShow,
     coherence as coherence,
     firing_rates as firing_rates,
     spiking_network as spiking_network,
 )
-from ._parity import (
-    Parity as Parity,
-)
-from ._show import (
-    AbstractShow as AbstractShow,
-    Shown as Shown,
-    present as present,
-)
+from ._parity import ParityShow as ParityShow
+from ._show import AbstractShow as AbstractShow, Shown as Shown, present as present

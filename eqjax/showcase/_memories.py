@@ -15,7 +15,7 @@ from ._show import AbstractShow, Shown, check_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Hopfield(AbstractShow):
+class HopfieldShow(AbstractShow):
     """Random patterns in a binary Hopfield network: recalled from damaged cues, until there are too many of them."""
 
     size: int = 500
@@ -29,7 +29,7 @@ class Hopfield(AbstractShow):
         check_size(self.size, 50, 5000)
         if not 0 <= self.damage < 0.5:
             raise ValueError(
-                f"--damage must be at least 0 and below .5, where nothing is left, got {self.damage}."
+                f"`damage` must be at least 0 and below .5, where nothing is left, got {self.damage}."
             )
         n, key = self.size, jax.random.key(self.seed)
         load = max(2, round(0.138 * n))
@@ -160,7 +160,7 @@ def _recalled(key, n, load, damage, shown=6, sweeps=8):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Xor(AbstractShow):
+class XorShow(AbstractShow):
     """XOR as recall: three visible neurons, four memories, two bits held."""
 
     beta: float = 10.0
@@ -191,7 +191,7 @@ class Xor(AbstractShow):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Hamming(AbstractShow):
+class HammingShow(AbstractShow):
     """The Hamming (7,4) code as recall: every word with one wrong bit settles at the codeword that was sent."""
 
     beta: float = 10.0

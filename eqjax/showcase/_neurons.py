@@ -17,7 +17,7 @@ from ._show import AbstractShow, Shown, check_size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class HH(AbstractShow):
+class HHShow(AbstractShow):
     """The Hodgkin–Huxley neuron: its f–I curve, its period, and the Hopf points where firing begins and ends."""
 
     current: float = 10.0
@@ -25,7 +25,7 @@ class HH(AbstractShow):
 
     def __call__(self) -> Shown:
         if not np.isfinite(self.current):
-            raise ValueError(f"--current must be a finite number of µA/cm², got {self.current}.")
+            raise ValueError(f"`current` must be a finite number of µA/cm², got {self.current}.")
         field = fields.HodgkinHuxley()
         branch = continuation(
             field, field.clamped(-65.0), where=lambda f: f.current, bounds=(0.0, 200.0), k=4
@@ -105,7 +105,7 @@ def firing_rates(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class LIF(AbstractShow):
+class LIFShow(AbstractShow):
     """Integrate-and-fire neurons: rates by exact events against the closed form, and a network of them in a raster."""
 
     size: int = 300
@@ -119,7 +119,7 @@ class LIF(AbstractShow):
         check_size(self.size, 10, 5000)
         steps = round(self.duration / 0.1)
         if not steps > 0:
-            raise ValueError(f"--duration must be at least .1 ms, got {self.duration}.")
+            raise ValueError(f"`duration` must be at least .1 ms, got {self.duration}.")
         drives, known = np.array([11.0, 12.0, 15.0, 20.0]), KNOWN_RATES
         neurons = fields.LeakyIntegrateAndFire(current=jnp.asarray(drives))
         train = relaxation.fire(neurons, jnp.zeros(4), t1=70.0, capacity=20)
@@ -167,7 +167,7 @@ def spiking_network(size: int, key: Any):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Kuramoto(AbstractShow):
+class KuramotoShow(AbstractShow):
     """Phase oscillators of Lorentzian and of Gaussian frequencies: how they fall into step as the coupling grows."""
 
     size: int = 1000

@@ -68,7 +68,7 @@ def answered(model: ParityModel, strings: Int[Array, "n l"]):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Parity(AbstractShow):
+class ParityShow(AbstractShow):
     """An energy transformer learns the parity of a few bits by its exact equilibrium gradient, a fifth of the strings held out.
 
     It stops once all strings it is trained on are right, by a margin. Eight bits are the subject of experiments/parity.py.
@@ -83,9 +83,9 @@ class Parity(AbstractShow):
 
     def __call__(self) -> Shown:
         if not 3 <= self.bits <= 6:
-            raise ValueError(f"--bits must lie between 3 and 6, got {self.bits}.")
+            raise ValueError(f"`bits` must lie between 3 and 6, got {self.bits}.")
         if self.steps < 1:
-            raise ValueError(f"--steps must be at least 1, got {self.steps}.")
+            raise ValueError(f"`steps` must be at least 1, got {self.steps}.")
         count = 2**self.bits
         strings = (np.arange(count)[:, None] >> np.arange(self.bits)) & 1
         parity = strings.sum(axis=1) % 2

@@ -36,15 +36,15 @@ class AbstractShow(abc.ABC):
 def check_size(size: int, least: int, most: int) -> None:
     """Refuse a size that shows nothing, or that would take too long."""
     if not least <= size <= most:
-        raise ValueError(f"--size must lie between {least} and {most}, got {size}.")
+        raise ValueError(f"`size` must lie between {least} and {most}, got {size}.")
 
 
 def present(show: AbstractShow) -> None:
     """Run a show in float64, print its table, and write its pictures."""
-    name = type(show).__name__.lower()
+    name = type(show).__name__.removesuffix("Show").lower()
     out = Path("runs") / name if show.out is None else show.out
     if out.exists() and not out.is_dir():
-        raise NotADirectoryError(f"--out {out} is a file; name a folder.")
+        raise NotADirectoryError(f"`out` {out} is a file; name a folder.")
     console = Console()
     console.print(" ".join((type(show).__doc__ or "").split()))
     with jax.enable_x64(True):

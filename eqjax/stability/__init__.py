@@ -1,43 +1,18 @@
 """What a field does near a state: its spectrum, how it loses stability along a parameter, and what comes after."""
 
-from ._bifurcation import (
-    SpecialPoint as SpecialPoint,
-)
-from ._check import (
-    Check as Check,
-    check as check,
-)
-from ._classify import (
-    Outcome as Outcome,
-    classify as classify,
-)
-from ._continuation import (
-    Branch as Branch,
-    continuation as continuation,
-)
+from ._bifurcation import SpecialPoint as SpecialPoint
+from ._check import Check as Check, check as check
+from ._classify import Outcome as Outcome, classify as classify
+from ._continuation import Branch as Branch, continuation as continuation
 from ._cycle_continuation import (
     CycleBranch as CycleBranch,
     cycle_continuation as cycle_continuation,
 )
-from ._cycle_points import (
-    CyclePoint as CyclePoint,
-)
-from ._cycles import (
-    PeriodicOrbit as PeriodicOrbit,
-    periodic_orbit as periodic_orbit,
-)
-from ._eigenvalue import (
-    eigenvalue as eigenvalue,
-    quotient as quotient,
-)
-from ._hopf_point import (
-    HopfPoint as HopfPoint,
-    hopf_point as hopf_point,
-)
-from ._jacobian import (
-    jacobian as jacobian,
-    state_dtype as state_dtype,
-)
+from ._cycle_points import CyclePoint as CyclePoint
+from ._cycles import PeriodicOrbit as PeriodicOrbit, periodic_orbit as periodic_orbit
+from ._eigenvalue import eigenvalue as eigenvalue, quotient as quotient
+from ._hopf_point import HopfPoint as HopfPoint, hopf_point as hopf_point
+from ._jacobian import jacobian as jacobian, state_dtype as state_dtype
 from ._krylov_schur import (
     AbstractTransform as AbstractTransform,
     Eigenpairs as Eigenpairs,
@@ -48,10 +23,7 @@ from ._lyapunov import (
     finite_time_exponents as finite_time_exponents,
     lyapunov as lyapunov,
 )
-from ._normal_form import (
-    HopfNormalForm as HopfNormalForm,
-    hopf_normal_form as hopf_normal_form,
-)
+from ._normal_form import HopfNormalForm as HopfNormalForm, hopf_normal_form as hopf_normal_form
 from ._normality import (
     Estimate as Estimate,
     asymmetry as asymmetry,
@@ -68,22 +40,8 @@ from ._path import (
     Natural as Natural,
     PseudoArclength as PseudoArclength,
 )
-from ._propagation import (
-    euler_map as euler_map,
-)
-from ._spectrum import (
-    RESULTS as RESULTS,
-    Spectrum as Spectrum,
-    spectrum as spectrum,
-)
-from ._storage import (
-    load as load,
-    save as save,
-)
-from ._switch import (
-    switch as switch,
-)
-from ._transforms import (
-    Propagator as Propagator,
-    ShiftInvert as ShiftInvert,
-)
+from ._propagation import euler_map as euler_map
+from ._spectrum import RESULTS as RESULTS, Spectrum as Spectrum, spectrum as spectrum
+from ._storage import load as load, save as save
+from ._switch import switch as switch
+from ._transforms import Propagator as Propagator, ShiftInvert as ShiftInvert

@@ -100,6 +100,9 @@ class Sample(NamedTuple):
         return cls(parameter, state, slope, values, multipliers, converged, unstable, euler)
 
 
+# Why counts and sorted growth rates. The classical test functions (Kuznetsov 2004, ch. 10; Govaerts 2000),
+# det J for folds and the bialternate product for Hopf points, need J, or a matrix of n(n-1)/2 rows. The few
+# leading eigenvalues are known at every point anyway, and, sorted, need not be traced through collisions.
 def special_points(
     at: Callable[[float], Sample],
     length: float,
@@ -139,6 +142,7 @@ def special_points(
             return p.values[i].real
 
         found = search(growth)
+        # The eigenvalue at the zero tells what crosses: a pair, or a real one, where the branch turns or not.
         value = found[1].values[i]
         if is_complex(value, found[1].values):
             add(found, "Hopf", NOTHING, 2 * up, 0, value, abs(value.imag))
@@ -151,6 +155,7 @@ def special_points(
                 found, value = interpolate(growth, at, length, found, tol), 0
             add(found, "branch point", "branch point", up, up, value, 0)
             i += 1
+    # Where the mode that crosses is not among the k, or another crosses back on the same leg.
     if folds:  # seen in the tangent alone
         found = search(lambda p: p.slope)
         value = min(found[1].values, key=abs)
@@ -159,6 +164,7 @@ def special_points(
     up = 1 if last.unstable_euler > first.unstable_euler else -1
     i, end = sorted((first.unstable_euler, last.unstable_euler))
     while i < end:
+        # The logarithm: moduli differ by orders of magnitude, and Brent's method interpolates.
         found = search(lambda p, i=i: np.log(abs(p.multipliers[i])))
         multiplier = found[1].multipliers[i]
         value = (multiplier - 1) / epsilon
@@ -167,20 +173,25 @@ def special_points(
             add(found, NOTHING, "Neimark–Sacker", 0, 2 * up, value, frequency)
             i += 2
             continue
+        # -1 is out of reach of the flow: only a step that is too long takes a decaying real mode there.
         if multiplier.real < 0:  # at +1 the flow changes too, and has been seen to
             add(found, NOTHING, "flip", 0, up, value, np.pi / epsilon)
         i += 1
     return [point for _, point in sorted(points, key=lambda pair: pair[0])]
 
 
+# Why the root of eps: by so much rounding splits a double real eigenvalue into a complex pair.
 def is_complex(value, among):
     return abs(value.imag) > np.sqrt(np.finfo(among.dtype).eps) * np.max(abs(among))
 
 
+# Why Brent's method, and not Newton's on an extended system: the test is continuous, but has kinks where
+# eigenvalues change places; a bracket cannot be lost, and its width is an honest error.
 def locate(test, at, length, first, last, tol):
     """A zero of `test` by Brent's method: its place, the sample there, an interval of the parameter, the status."""
     import scipy.optimize  # here, since it takes long to import
 
+    # Each sample is a corrector and a spectrum: none is computed twice.
     seen = {0.0: (float(test(first)), first), length: (float(test(last)), last)}
 
     def evaluate(s):
@@ -194,6 +205,7 @@ def locate(test, at, length, first, last, tol):
     # No point there, or a zero within rounding of an end: then what was seen must do.
     with contextlib.suppress(_NoPoint, ValueError):
         scipy.optimize.brentq(evaluate, 0.0, length, xtol=tol)
+    # The narrowest bracket that any of the samples makes, not only the last of Brent's.
     rising = seen[length][0] > seen[0.0][0]
     below = [s for s, (value, _) in seen.items() if value == 0 or (value < 0) == rising]
     above = [s for s, (value, _) in seen.items() if value == 0 or (value > 0) == rising]
@@ -208,6 +220,7 @@ def locate(test, at, length, first, last, tol):
 def interpolate(test, at, length, found, tol):
     """A branch point from around it: at the point itself Newton's method meets a singular system, and two branches
     are one to within the root of its tolerance."""
+    # An even number of nodes: none is in the middle, where the branch point is taken to be.
     centre, radius, degree = found[0], max(0.5 * length, 0.01), 7
     nodes = chebyshev.chebpts1(degree + 1)
     samples = [at(centre + radius * node) for node in nodes]
@@ -219,6 +232,7 @@ def interpolate(test, at, length, found, tol):
         roots = chebyshev.chebroots(chebyshev.chebfit(nodes, heights, degree))
         return min(roots, key=abs).real
 
+    # A fit of lower degree through the same samples gives the error.
     place, other = root(degree), root(degree - 2)
     width = max(abs(place - other) * radius, 0.5 * tol)
     # What each node weighs in the value of the interpolating polynomial at `place`.

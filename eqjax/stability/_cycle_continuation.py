@@ -72,6 +72,9 @@ class CycleBranch(eqx.Module):
         return f"{head}\n{table(self.special_points)}"
 
 
+# Why ln T: Newton's method cannot make the period negative, and a step in it is relative, so that neither a
+# fast cycle nor one that nears a homoclinic orbit needs another scale. Why a phase tied to `base`: it moves
+# along with the branch, where a fixed section would in time be left by the cycle or touched by it.
 class Shooting(AbstractProblem):
     """A cycle: `z(T) = z` and a phase, for the state (z, ln T), z flat."""
 
@@ -89,6 +92,7 @@ class Shooting(AbstractProblem):
     ncv: int | None = eqx.field(static=True)
     max_steps: int = eqx.field(static=True)
 
+    # q runs from 0 to 1: tangents and steps know nothing of the parameter's units.
     def at(self, q):
         return replaced(self.field, self.index, self.low + q * self.span)
 
@@ -102,10 +106,12 @@ class Shooting(AbstractProblem):
     def equations(self, state, q, base):
         z, log_period = state
         along = self.pace(base[0], q)
+        # Of unit length, so that GMRES, which minimises all rows together, weighs it like the rest.
         phase = jnp.vdot(along, z - base[0]) / jnp.linalg.norm(along)
         return self.flow(z, jnp.exp(log_period), q) - z, phase
 
     def inner(self, base):
+        # The state is measured relative to its size; ln T, being relative already, as it is.
         inner = product_at(base[0])
 
         def product(a, b):
@@ -122,8 +128,8 @@ class Shooting(AbstractProblem):
         def across(v):
             return v - along * jnp.vdot(along, v)
 
-        # On the plane across the flow the monodromy matrix is the derivative of the Poincaré map: the multiplier 1
-        # along the cycle is gone, and with it the defective pair that it forms in a fold.
+        # On the plane across the flow the monodromy matrix is the derivative of the Poincaré map: the
+        # multiplier 1 along the cycle is gone, and with it the defective pair that it forms in a fold.
         noise = across(jax.random.normal(self.key, z.shape, z.dtype))
         pairs, _ = eigenpairs(
             lambda v: across(monodromy(across(v))),
@@ -135,6 +141,7 @@ class Shooting(AbstractProblem):
             None,
             1000,
         )
+        # Extremes need all steps: watched in passing, the trajectory is never stored.
         low, high = self.flow(
             z,
             period,
@@ -143,8 +150,8 @@ class Shooting(AbstractProblem):
             (z, z),
         )
         size = jnp.maximum(jnp.linalg.norm(z), 1)
-        # A fixed point also returns, but does not move on the way. And a step as long as the cycle is small may fall on
-        # its other side, where it moves the other way.
+        # A fixed point also returns, but does not move on the way. And a step as long as the cycle is small
+        # may fall on its other side, where it moves the other way.
         moving = jnp.linalg.norm(pace) * period > jnp.sqrt(self.solver.rtol) * size
         moving &= jnp.vdot(pace, self.pace(base[0], q)) > 0
         return (
@@ -156,6 +163,7 @@ class Shooting(AbstractProblem):
                 centre=0.5 * (high + low),
                 multipliers=pairs.values,
                 reliable=resolved(pairs),
+                # The flow's direction returns with factor 1: what it misses is the integration's error.
                 drift=jnp.abs(jnp.vdot(along, monodromy(along)) - 1),
             ),
         )
@@ -246,6 +254,7 @@ def cycle_continuation(
         unravel=unravel,
         index=index,
         steps=steps,
+        # One direction is the flow's own.
         k=min(k, z0.size - 1),
         ncv=ncv,
         max_steps=max_steps,
@@ -284,6 +293,7 @@ def cycle_continuation(
         )
         return callback is not None and callback(seen.parameter, cycle)
 
+    # Small relative to the branch, and shrinking: one that begins at a Hopf point is small, too.
     largest = float(start.found.amplitude)
 
     def examine(at, length, first, last, leg_index):
@@ -291,6 +301,7 @@ def cycle_continuation(
         special = cycle_points(at, length, first, last, leg_index, width, unravel)
         before, now = float(first.state[2]), float(last.state[2])
         largest = max(largest, now)
+        # A small cycle may be just passing: only a Hopf point where it is heading ends the branch.
         hopf = None
         if now < min(before, 0.05 * largest):
             hopf = _hopf(problem, first, last, leg_index, where, x)
@@ -329,9 +340,11 @@ def _hopf(problem, first, last, index, where, x) -> CyclePoint | None:
     _, period, after, centre = last.state
     before = first.state[2]
     change = last.parameter - first.parameter
+    # Through the last two cycles, amplitude² as a line in the parameter, to where it is 0.
     expected = last.parameter + change * float(after**2 / (before**2 - after**2))
     field = replaced(problem.field, problem.index, jnp.asarray(last.parameter))
     frequency = 2 * np.pi / float(period)
+    # From the cycle's middle, at its frequency: both are off by the square of the amplitude only.
     found = hopf_point(
         field,
         problem.unravel(centre),
@@ -343,6 +356,7 @@ def _hopf(problem, first, last, index, where, x) -> CyclePoint | None:
         throw=False,
     )
     parameter, omega = float(found.parameter), float(found.frequency)
+    # Newton's method may have gone to some other Hopf point of the same field.
     near = abs(parameter - expected) <= abs(change) and abs(omega / frequency - 1) < 0.1
     if not (found.converged and near):
         return None

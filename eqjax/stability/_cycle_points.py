@@ -66,6 +66,8 @@ class CycleSample(NamedTuple):
     unstable: int
 
 
+# Why the angle decides. What is born depends only on where the circle is crossed (Kuznetsov 2004, ch. 5): at
+# 1 two cycles meet or cross, at -1 one of twice the period branches off, and a pair elsewhere leaves a torus.
 def cycle_points(
     at: Callable[[float], CycleSample],
     length: float,
@@ -110,29 +112,38 @@ def cycle_points(
     def slope(p):
         return p.slope
 
+    # A fold is found by the tangent, which has a simple zero there, free of the integration's error; the
+    # multiplier passes 1 in the same place, but only as well as the turn was integrated.
     folds = first.slope * last.slope < 0
     up = 1 if last.unstable > first.unstable else -1
+    # Between the two counts: just these multipliers, by rank, change sides.
     i, end = sorted((first.unstable, last.unstable))
     while i < end:
 
         def growth(p, i=i):
+            # The logarithm, since moduli span many orders, and Brent's method interpolates.
             return np.log(abs(p.multipliers[i]))
 
         found = search(growth)
         multiplier = found[1].multipliers[i]
+        # Both of a pair cross at once: one point, and two ranks done.
         if is_complex(multiplier, found[1].multipliers):
             add(found, "torus", 2 * up, multiplier, abs(np.angle(multiplier)))
             i += 2
             continue
         if multiplier.real < 0:
             add(found, "period doubling", up, multiplier, np.pi)
+        # Which real multiplier at +1 goes with the fold the branch does not tell: the first does.
         elif folds:
             add(search(slope), "fold", up, multiplier, 0)
             folds = False
         else:
+            # There two branches cross and shooting is singular: samples at the point are worth little.
             add(smoothed(growth, found), "branch point", up, 1, 0)
         i += 1
     if folds:  # seen in the tangent alone
+        # Where the multiplier is not among the k, or another crosses back on the same leg.
         found = search(slope)
         add(found, "fold", 0, min(found[1].multipliers, key=lambda m: abs(m - 1)), 0)
+    # Found kind by kind; along the branch they may lie in any order.
     return [point for _, point in sorted(points, key=lambda pair: pair[0])]

@@ -36,6 +36,7 @@ class PeriodicOrbit(eqx.Module):
     @property
     def transverse(self) -> Complex[Array, " m"]:
         """The multipliers without the one along the cycle, the nearest to 1."""
+        # By value, not by rank: on an unstable cycle it is not the largest.
         along = jnp.argmin(jnp.abs(self.multipliers - 1))
         order = jnp.arange(self.multipliers.size - 1)
         return self.multipliers[jnp.where(order < along, order, order + 1)]
@@ -67,6 +68,7 @@ def periodic_orbit(
     ncv: int | None = None,
     tol: ScalarLike | None = None,
     max_steps: int = 30,
+    # Diffrax' default for the stages has no forward mode, and every product here is a JVP.
     solver: dfx.AbstractSolver = dfx.Tsit5(scan_kind="lax"),
     key: PRNGKeyArray | None = None,
     throw: bool = True,
@@ -101,6 +103,7 @@ def periodic_orbit(
     k = min(k, sum(jnp.size(leaf) for leaf in jax.tree.leaves(z0)))
     key = jax.random.key(0) if key is None else key
     period = jnp.asarray(period, dtype)
+    # Well above eps, for the rounding of all the steps of a turn enters z(T) - z(0).
     tol = jnp.asarray(float(jnp.finfo(dtype).eps) ** 0.75 if tol is None else tol, dtype)
     found = _periodic_orbit(field, z0, x, period, steps, k, ncv, tol, max_steps, solver, key)
     if throw:
@@ -124,6 +127,9 @@ def resolved(pairs: Eigenpairs) -> Bool[Array, ""]:
     return jnp.all(pairs.converged | (defects <= allowed))
 
 
+# Why steps of fixed length: their number does not depend on the state, so that z(T) is a smooth function of z
+# and T whose JVP is exact. Adaptive steps would jump by the tolerance from one iterate to the next, and
+# Newton's method would stall there.
 def turn(
     field: Callable[..., Any],
     solver: dfx.AbstractSolver,
@@ -156,6 +162,9 @@ def _periodic_orbit(field, z0, x, period, steps, k, ncv, tol, max_steps, solver,
     def flow(z, period):
         return turn(field, solver, unravel, z, x, period, steps)
 
+    # A cycle may be entered at any of its points, and along it the monodromy matrix minus I is singular: the
+    # phase condition picks one, and the period is the unknown that it determines. Its row has unit length, on
+    # the scale of the others, because GMRES minimises all rows together.
     pace = force(flat)
     pace = pace / jnp.linalg.norm(pace)
 
@@ -163,16 +172,22 @@ def _periodic_orbit(field, z0, x, period, steps, k, ncv, tol, max_steps, solver,
         z, period = y
         return flow(z, period) - z, jnp.vdot(pace, z - flat)
 
+    # Most directions contract in a turn, so the matrix is -I but for a few: GMRES needs about as many
+    # products as there are multipliers that are not small (Sánchez, Net, García-Archilla & Simó 2004).
     newton = NewtonKrylov(tol, restart=60, krylov_steps=240)
     solution = optx.root_find(closed, newton, (flat, period), max_steps=max_steps, throw=False)
     z, period = solution.value
+    # One linearisation of the whole turn serves the residual and all products.
     end, monodromy = jax.linearize(lambda z: flow(z, period), z)
     noise = jax.random.normal(key, z.shape, z.dtype)
     pairs, _ = eigenpairs(monodromy, noise, noise, k, resolve("LM", None), ncv, None, 1000)
     size = jnp.linalg.norm(z)
     residual = jnp.linalg.norm(end - z) / jnp.maximum(size, 1)
     # A fixed point also returns, but does not move on the way.
+    # Relative to the state, and to the root of the tolerance: where z(T) - z is resolved to tol only, slower
+    # motion than that would not tell a cycle from a fixed point.
     moving = jnp.linalg.norm(force(z)) * jnp.abs(period) > jnp.sqrt(tol) * jnp.maximum(size, 1)
+    # With a negative period the same cycle is run backwards, and the multipliers are inverted.
     converged = (solution.result == optx.RESULTS.successful) & (period > 0) & moving
     return PeriodicOrbit(
         state=unravel(z),

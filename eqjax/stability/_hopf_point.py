@@ -113,11 +113,16 @@ def hopf_point(
     return found
 
 
+# Why the eigenvalue itself and not an extended system: those of Kuznetsov (2004, ch. 10) and Govaerts (2000)
+# add a complex vector, or border J² + ω²; here n + 1 unknowns do, because the pair comes from a Krylov search
+# and its derivative from its two vectors. Within a step these are held, which is right to first order.
 @eqx.filter_jit
 def _hopf_point(field, z0, p0, x, frequency, index, tol, max_steps, settings):
+    # What searches sees no derivative; only the last step does.
     held = tree_held((field, x))
     start = tree_held((z0, p0))
     eps = jnp.finfo(tol.dtype).eps
+    # To rounding: the last step carries the derivative, and with it the error of its solve.
     krylov = GMRES(float(100 * eps), 0.0, restart=60, max_steps=240)
 
     def force(problem, y):
@@ -129,10 +134,12 @@ def _hopf_point(field, z0, p0, x, frequency, index, tol, max_steps, settings):
         found = spectrum(
             lambda t, z, x: force(held, (z, y[1])), y[0], left=True, throw=False, **settings
         )
+        # By frequency, once there is one: on the way another pair may come nearer to the axis.
         off = jnp.hypot(
             found.values.real, jnp.where(jnp.isnan(target), 0, found.values.imag - target)
         )
         i = jnp.argmin(jnp.where(found.values.imag > 0, off, jnp.inf))
+        # NaN stops the loop where no pair is left; a real eigenvalue at 0 would be a fold.
         value = jnp.where(found.values[i].imag > 0, found.values[i], jnp.nan)
         v, w = (
             jax.tree.map(lambda leaf: leaf[i], vectors)
@@ -150,6 +157,7 @@ def _hopf_point(field, z0, p0, x, frequency, index, tol, max_steps, settings):
         """One Newton step, whose matrix is that of the held problem."""
         _, A = jax.linearize(lambda y: (force(held, y), rate(held, y, v, w).real), tree_held(y))
         G = force(problem, y), rate(problem, y, v, w).real
+        # J with one row and one column more: regular where the pair crosses at a non-zero rate.
         operator = lx.FunctionLinearOperator(A, jax.eval_shape(lambda: y))
         change = lx.linear_solve(operator, G, krylov, throw=False).value
         return jax.tree.map(jnp.subtract, y, change)
@@ -160,6 +168,7 @@ def _hopf_point(field, z0, p0, x, frequency, index, tol, max_steps, settings):
     def unfinished(carry):
         y, (value, _, _, fine), taken = carry
         first, second = residuals(y, value)
+        # Relative to |μ|, since rates have units.
         done = (first <= tol) & (second <= tol)
         return ~done & fine & jnp.isfinite(value.real) & (taken < max_steps)
 
@@ -173,9 +182,11 @@ def _hopf_point(field, z0, p0, x, frequency, index, tol, max_steps, settings):
     y, (value, v, w, fine), _ = tree_held(jax.lax.while_loop(unfinished, body, carry))
     residual, off = residuals(y, value)
     converged = (residual <= tol) & (off <= tol) & fine
+    # Moves nothing, carries the derivative: see the docstring of `hopf_point`.
     z, p = stepped((field, x), y, v, w)
     return HopfPoint(
         parameter=p,
+        # At the point that moves and of the field that is live: so it has the total derivative.
         frequency=rate((field, x), (z, p), v, w).imag,
         state=z,
         eigenvalue=value,

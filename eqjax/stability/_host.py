@@ -30,6 +30,7 @@ def on_host(function, shapes, *arrays):
         )
 
     packed = jax.tree.map(lambda like: jax.eval_shape(_words, like), shapes)
+    # Sequential: LAPACK has no batch, and every sample may need its own number of swaps.
     words = jax.pure_callback(called, packed, *map(_words, arrays), vmap_method="sequential")
     return jax.tree.map(_from_words, words, shapes)
 
@@ -44,6 +45,7 @@ def _from_words(words, like):
         return jax.lax.bitcast_convert_type(words, like.dtype).reshape(like.shape)
     real = jnp.finfo(like.dtype).dtype
     parts = jax.lax.bitcast_convert_type(words.reshape(-1, real.itemsize // 4), real)
+    # Two words make one float64 and their axis is gone; of one word the axis stays.
     parts = parts.reshape(-1) if real.itemsize == 8 else parts
     if jnp.issubdtype(like.dtype, jnp.complexfloating):
         parts = parts.reshape(*like.shape, 2)
@@ -59,6 +61,8 @@ def _(function, shapes, primals, tangents):
     )
 
 
+# Why here, and in float64: the projected problem is tiny beside the products, and its rounding should not
+# limit a float32 run. Residuals come free: ‖A x - θ x‖ = |bᴴ w| for the Ritz vector of a unit w.
 def truncate(projection, tol, last, *, k, rank, eps):
     """The projected problem of one restart, solved by LAPACK: how to rotate and how much to keep.
 
@@ -73,14 +77,18 @@ def truncate(projection, tol, last, *, k, rank, eps):
     schur, rotation = ordered_schur(wide[:m], rank)
     coupling = wide[m] @ rotation
     whole = np.append(np.diagonal(schur, -1) == 0, True)  # a cut after row i leaves pairs whole
+    # Half a conjugate pair spans no real subspace.
     wanted = k if whole[k - 1] else k + 1
 
     values, weights = np.linalg.eig(schur[:wanted, :wanted])
     error = abs(coupling[:wanted] @ weights)
+    # Half the tolerance, since true residuals are measured at the end and must pass the whole; and never
+    # below what rounding leaves of the projection.
     floor = eps * np.linalg.norm(wide[:m], 2)
     settled = int(np.sum(error <= np.maximum(0.5 * float(tol) * abs(values), floor)))
     done = settled == wanted or bool(last)
     # A thick restart: half of the vectors stay, which takes far fewer products than keeping k.
+    # More as pairs converge, which else would fill the room of the search; at least one vector is new.
     keep = wanted if done else min(max((m + settled) // 2, wanted), m - 1)
     if not whole[keep - 1]:
         keep += 1 if keep < m - 1 else -1
@@ -91,6 +99,7 @@ def truncate(projection, tol, last, *, k, rank, eps):
     return rotation, after, keep, wanted, int(done)
 
 
+# Why swaps: `scipy.linalg.schur(sort=…)` parts wanted from unwanted once, but the cut may fall anywhere.
 def ordered_schur(matrix, rank):
     """The (real, if `matrix` is real) Schur form with the largest `rank` first: `matrix = Q T Qᴴ`."""
     import scipy.linalg  # here, since it takes long to import
@@ -99,6 +108,7 @@ def ordered_schur(matrix, rank):
     (exchange,) = scipy.linalg.get_lapack_funcs(("trexc",), (t,))
     top = 0
     while top < len(t):
+        # Anew each time: a swap moves the eigenvalues by rounding, and may split a 2×2 block.
         values = diagonal_values(t)
         best = top + int(
             np.argmax(rank(values[top:]))
@@ -118,6 +128,7 @@ def diagonal_values(t):
         return values
     below, above = np.diagonal(t, -1), np.diagonal(t, 1)
     pairs = np.flatnonzero(below)
+    # Of a standardised block [[a, b], [c, a]], bc < 0; two roots, for b and c may differ by many orders.
     imaginary = np.sqrt(abs(below[pairs])) * np.sqrt(abs(above[pairs]))
     values[pairs] += 1j * imaginary
     values[pairs + 1] -= 1j * imaginary
@@ -139,6 +150,10 @@ def largest(matrix):
     return np.max(abs(np.linalg.eigvals(matrix))) if np.all(np.isfinite(matrix)) else np.nan
 
 
+# Why criss-cross, and not a grid: σ_min(J - z) on a grid costs a decomposition a point and finds the edge to
+# the mesh width. Where a line meets the boundary is an eigenvalue problem (a Hamiltonian matrix has an
+# imaginary eigenvalue just where epsilon is a singular value of J - z), and alternating vertical and
+# horizontal lines finds the global maximum, as a rule at a quadratic rate.
 def criss_cross(matrix, epsilon):
     """The pseudospectral abscissa (Burke, Lewis & Overton 2003)."""
     matrix, epsilon = matrix.astype(complex), float(epsilon)
@@ -161,10 +176,12 @@ def criss_cross(matrix, epsilon):
         )  # i(J - iy): its imaginary crossings are the x
         return np.max(found, initial=-np.inf)
 
+    # Begun at the rightmost eigenvalue's height, so inside the pseudospectrum and never left of the abscissa.
     values = np.linalg.eigvals(matrix)
     abscissa = rightmost(values[np.argmax(values.real)].imag)
     for _ in range(50):
         heights = crossings(matrix - abscissa * unit)
+        # Between two crossings the line runs inside or outside; the midpoints inside lead further right.
         middles = (heights[1:] + heights[:-1]) / 2
         reached = max((rightmost(y) for y in middles), default=-np.inf)
         if not reached > abscissa + 1e-12 * scale:

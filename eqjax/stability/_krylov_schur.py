@@ -100,6 +100,11 @@ class Plain(AbstractTransform):
         return WHICH[self.which](values)
 
 
+# Why restarts, and why of a Schur form. The edge that is wanted of a stiff spectrum shows last: an Arnoldi
+# run of 120 vectors still gets the sign of the Brusselator wave's rightmost eigenvalue wrong, and each vector
+# costs memory and all inner products. A restart filters the rest of the spectrum out. ARPACK's implicit one
+# (Sorensen 1992) does the same in exact arithmetic, but by QR steps that are unstable in the forward sense
+# and need deflation and purging by cases; to cut a Schur form is one rotation (Stewart 2001).
 def krylov_schur(
     mv: Callable[[PyTree[Array]], PyTree[Array]],
     start: PyTree[Array],
@@ -215,27 +220,32 @@ def eigenpairs(mv, start, noise, k, transform, ncv, tol, max_restarts):
     transformed = transform.prepare(mv, noise)
     found = decompose(
         transformed.apply,
+        # A state of zeros, say, makes no direction.
         jnp.where(norm(start) > 0, start, noise),
         noise,
         k=k,
         which=transform.which,
         ncv=ncv,
-        # An error that is small for f(A) may not be small for A, and transforms converge fast: go to the floor.
+        # An error that is small for f(A) may not be so for A, and transforms converge fast: go to the floor.
         tol=tol if isinstance(transform, Plain) else jnp.zeros_like(tol),
         max_restarts=max_restarts,
     )
     # One Rayleigh–Ritz step with A itself: values and true residuals alike, transformed or not.
+    # Sizes are static: a row for the second of a pair is always carried, and masked where there is none.
     q = min(k + 1, n)
     inside = jnp.arange(q, dtype=jnp.int32) < found.wanted
     basis = jnp.where(inside[:, None], found.basis[:q], 0)
+    # The last row measures A itself, in the same batch: E ‖A r‖² = ‖A‖_F² / n for a random unit r.
     images = jax.vmap(mv)(jnp.concatenate([basis, unit(noise)[None]]))
     magnitude, images = norm(images[q]), images[:q]
     dtype = np.result_type(real, np.complex64)
     shapes = jax.ShapeDtypeStruct((q,), dtype), jax.ShapeDtypeStruct((q, q), dtype)
     values, weights = on_host(eigen, shapes, basis.conj() @ images.T, found.wanted)
+    # The sort is stable, and LAPACK has the one above the axis first: pairs stay in that order.
     order = jnp.argsort(jnp.where(inside, -transform.rank(values), jnp.inf))
     values, weights = values[order], weights[:, order].T
     vectors = matmul(weights, basis)
+    # An eigenvector is free up to a phase, in which two runs, or two points of a branch, would differ.
     top = jnp.take_along_axis(vectors, jnp.argmax(abs(vectors), axis=1, keepdims=True), axis=1)
     phase = jnp.where(inside[:, None], top.conj() / abs(top).astype(dtype), 1)
     weights, vectors = phase * weights, phase * vectors
@@ -261,7 +271,10 @@ def judged(defects, values, magnitude, restarts, tol) -> tuple[Array, Array]:
     """Relative residuals from `‖A v - μ v‖`, and which of them are at the tolerance or at the rounding floor."""
     eps = jnp.finfo(magnitude.dtype).eps
     tol = eps ** (2 / 3) if tol is None else tol
+    # At a fold μ is about 0, and no rounding is small relative to that. ARPACK's criterion has eps^⅔ in its
+    # place (Lehoucq, Sorensen & Yang 1998); here it is in the units of A.
     extent = jnp.maximum(abs(values), eps ** (2 / 3) * magnitude)
+    # The basis is rotated once a restart, and the errors of that add up like a random walk.
     floor = 20 * eps * magnitude * jnp.sqrt(restarts.astype(magnitude.dtype))
     converged = defects <= jnp.maximum(tol * extent, floor)
     return defects / jnp.where(extent > 0, extent, 1), converged
@@ -269,6 +282,7 @@ def judged(defects, values, magnitude, restarts, tol) -> tuple[Array, Array]:
 
 def complexify(mv: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """A real product on complex vectors."""
+    # Not one complex product: the field may not take a complex state, nor be holomorphic.
     return lambda v: jax.lax.complex(mv(v.real), mv(v.imag))
 
 
@@ -309,17 +323,22 @@ def decompose(operator, start, noise, *, k, which, ncv, tol, max_restarts) -> De
             state.basis,
             state.projection,
             state.size,
+            # Lest a space that is exhausted twice be offered the same vector.
             jnp.roll(noise, m * state.restarts),
         )
+        # The host must know, for the last restart keeps the wanted vectors only.
         last = state.restarts + 1 >= max_restarts
         rotation, projection, size, wanted, done = on_host(
             reduce, shapes, projection, jnp.asarray(tol, real), last.astype(jnp.int32)
         )
+        # A Schur form is block triangular, so the columns kept still satisfy A V = V S + v bᴴ with the last
+        # vector as v: nothing need be multiplied anew.
         kept = jnp.zeros_like(basis).at[:m].set(rotation.T @ basis[:m]).at[size].set(basis[m])
         products = state.products + products
         return Decomposition(kept, projection, size, wanted, done > 0, products, state.restarts + 1)
 
     zero = jnp.asarray(0, jnp.int32)
+    # A compiled loop: all but the small Schur forms stays on the device, under `jit` and `vmap`.
     state = Decomposition(
         jnp.zeros((m + 1, start.size), start.dtype).at[0].set(unit(start)),
         jnp.zeros((m + 1, m), start.dtype),
@@ -345,19 +364,24 @@ def expand(operator, basis, projection, size, noise):
         def attempt(carry):
             w, column, tries, _ = carry
             length, total = norm(w), jnp.zeros_like(column)
+            # Classical Gram–Schmidt, twice: two matrix products, orthogonal to rounding, as in `GMRES`.
             for _ in range(2):  # rows of the basis not yet written are zero and take no part
                 overlap = basis.conj() @ w
                 w, total = w - overlap @ basis, total + overlap
             beta = norm(w)
+            # What is left of an exhausted space is rounding. The coupling to the new vector is then 0,
+            # exactly: the spaces do not know of each other.
             fine = beta > 10 * eps * length
             total = total.at[j + 1].set(jnp.where(fine, beta, 0).astype(w.dtype))
             w = jnp.where(
                 fine, w / jnp.where(fine, beta, 1).astype(w.dtype), jnp.roll(noise, j + tries)
             )
+            # The random vector is no image under A: its overlaps do not enter the column.
             return w, jnp.where(tries == 0, total, column), tries + 1, fine
 
         w, cost = operator(basis[j])
         fresh = (w, jnp.zeros(m + 1, w.dtype), jnp.zeros_like(j), jnp.asarray(False))
+        # A random vector may lie in the space by bad luck, or because the space is all there is: four tries.
         w, column, _, fine = jax.lax.while_loop(lambda c: ~c[3] & (c[2] < 4), attempt, fresh)
         return (
             basis.at[j + 1].set(

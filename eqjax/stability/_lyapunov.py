@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 from ._jacobian import state_dtype
 from ._propagation import one_step
 
+# Means over blocks: single steps are correlated, and their spread would claim too much.
 BLOCKS = 10
 
 
@@ -36,6 +37,7 @@ class Lyapunov(eqx.Module):
     def dimension(self) -> Float[Array, ""]:
         """The Kaplan–Yorke dimension `j + Σ_{i≤j} λ_i / |λ_{j+1}|`, j the last with `Σ_{i≤j} λ_i ≥ 0`. If all k sums
         are positive it is k or more: ask for more exponents."""
+        # The frame finds exponents in order only by and large; nearly equal ones may have changed places.
         falling = -jnp.sort(-self.exponents)
         sums = jnp.cumsum(falling)
         j = jnp.sum(sums >= 0)
@@ -93,6 +95,10 @@ def lyapunov(
     return _lyapunov(field, z0, x, step, steps // every, transient // every, every, k, solver, key)
 
 
+# Why QR on the way. Free tangent vectors all turn into the fastest direction, and grow or vanish
+# exponentially: after ln(1/eps) / (λ₁ - λ₂) only λ₁ is left in them. Of the orthonormalised frame the first j
+# vectors span the volume that grows at λ₁ + … + λⱼ, and R's diagonal is by how much it did (Benettin et al.
+# 1980; Shimada & Nagashima 1979).
 @eqx.filter_jit
 def _lyapunov(field, z0, x, step, cycles, transient, every, k, solver, key):
     flat, unravel = ravel_pytree(z0)
@@ -102,15 +108,19 @@ def _lyapunov(field, z0, x, step, cycles, transient, every, k, solver, key):
 
     def stretch(carry, _):
         z, frame = carry
+        # Linearised once for all k vectors: the trajectory is not computed k times.
         z, product = jax.linearize(forward, z)
         return (z, jax.vmap(product)(frame)), None
 
     def cycle(carry, _):
+        # A QR after each step is the safe choice; it costs n k², which may exceed a cheap field's step.
         (z, frame), _ = jax.lax.scan(stretch, carry, None, length=every)
         q, r = jnp.linalg.qr(frame.T)
+        # The sign of a diagonal entry is LAPACK's choice.
         return (z, q.T), jnp.log(jnp.abs(jnp.diagonal(r)))
 
     noise = jax.random.normal(key, (flat.size, k), flat.dtype)
+    # Random directions: none is orthogonal to what grows fastest but by chance.
     carry = flat, jnp.linalg.qr(noise)[0].T
     carry, _ = jax.lax.scan(cycle, carry, None, length=transient)
 
@@ -161,6 +171,7 @@ def _finite_time(field, z0, x, step, steps, solver):
 
         return jax.lax.scan(body, z, None, length=steps)[0]
 
+    # Singular values, not eigenvalues: what grows need not come back in its own direction.
     propagator = jax.jacfwd(forward)(flat)
     return jnp.log(jnp.linalg.svd(propagator, compute_uv=False)) / (steps * step)
 

@@ -85,6 +85,8 @@ def hopf_normal_form(
     return _normal_form(field, z, x, found, rtol)
 
 
+# Why real and imaginary parts. B and C are multilinear, so complex arguments are sums of real ones; JVPs at
+# complex states would ask of the field that it is holomorphic.
 @eqx.filter_jit
 def _normal_form(field, z, x, found, rtol):
     flat, unravel = ravel_pytree(z)
@@ -103,11 +105,14 @@ def _normal_form(field, z, x, found, rtol):
         return along(along(along(force, a), b), c)(flat)
 
     def bilinear(a, b):
+        # (a + ib) with (c + id), by bilinearity: four real second derivatives.
         real = second(a.real, b.real) - second(a.imag, b.imag)
         return jax.lax.complex(real, second(a.real, b.imag) + second(a.imag, b.real))
 
+    # At a Hopf point other pairs may be there, even to the right of it on an unstable branch.
     off_axis = jnp.where(found.values.imag > 0, jnp.abs(found.values.real), jnp.inf)
     i = jnp.argmin(off_axis)
+    # NaN rather than some real eigenvalue: without a pair there is no such coefficient.
     value = jnp.where(jnp.isfinite(off_axis[i]), found.values[i], jnp.nan)
     frequency = value.imag
     q, p = (
@@ -116,6 +121,7 @@ def _normal_form(field, z, x, found, rtol):
     )
 
     mv = complexify(jax.linearize(force, flat)[1])
+    # Both systems are regular: neither 0 nor 2iω is an eigenvalue, short of a further degeneracy.
     solver = GMRES(rtol, 0.0, restart=60, max_steps=600)
 
     def solve(operator, b):
@@ -124,12 +130,15 @@ def _normal_form(field, z, x, found, rtol):
         return solution.value, solution.stats["residual"]
 
     twice = jax.lax.complex(jnp.zeros_like(frequency), 2 * frequency)
+    # The shift of the mean and the second harmonic: through them B acts at third order.
     steady, first = solve(mv, bilinear(q, q.conj()))
     ringing, other = solve(lambda v: twice * v - mv(v), bilinear(q, q))
     a, b = q.real, q.imag
+    # Written out, four real third derivatives do; term by term it would be eight.
     cubic = jax.lax.complex(
         third(a, a, a) + third(a, b, b), third(a, a, b) + third(b, b, b)
     )  # C(q, q, q̄), by linearity
     total = cubic - 2 * bilinear(q, steady) + bilinear(q.conj(), ringing)
     l1 = jnp.vdot(p, total).real / (2 * frequency)
+    # Errors of the two solves enter l₁ as they are: their residual is reported beside it.
     return HopfNormalForm(l1, frequency, value, jnp.maximum(first, other), found.result)

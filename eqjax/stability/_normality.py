@@ -48,6 +48,9 @@ def asymmetry(
         return _asymmetry(field, z, x, probes, key)
 
 
+# Why J - Jᵀ itself is applied, and not the difference of two quadratic forms that has the same mean: every
+# sample is a square, at least 0 and small where the field is nearly symmetric, instead of a difference of
+# large numbers. The norms share their probes, so that in the ratio much of the noise cancels.
 @eqx.filter_jit
 def _asymmetry(field, z, x, probes, key):
     J = jacobian(field, z, x)
@@ -93,6 +96,7 @@ def _commutator(field, z, x, probes, key):
         return square(J.adjoint(image) - J.mv(J.adjoint(v))), square(image)
 
     part, whole = jax.lax.map(sample, jax.random.split(key, probes))
+    # The norm enters squared, where the mean of squares would be biased: the value is taken from the means.
     ratio = _root_ratio(part, whole**2, power=0.25)  # an error only to first order: see below
     total = jnp.mean(whole)
     value = jnp.mean(part) ** 0.25 / jnp.where(total > 0, total, 1) ** 0.5
@@ -120,6 +124,7 @@ def _henrici(field, z, x):
     dense = jacobian(field, z, x).dense()
     total = jnp.sum(jnp.abs(dense) ** 2)
     shape = jax.ShapeDtypeStruct((), total.dtype)
+    # Two numbers of the size of ‖J‖² cancel: hence eigenvalues in float64, and the 0 below.
     departure = total - on_host(sum_of_squares, shape, dense)
     return jnp.sqrt(jnp.maximum(departure, 0) / jnp.where(total > 0, total, 1))
 
@@ -157,6 +162,8 @@ def _numerical_abscissa(field, z, x, ncv, tol, max_restarts, key):
     return fastest_growth(jacobian(field, z, x), ncv, tol, max_restarts, key)[0]
 
 
+# Why Krylov and not a power iteration: on an indefinite symmetric matrix that finds the largest |λ|, in a
+# decaying field the fastest decay.
 def fastest_growth(J: Jacobian, ncv: int, tol: Any, max_restarts: int, key: PRNGKeyArray):
     """The numerical abscissa as an `Estimate`, and the unit vector that grows so fast."""
 
@@ -168,9 +175,11 @@ def fastest_growth(J: Jacobian, ncv: int, tol: Any, max_restarts: int, key: PRNG
         symmetric, start, k=1, ncv=ncv, tol=tol, max_restarts=max_restarts, key=key
     )
     v = pairs.vectors[0]
+    # Of a symmetric matrix it is real, but for the rounding of a complex routine.
     v = v if jnp.iscomplexobj(start) else v.real
     v = v / norm(v).astype(v.dtype)
     image = symmetric(v)
+    # The quotient errs by the square of the residual; the residual itself is a bound (Parlett 1980).
     value = jnp.sum(v.conj() * image).real
     return Estimate(value, norm(image - value.astype(v.dtype) * v)), v
 
@@ -213,6 +222,7 @@ def check_probes(probes: int) -> None:
         )
 
 
+# Why signs and not Gaussians: the estimate has the least variance with them (Hutchinson 1990).
 def signs(key, like):
     """Random signs, in the shape and dtype of a flat vector."""
     return jax.random.rademacher(key, like.shape, like.real.dtype).astype(like.dtype)
@@ -227,6 +237,7 @@ def _root_ratio(part, whole, power):
     a, b = jnp.mean(part), jnp.mean(whole)
     safe = jnp.where(b > 0, b, 1)
     ratio = a / safe
+    # To first order the ratio errs by the mean of part - ratio · whole: so their correlation counts.
     spread = jnp.std((part - ratio * whole) / safe, ddof=1) / part.size**0.5
     value = ratio**power
     # d(r^p) = p r^p (dr / r); where the ratio is 0, so is every sample of it.

@@ -81,6 +81,8 @@ class AbstractProblem(eqx.Module):
         """At a solution: its residual, whether it is one of the kind looked for, and what else is told of it."""
 
 
+# Why not the plain inner product: of a state of n numbers the parameter would be but one more, and lost among
+# them; with the mean square the arclength, and all step lengths, mean the same at any resolution.
 def product_at(z: PyTree[Array]) -> Callable[[Any, Any], Array]:
     """The inner product of (state, parameter) pairs near z: mean square of the state, relative to that of z."""
     leaves = jax.tree.leaves(z)
@@ -107,6 +109,9 @@ class Point(NamedTuple):
     found: Any
 
 
+# Why bordered. At a fold J is singular, but the system of G and one more row is not, and with the old tangent
+# as that row even well conditioned (Keller 1977). The tangent solves the same system with (0, 1) on the
+# right: so ⟨normal, tangent⟩ = 1, it points ahead by itself, and no determinant is needed to orient it.
 @eqx.filter_jit
 def advance(problem: AbstractProblem, base, direction, normal, length) -> Point:
     """The point of the branch with `⟨normal, y - base - length direction⟩ = 0`, by Newton's method on the bordered
@@ -122,6 +127,7 @@ def advance(problem: AbstractProblem, base, direction, normal, length) -> Point:
 
     predicted = jax.tree.map(lambda a, d: a + length * d, base, direction)
     solver, steps = problem.solver, problem.max_steps
+    # On accelerators float32 products are less than that by default, and stall the corrector.
     with jax.default_matmul_precision("highest"):
         solution = optx.root_find(bordered, solver, predicted, max_steps=steps, throw=False)
         y = solution.value
@@ -130,6 +136,7 @@ def advance(problem: AbstractProblem, base, direction, normal, length) -> Point:
             lambda v: (product(v), inner(normal, v)), jax.eval_shape(lambda: y)
         )
         one = jax.tree.map(jnp.zeros_like, base[0]), jnp.ones_like(base[1])
+        # Folds are found by the sign of its parameter part: solved to rounding, not to Newton's tolerance.
         tight = 100 * jnp.finfo(base[1].dtype).eps
         krylov = GMRES(float(tight), 0.0, solver.restart, solver.krylov_steps)
         tangent = lx.linear_solve(system, one, krylov, throw=False).value
@@ -141,6 +148,8 @@ def advance(problem: AbstractProblem, base, direction, normal, length) -> Point:
     return Point(y, tangent, turned, residual, converged, solution.stats["num_steps"], found)
 
 
+# Special points are located by correcting anew at distances along a leg, from its base: every such point is a
+# solution of the branch, not an interpolation.
 class Leg(NamedTuple):
     """A step that was taken: the points between its ends can be had again, by their distance from its beginning."""
 
@@ -168,17 +177,22 @@ def next_leg(problem, path, last, length) -> tuple[Leg | None, float, str]:
         direction, normal = path.frame(last.tangent)
         leg = go(direction, normal, length)
         turn = float(jnp.arccos(jnp.clip(leg.end.turned, -1, 1)))
+        # A corrector that converges may have jumped to another branch: then the tangent turns, as it does
+        # where the step is too long for the curve. `not`, so that NaN is refused.
         if not leg.end.converged or not turn <= path.turn:
             length = 0.5 * length
             continue
         q, before = float(leg.end.y[1]), float(last.y[1])
+        # The last step is taken in the parameter, and so ends at the bound itself.
         if not 0 <= q <= 1:
             bound = float(np.clip(q, 0, 1))
             direction, normal = _along_parameter(last.tangent)
             if float(normal[1]) * (bound - before) < 0:  # it turned between the two points
                 direction, normal = (jax.tree.map(jnp.negative, d) for d in (direction, normal))
+            # If the last point is on the bound itself there is no leg to it.
             leg = go(direction, normal, abs(bound - before)) if bound != before else leg
             return leg if leg.end.converged and bound != before else None, length, "left the bounds"
+        # Longer only if tangent and corrector both found it easy; what a failure halved stays so.
         if turn < path.turn / 3 and leg.end.newton_steps <= 5:
             length = min(1.5 * length, path.most)
         return leg, length, ""
@@ -203,6 +217,7 @@ def checked_bounds(bounds: tuple[Any, Any], value: float) -> tuple[float, float]
 
 def corrector(dtype: Any) -> NewtonKrylov:
     """The default solver: as tight as rounding allows with a little to spare."""
+    # Tighter, residuals stand at the floor of rounding and Newton's method counts as stuck.
     return NewtonKrylov(float(jnp.finfo(dtype).eps) ** 0.75, restart=60, krylov_steps=240)
 
 
@@ -212,6 +227,7 @@ def first_point(
     """The solution at the parameter's present value, from a state near it; perhaps not converged."""
     real = problem.low.dtype
     q = (jnp.asarray(value, real) - problem.low) / problem.span
+    # The normal lies along the parameter and the step is 0: plain Newton at the present value.
     ahead = jax.tree.map(jnp.zeros_like, state), jnp.asarray(-1.0 if backwards else 1.0, real)
     nothing = jax.tree.map(jnp.zeros_like, ahead)
     return advance(problem, (state, q), nothing, ahead, jnp.zeros_like(q))
@@ -241,6 +257,7 @@ def follow(
             ended = ended or f"stopped after {max_points} points"
         if ended:
             break
+        # A Python loop: the number of points is not known, and each is one call of a compiled function.
         leg, length, ended = next_leg(problem, path, points[-1], length)
         if leg is None:
             break
@@ -264,6 +281,7 @@ def _along_parameter(tangent):
     """A frame that steps in the parameter, forwards along the tangent."""
     state, q = tangent
     ahead = jnp.where(q < 0, -1.0, 1.0).astype(q.dtype)
+    # At a fold the state changes without end per parameter: the predictor must stay finite.
     steep = jnp.maximum(jnp.abs(q), 1e-3)
     return (_scaled(state, 1 / steep), ahead), (jax.tree.map(jnp.zeros_like, state), ahead)
 

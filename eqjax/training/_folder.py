@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,11 @@ def claim(folder: Path, command: str) -> None:
         probe.unlink()
     except OSError as error:
         raise ValueError(
-            f"--out {folder}: cannot write there ({error.strerror}). Choose another folder."
+            f"`out` {folder}: cannot write there ({error.strerror}). Choose another folder."
         ) from None
     if holds_run(folder):
         raise ValueError(
-            f"--out {folder} already holds a run. Go on with it by `eqjax {command} --resume {folder}`, "
+            f"`out` {folder} already holds a run. Go on with it by `eqjax {command} --resume {folder}`, "
             "or choose another folder."
         )
 
@@ -63,17 +64,19 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def about_run(folder: Path, command: str, step: int | None) -> dict[str, Any]:
-    """What the checkpoint in a folder says about itself; `CheckpointError` if there is none of such a run."""
+def about_run(folder: Path, commands: Collection[str], step: int | None) -> dict[str, Any]:
+    """What the checkpoint in a folder says about itself; `CheckpointError` if it is no run of one of these commands."""
+    names = " or ".join(f"`eqjax {command}`" for command in commands)
     if not holds_run(folder):
         raise CheckpointError(
-            f"{folder}: no run here (no complete checkpoint). Name the folder that `eqjax {command} --out` wrote."
+            f"{folder}: no run here (no complete checkpoint). Name the folder that {names} wrote."
         )
     with Checkpoints(checkpoints(folder)) as found:
         about = found.about(step)
-    if about.get("command", "train") != command:
+    about.setdefault("command", "train")
+    if about["command"] not in commands:
         raise CheckpointError(
-            f"{folder}: this run is one of `eqjax {about.get('command', 'train')}`, not of `eqjax {command}`."
+            f"{folder}: this run is one of `eqjax {about['command']}`, not of {names}."
         )
     return about
 

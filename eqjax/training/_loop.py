@@ -22,7 +22,7 @@ _REPORTED = {field.name for field in dataclasses.fields(Report)} - {"loss"}
 
 
 @dataclasses.dataclass
-class Outcome:
+class TrainingReport:
     """What a training measured: median `seconds_per_step` (after compilation), `compile_seconds`,
     `memory_bytes`, the buffers that the compiled step needs beyond its arguments, and how many of its updates
     were `skipped` because no sample was accepted."""
@@ -34,52 +34,36 @@ class Outcome:
 
 
 def fit(
-    run: Any,
-    diagnose: Callable[[int], dict[str, float]],
-    *,
-    on_step: Callable[[int, dict[str, float]], None] | None = None,
-    cadences: tuple[int, ...] = (),
-) -> Outcome:
-    """Train until `config.steps`, writing metrics and checkpoints into the run's folder.
-
-    A run that is killed at any moment goes on from its newest checkpoint, to bit-identical parameters.
-
-    **Arguments:**
-
-    - `run`: has a `config` with `out`, `steps`, `log_every`, `evaluate_every`, `save_every` and `keep`; `state`, a `TrainState`,
-      which is replaced; `step`, a `Step`; `data`, an iterator of batches; `about()`, what a checkpoint says about itself.
-    - `diagnose(step)`: more metrics, asked for at every logged step, and at 0 if it has any.
-    - `on_step(step, metrics)`: called after every logged step (for a progress bar).
-    - `cadences`: steps are logged at multiples of these too, besides those of `log_every` and `evaluate_every`.
-    """
-    config, folder = run.config, checkpoints(run.config.out)
+    run: Any, *, on_step: Callable[[int, dict[str, Any]], None] | None = None
+) -> TrainingReport:
+    """The loop of `Run.train`: step, log, evaluate, save."""
+    recipe, folder = run.recipe, checkpoints(run.recipe.out)
     check_finite(run.state.model)
     first = int(run.state.step)
     with Checkpoints(folder) as kept:
         latest = kept.latest()
     if latest is not None and latest != first:
         raise ValueError(
-            f"{config.out}: the run is at step {first}, but its newest checkpoint is {latest}. Open the newest, or "
+            f"{recipe.out}: the run is at step {first}, but its newest checkpoint is {latest}. Open the newest, or "
             "copy the folder and delete the later checkpoints there."
         )
-    metrics = Metrics(config.out / "metrics.jsonl", after=first)
-    outcome = Outcome()
-    logged = (config.log_every, config.evaluate_every, *cadences)
+    metrics = Metrics(recipe.out / "metrics.jsonl", after=first)
+    outcome = TrainingReport()
 
-    def report(step: int, values: dict[str, float]) -> None:
+    def report(step: int, values: dict[str, Any]) -> None:
         # What the report of an estimator does not have (NaN) is left out of the file: in a GPT-2 nothing settles.
         there = {k: v for k, v in values.items() if k not in _REPORTED or not math.isnan(v)}
         metrics.write(step, **there)
         if on_step is not None:
             on_step(step, values)
 
-    with Checkpoints(folder, keep=config.keep) as kept:
+    with Checkpoints(folder, keep=recipe.keep) as kept:
         if kept.latest() is None:
             kept.save(0, run.state, run.about())
-        if first == 0 and (values := diagnose(0)):
+        if first == 0 and (values := recipe.diagnose(run, 0)):
             report(0, values)
         durations, compiled = [], None
-        for step, batch in _numbered(run.data, first, config.steps):
+        for step, batch in _numbered(run.data, first, recipe.steps):
             if compiled is None:
                 start = time.perf_counter()
                 compiled = run.step.compile(run.state, batch)
@@ -89,10 +73,10 @@ def fit(
             run.state, values = jax.block_until_ready(compiled(run.state, batch))
             durations.append(time.perf_counter() - start)
             outcome.skipped += not bool(values["updated"])
-            if step == config.steps or any(n and step % n == 0 for n in logged):
-                values = {k: float(v) for k, v in values.items()} | {"seconds": durations[-1]}
-                report(step, values | diagnose(step))
-            if step % config.save_every == 0 or step == config.steps:
+            if step == recipe.steps or any(n and step % n == 0 for n in recipe.cadences()):
+                values = {k: _number(v) for k, v in values.items()} | {"seconds": durations[-1]}
+                report(step, values | recipe.diagnose(run, step))
+            if step % recipe.save_every == 0 or step == recipe.steps:
                 kept.save(step, run.state, run.about())
     if durations:
         outcome.seconds_per_step = statistics.median(durations)
@@ -112,6 +96,10 @@ def in_chunks(compute: Callable[..., Any], windows: tuple[np.ndarray, ...], chun
         values = compute(*map(jnp.asarray, parts))
         found.append(jax.tree.map(lambda leaf, size=size: np.asarray(leaf)[:size], values))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
+
+
+def _number(value: Array) -> Any:
+    return float(value) if value.ndim == 0 else value.tolist()
 
 
 def _numbered(data: Iterator, first: int, last: int) -> Iterator[tuple[int, tuple[Array, Array]]]:

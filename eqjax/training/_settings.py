@@ -25,7 +25,8 @@ class Settings:
     @classmethod
     def from_dict(cls: type[T], values: dict[str, Any], where: str = "configuration") -> T:
         """The inverse of `to_dict`; `ValueError` for unknown names and values of the wrong type."""
-        hints = typing.get_type_hints(cls)
+        every = typing.get_type_hints(cls)
+        hints = {f.name: every[f.name] for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
         converted = {}
         for name, value in values.items():
             if name not in hints:
@@ -53,26 +54,24 @@ class Settings:
         try:
             values = yaml.safe_load(Path(path).read_text("utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ValueError(f"--config {path}: not a readable YAML file ({error}).") from None
+            raise ValueError(f"{path}: not a readable YAML file ({error}).") from None
         if not isinstance(values, dict):
-            raise ValueError(
-                f"--config {path}: must hold lines `name: value`, such as `width: 64`."
-            )
-        return cls.from_dict(values, f"--config {path}")
+            raise ValueError(f"{path}: must hold lines `name: value`, such as `width: 64`.")
+        return cls.from_dict(values, str(path))
 
     def check_above_zero(self, names: str) -> None:
         """`ValueError` for one of these settings (names with blanks between them) that is not above 0."""
         for name in names.split():
             value = getattr(self, name)
             if not value > 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be above 0, got {value}.")
+                raise ValueError(f"`{name}` must be above 0, got {value}.")
 
     def check_not_negative(self, names: str) -> None:
         """`ValueError` for one of these settings that is below 0."""
         for name in names.split():
             value = getattr(self, name)
             if not value >= 0:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 0, got {value}.")
+                raise ValueError(f"`{name}` must be at least 0, got {value}.")
 
 
 def _convert(where: str, name: str, value: Any, hint: Any) -> Any:

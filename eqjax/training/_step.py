@@ -17,14 +17,15 @@ from ..homeostasis import AbstractHomeostat
 
 
 class TrainState(eqx.Module):
-    """Everything that changes while training: `model`, `opt_state`, `step` (updates so far), `key`, and the state of the
-    `homeostat`, if there is one."""
+    """Everything that changes while training: `model`, `opt_state`, `step` (updates so far), `key`, the state of the
+    `homeostat`, if there is one, and what the estimator has to `carry` on to the next batch, if anything."""
 
     model: PyTree
     opt_state: PyTree
     step: Int[Array, ""]
     key: PRNGKeyArray
     homeostat: PyTree = None
+    carry: PyTree = None
 
     @classmethod
     def create(
@@ -35,15 +36,17 @@ class TrainState(eqx.Module):
         key: PRNGKeyArray,
         trains: Callable[[PyTree], PyTree] = trainable,
         homeostat: AbstractHomeostat | None = None,
+        carry: PyTree = None,
     ) -> "TrainState":
         """The state at step 0. Arrays are copied, because the step donates (consumes) those of its state.
 
-        **Arguments:** those of `make_step`, and `trains`, if the estimator has one of its own.
+        **Arguments:** those of `make_step`; `trains`, if the estimator has one of its own; `carry`: of an estimator that
+        remembers, its `start(model, …)`.
         """
         model, key = _copied((model, key))
         opt_state = _copied(optimiser.init(eqx.filter(model, trains(model))))
         held = None if homeostat is None else _copied(homeostat.init(model))
-        return cls(model, opt_state, jnp.asarray(0, jnp.int32), key, held)
+        return cls(model, opt_state, jnp.asarray(0, jnp.int32), key, held, _copied(carry))
 
 
 def _copied(tree):
@@ -111,7 +114,8 @@ def make_step(
     the token-mean cross-entropy.
 
     **Returns:** a `Step`. `metrics` are scalar arrays: those of `Report.summary`, `gradient_norm` (of the task, before
-    homeostat and optimiser), `updated`, and those of the homeostat.
+    homeostat and optimiser), `updated`, the estimate's `signals`, and those of the homeostat. An optimiser that takes Optax' extra
+    arguments gets the loss as `value`, and the signals by name.
     """
     return Step(estimator, optimiser, homeostat, loss)
 
@@ -120,9 +124,10 @@ def make_step(
 def _update(fixed, state):
     step, batch = fixed
     key, draw = jax.random.split(state.key)
-    estimate = step.estimator(state.model, step.loss, batch, key=draw)
+    remembered = {} if state.carry is None else {"carry": state.carry}
+    estimate = step.estimator(state.model, step.loss, batch, key=draw, **remembered)
     norm = optax.tree.norm(estimate.grads)
-    metrics = {**estimate.report.summary(), "gradient_norm": norm}
+    metrics = {**estimate.report.summary(), "gradient_norm": norm, **estimate.signals}
     if step.homeostat is None:
         grads, held = estimate.grads, None
         good = jnp.isfinite(norm) & jnp.any(estimate.report.accepted)
@@ -141,10 +146,14 @@ def _update(fixed, state):
         is_leaf=lambda leaf: leaf is None,
     )
     with jax.numpy_dtype_promotion("standard"):  # Optax' schedules mix int and float
-        updates, opt_state = step.optimiser.update(grads, state.opt_state, trained)
+        update = optax.with_extra_args_support(step.optimiser).update
+        updates, opt_state = update(
+            grads, state.opt_state, trained, value=estimate.loss, **estimate.signals
+        )
     model = eqx.apply_updates(state.model, updates)
     model, opt_state = tree_where(good, (model, opt_state), (state.model, state.opt_state))
-    return TrainState(model, opt_state, state.step + 1, key, held), metrics | {"updated": good}
+    new = TrainState(model, opt_state, state.step + 1, key, held, estimate.carry)
+    return new, metrics | {"updated": good}
 
 
 def check_finite(model: PyTree) -> None:

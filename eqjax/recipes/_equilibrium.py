@@ -1,0 +1,272 @@
+"""The equilibrium language model: what a training run of it is made of."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from ..analytic import cross_entropy
+from ..gradients import on_common_samples
+from ..language import CharTokenizer, batches, generate, load_corpus, split, tiles
+from ..training import (
+    AbstractRecipe,
+    Evaluation,
+    Material,
+    Parts,
+    Run,
+    TrainState,
+    in_chunks,
+    make_step,
+)
+from ._equilibrium_build import (
+    build_estimator,
+    build_homeostat,
+    build_model,
+    build_optimiser,
+    reference_oracle,
+)
+
+EstimatorName = Literal[
+    "asymep", "oracle", "bptt", "holomorphic", "dyadic", "truncated", "vector-field"
+]
+
+HomeostatName = Literal[
+    "none", "growth", "spectral", "lognorm", "jacobian", "antisymmetry", "residual"
+]
+
+ControllerName = Literal["constant", "multiplicative", "pi"]
+
+SolverName = Literal["anderson", "broyden", "picard", "newton-krylov", "pseudo-transient"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(AbstractRecipe):
+    """Settings of a training run of the equilibrium language model."""
+
+    command: ClassVar[str] = "train"
+
+    out: Path = Path("runs/train")
+    """Folder of the run: configuration, metrics and checkpoints."""
+    text: Path | None = None
+    """A UTF-8 text file to learn from. Tiny Shakespeare if not given."""
+
+    block: Literal["thick", "real", "monotone", "energy"] = "thick"
+    """Mode of the equilibrium block."""
+    width: int = 64
+    """Channels C."""
+    heads: int = 4
+    """Attention heads; must divide the width."""
+    length: int = 64
+    """Tokens in a window, T."""
+    leak: float = 1.0
+    """The leak c of the force."""
+    attention_gain: float = 1.0
+    """α, which scales the attention's output."""
+    qknorm: bool = True
+    """RMS-normalise queries and keys."""
+    residual_scale: float = 1.0
+    """Factor on the initial output weights of attention and MLP."""
+    embedding_scale: float = 6.0
+    """Standard deviation of the initial token embeddings."""
+
+    estimator: EstimatorName = "asymep"
+    """How the gradient is found."""
+    solver: SolverName = "anderson"
+    """How the free phase settles (all but bptt)."""
+    free_rtol: float = 5e-5
+    """Force residual at which the free phase stops."""
+    nudged_rtol: float = 3e-3
+    """Adjoint residual at which AsymEP's nudged phases, or the oracle's linear solve, stop."""
+    max_steps: int = 150
+    """Solver steps of a phase at the most."""
+    radius: float | None = None
+    """Settled displacement of the nudged phases relative to the state. Chosen by the dtype if not given."""
+    accept_free: float = 1e-4
+    """A sample with a larger free residual does not contribute (all but bptt)."""
+    accept_adjoint: float = 1e-2
+    """A sample with a larger adjoint residual does not contribute (the unbiased ones)."""
+    bptt_steps: int = 60
+    """Relaxation steps of BPTT, the horizon T."""
+    step_size: float = 0.1
+    """ε of BPTT's relaxation and of the picard solver."""
+
+    homeostat: HomeostatName = "none"
+    """Penalty that keeps the field settled while it learns."""
+    homeostat_weight: float = 10.0
+    """Weight of the penalty, or where its controller starts. Of residual: relative to the task's gradient."""
+    homeostat_margin: float = 0.3
+    """Rate of decay that growth and spectral ask for, and lognorm."""
+    homeostat_controller: ControllerName = "constant"
+    """What moves the weight: nothing, or a controller that holds the penalty (with jacobian, antisymmetry and residual: the
+    fraction of samples that are not accepted) at the target."""
+    homeostat_target: float = 0.01
+    """Target of the controller."""
+    homeostat_samples: int | None = None
+    """Samples of a batch on which the penalty is taken. All of them if not given."""
+    homeostat_gate: float = 0.0
+    """A batch of which a smaller fraction is accepted moves the weights by the penalty only."""
+
+    steps: int = 1200
+    """Updates."""
+    batch: int = 16
+    """Windows in a batch."""
+    learning_rate: float = 3e-3
+    """Peak learning rate of AdamW: linear warm-up, then a cosine down to a tenth."""
+    warmup: int = 20
+    """Updates of warm-up."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay."""
+    clip: float = 1.0
+    """Largest global norm of a gradient."""
+    seed: int = 0
+    """Seed of the initial weights and of the order of the batches."""
+    x64: bool = False
+    """Train in float64."""
+
+    log_every: int = 10
+    """Updates between two lines of metrics."""
+    probe_every: int = 0
+    """Updates between two comparisons of the gradient with the oracle; 0: never."""
+    evaluate_every: int = 200
+    """Updates between two evaluations on validation text."""
+    evaluate_windows: int = 512
+    """Validation windows of an evaluation (spread evenly; all of them if there are fewer)."""
+    save_every: int = 100
+    """Updates between two checkpoints."""
+    keep: int = 2
+    """How many checkpoints to keep, the newest; 0: all."""
+
+    def __post_init__(self):
+        self.check_above_zero(
+            "width heads length free_rtol nudged_rtol max_steps accept_free accept_adjoint bptt_steps step_size "
+            "steps batch learning_rate clip log_every evaluate_every evaluate_windows save_every embedding_scale "
+            "homeostat_weight homeostat_target"
+        )
+        self.check_not_negative(
+            "leak warmup weight_decay probe_every keep residual_scale seed homeostat_margin homeostat_gate"
+        )
+        if self.radius is not None and not self.radius > 0:
+            raise ValueError(f"`radius` must be above 0, got {self.radius}.")
+        if self.estimator != "bptt":
+            for asked, accepted in (
+                ("free_rtol", "accept_free"),
+                ("nudged_rtol", "accept_adjoint"),
+            ):
+                if getattr(self, asked) > getattr(self, accepted):
+                    raise ValueError(
+                        f"`{asked}` {getattr(self, asked)} is looser than `{accepted}` {getattr(self, accepted)}: a sample that has settled would not be "
+                        "accepted, and nothing would be learned. Tighten the first or raise the second."
+                    )
+        if self.width % self.heads:
+            raise ValueError(
+                f"`width` {self.width} is not divisible by `heads` {self.heads}. "
+                f"Take `width` {self.heads * max(1, round(self.width / self.heads))}, say."
+            )
+        if self.block == "energy":
+            raise ValueError(
+                "`block` energy cannot learn to predict the next token: its symmetric attention lets a token feel the "
+                "ones after it, so it would be looking at the answer. Take thick, real or monotone."
+            )
+
+    def gather(self, *, fallback: bool) -> Material:
+        corpus = load_corpus(self.text, fallback=fallback)
+        tokenizer = CharTokenizer.from_text(corpus.text)
+        return self.recall(corpus.text, corpus.source, {"characters": tokenizer.characters})
+
+    def recall(self, text: str, source: str, about: dict[str, Any]) -> Material:
+        characters = about["characters"]
+        return Material(text, source, CharTokenizer(characters), {"characters": characters})
+
+    def build(self, material: Material) -> Parts:
+        """Sets `jax_enable_x64` to what the settings say."""
+        jax.config.update("jax_enable_x64", self.x64)
+        train_ids, validation_ids = split(material.tokenizer.encode(material.text), self.length)
+        estimator, homeostat = build_estimator(self), build_homeostat(self)
+        optimiser = build_optimiser(self)
+        model_key, run_key = jax.random.split(jax.random.key(self.seed))
+        model = build_model(self, material.tokenizer.size, model_key)
+        return Parts(
+            make_step(estimator, optimiser, homeostat),
+            TrainState.create(
+                model, optimiser, key=run_key, trains=estimator.trains, homeostat=homeostat
+            ),
+            batches(train_ids, length=self.length, batch=self.batch, seed=self.seed),
+            train_ids,
+            validation_ids,
+        )
+
+    def evaluate(self, run: Run, model: Any, ids: np.ndarray) -> Evaluation:
+        inputs, targets = tiles(ids, length=self.length, count=self.evaluate_windows)
+        settle = run.estimator.settle
+        compute = lambda inputs, targets: _window_losses(model, settle, inputs, targets)
+        loss, residual = in_chunks(compute, (inputs, targets), 64)
+        unsettled = float(np.mean(~(residual <= self.accept_free)))
+        return Evaluation(
+            cross_entropy=float(loss.mean()),
+            tokens=int(targets.size),
+            residual=float(np.median(residual)),
+            unsettled=float("nan") if self.estimator == "bptt" else unsettled,
+        )
+
+    def diagnose(self, run: Run, step: int) -> dict[str, float]:
+        due = self.probe_every and (step % self.probe_every == 0 or step == self.steps)
+        return (_probe(run) if due else {}) | super().diagnose(run, step)
+
+    def cadences(self) -> tuple[int, ...]:
+        return *super().cadences(), self.probe_every
+
+
+@eqx.filter_jit
+def _window_losses(model, settle, inputs, targets):
+    def one(inputs, targets):
+        x = model.encode(inputs)
+        settled = settle(model.field, model.initial(x), x)
+        return cross_entropy(model.decode(settled.value), targets), settled.residual
+
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(one)(inputs, targets)
+
+
+def probe_batch(run: Run) -> tuple[Array, Array]:
+    """The fixed batch on which gradients are compared along a run."""
+    recipe = run.recipe
+    stream = batches(run.train_ids, length=recipe.length, batch=recipe.batch, seed=recipe.seed + 1)
+    inputs, targets = next(stream)
+    return jnp.asarray(inputs), jnp.asarray(targets)
+
+
+def _probe(run: Run) -> dict[str, float]:
+    """The run's gradient beside the oracle's, at its present parameters."""
+    estimate, cosine, error = on_common_samples(
+        run.model,
+        cross_entropy,
+        probe_batch(run),
+        run.estimator,
+        reference_oracle(run.recipe),
+    )
+    summary = estimate.report.summary()
+    told = {"cosine": cosine, "relative_error": error} | {
+        name: summary[name]
+        for name in ("free_residual", "adjoint_residual", "accepted", "field_evaluations")
+    }
+    return {f"probe_{name}": float(value) for name, value in told.items()}
+
+
+def sample(run: Run, prompt: Any, count: int, *, temperature: float, seed: int) -> str:
+    """The text with which the run's model continues the token ids `prompt`, settled as in training."""
+    written = generate(
+        run.model,
+        jnp.asarray(prompt),
+        count,
+        length=run.recipe.length,
+        key=jax.random.key(seed),
+        temperature=jnp.asarray(temperature),
+        settle=run.estimator.settle,
+        warm=run.estimator.objective == "equilibrium",
+    )
+    return run.tokenizer.decode(written.tokens)
