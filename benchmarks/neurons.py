@@ -77,11 +77,11 @@ def eqjax_lif(n, steps, dtype):
         f.ExponentialSynapse(5.0),
     )
     net = ej.tree_cast(net, jnp.dtype(dtype))
-    scheme, t1, capacity = f.FixedStep(LIF_STEP), steps * LIF_STEP, steps * n // 50
+    scheme, t1, capacity = ej.relaxation.FixedStep(LIF_STEP), steps * LIF_STEP, steps * n // 50
 
     @eqx.filter_jit
     def run(net, v0):
-        return f.fire(net, v0, t1=t1, capacity=capacity, scheme=scheme, throw=False).counts
+        return ej.relaxation.fire(net, v0, t1=t1, capacity=capacity, scheme=scheme, throw=False).counts
 
     seconds, counts = best(lambda: jax.block_until_ready(run(net, jnp.zeros(n, dtype))))
     return {"seconds": seconds, "check": float(jnp.sum(counts)) / n / t1 * 1000}

@@ -36,7 +36,6 @@ from .gradients import (
     DyadicEP as DyadicEP,
     EnergyEP as EnergyEP,
     ForwardEligibility as ForwardEligibility,
-    GradientEstimate as GradientEstimate,
     HolomorphicEP as HolomorphicEP,
     Nudge as Nudge,
     OracleAdjoint as OracleAdjoint,
@@ -72,5 +71,5 @@ if _TYPE_CHECKING:
 __version__ = _metadata.version("eqjax")
 __getattr__, __dir__ = _lazily(
     __name__,
-    "stability homeostasis training language memory resonance recipes plots showcase cli demo",
+    "stability homeostasis training language memory resonance recipes plots showcase",
 )

@@ -16,7 +16,7 @@ from eqjax.language import (
     EncoderLayer,
     PostNorm,
     PreNorm,
-    Recurrent,
+    RecurrentLayer,
     SimpleRNNCell,
     look_ahead_mask,
     padding_mask,
@@ -196,7 +196,7 @@ CELLS = {"rnn": (SimpleRNNCell, rnn), "gru": (eqx.nn.GRUCell, gru), "lstm": (eqx
 @pytest.mark.parametrize("name", CELLS)
 def test_a_cell_runs_along_a_sequence(name):
     kind, formula = CELLS[name]
-    net, run = Recurrent(built(kind, 3, 4)), eqx.filter_jit(Recurrent.__call__)
+    net, run = RecurrentLayer(built(kind, 3, 4)), eqx.filter_jit(RecurrentLayer.__call__)
     rng = np.random.default_rng(1)
     inputs, direction = (jnp.asarray(rng.normal(size=(7, 3))) for _ in range(2))
     last, states = run(net, inputs)
@@ -225,7 +225,7 @@ def test_a_cell_runs_along_a_sequence(name):
 
 
 def test_a_cell_of_ones_own_and_misuse():
-    leaky = Recurrent(lambda u, s: {"v": 0.5 * s["v"] + u})
+    leaky = RecurrentLayer(lambda u, s: {"v": 0.5 * s["v"] + u})
     last, states = leaky(jnp.array([1.0, 2.0]), {"v": jnp.zeros(())})
     assert last["v"] == 2.5 and states["v"].shape == (2,)
     with pytest.raises(ValueError, match="has no `hidden_size`.*give `state`"):
@@ -234,10 +234,10 @@ def test_a_cell_of_ones_own_and_misuse():
         SimpleRNNCell(2, 0, key=jax.random.key(0))
     cell = SimpleRNNCell(2, 3, key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"`input` must have the shape \(2,\), got \(3,\)"):
-        Recurrent(cell)(jnp.ones((4, 3)))
+        RecurrentLayer(cell)(jnp.ones((4, 3)))
     with pytest.raises(ValueError, match=r"`hidden` must have the shape \(3,\)"):
-        Recurrent(cell)(jnp.ones((4, 2)), jnp.ones(2))
-    single = Recurrent(ej.tree_cast(eqx.nn.LSTMCell(2, 3, key=jax.random.key(0)), jnp.float32))
+        RecurrentLayer(cell)(jnp.ones((4, 2)), jnp.ones(2))
+    single = RecurrentLayer(ej.tree_cast(eqx.nn.LSTMCell(2, 3, key=jax.random.key(0)), jnp.float32))
     assert all(a.dtype == jnp.float32 for a in jax.tree.leaves(single(jnp.ones((4, 2), "float32"))))
 
 

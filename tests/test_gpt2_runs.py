@@ -23,7 +23,7 @@ from eqjax.language import (
 )
 from eqjax.memory import MemoryGPT2, load_memory, reply
 from eqjax.recipes import GPT2Settings, TrainConfig, open_run
-from eqjax.recipes._gpt2 import build_optimiser
+from eqjax.recipes._gpt2 import gpt2_optimiser
 from eqjax.training import (
     CheckpointError,
     Run,
@@ -199,7 +199,7 @@ def test_decay_is_of_matrices_only():
     model = MemoryGPT2(gpt2, capacity=2, late=None, key=jax.random.key(1))
     model = jax.tree.map(lambda leaf: leaf + 1 if eqx.is_inexact_array(leaf) else leaf, model)
     weights = eqx.filter(model, eqx.is_inexact_array)
-    optimiser = build_optimiser(GPT2Settings(warmup=0, steps=10, weight_decay=0.5))
+    optimiser = gpt2_optimiser(GPT2Settings(warmup=0, steps=10, weight_decay=0.5))
     zero = jax.tree.map(jnp.zeros_like, weights)
     with jax.numpy_dtype_promotion("standard"):
         updates, _ = optimiser.update(zero, optimiser.init(weights), weights)

@@ -476,7 +476,10 @@ def test_compare_prints_a_table_and_measures_over_common_samples():
         (lambda: AsymEP(free_steps=0), "`free_steps` must be at least 1"),
         (lambda: BPTT(steps=0), "`steps` must be at least 1"),
         (lambda: BPTT(step=-1.0), "`step` must be above 0"),
-        (lambda: OracleAdjoint(adjoint_solver=NewtonKrylov(1e-3)), "must be a Lineax linear solver"),
+        (
+            lambda: OracleAdjoint(adjoint_solver=NewtonKrylov(1e-3)),
+            "must be a Lineax linear solver",
+        ),
         (lambda: Accept(free_residual=-1.0), "must be above 0"),
         (lambda: compare(network()[0], squared_error, network()[1], []), "empty"),
         (

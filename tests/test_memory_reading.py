@@ -13,8 +13,8 @@ from memory_models import CLOSE, opened, plain, read, remembering, some_heads, s
 from eqjax.analytic import cross_entropy
 from eqjax.language import adapters, lora, quantise
 from eqjax.memory import memory_parameters, reply, segment_loss
-from eqjax.memory._attention_memory import Fused, Recall
-from eqjax.memory._recurrence import Recurrence
+from eqjax.memory._attention_memory import Fused, SlotRecall
+from eqjax.memory._recurrence import ShortTermMemory
 
 # Reading
 
@@ -40,7 +40,7 @@ def test_a_fresh_model_has_the_logits_of_its_gpt2(make):
 
 def test_local_tokens_and_valid_slots_share_one_softmax(key):
     heads, slots = some_heads(key), some_slots(key)
-    recall = Recall.init(2, 6, capacity=5, key=key)
+    recall = SlotRecall.init(2, 6, capacity=5, key=key)
     recall = eqx.tree_at(lambda r: r.gate, recall, jnp.array([0.03, 0.1]))
     attend = Fused(jnp.array(0), jnp.array([True, True, True, False]))
     mixed, (after, salience) = attend(heads, (recall, slots))
@@ -125,7 +125,7 @@ def test_recurrences_alone_are_a_memory_too():
 
 @pytest.mark.parametrize("cell", [eqx.nn.GRUCell, eqx.nn.LSTMCell])
 def test_a_recurrence_is_the_same_in_one_segment_or_many(cell, key):
-    part = eqx.tree_at(lambda r: r.gate, Recurrence(cell, 4, units=3, key=key), jnp.ones(4))
+    part = eqx.tree_at(lambda r: r.gate, ShortTermMemory(cell, 4, units=3, key=key), jnp.ones(4))
     h, real = jax.random.normal(key, (6, 4)), jnp.ones(6, bool)
     whole = part(h, part.initial(), real)
     first, state = part(h[:1], part.initial(), real[:1])

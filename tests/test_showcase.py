@@ -29,11 +29,11 @@ from eqjax.relaxation import (
     fire,
 )
 from eqjax.showcase import (
-    HH,
-    LIF,
-    Hopfield,
-    Kuramoto,
-    Parity,
+    HHShow,
+    HopfieldShow,
+    KuramotoShow,
+    LIFShow,
+    ParityShow,
     one_step_law,
     retrieval_overlap,
 )
@@ -79,7 +79,7 @@ def test_codes_are_printed_and_drawn(tmp_path, capsys):
 
 
 def test_hopfield_networks_err_as_the_law_says():
-    shown = Hopfield(size=200, seed=1)()
+    shown = HopfieldShow(size=200, seed=1)()
     found = measured(shown)
     error, spread = map(float, found["one-step bit error, 28 patterns in 200 neurons"].split(" ± "))
     assert abs(error - one_step_law(200, 28)) < 3 * spread < 0.3 * error
@@ -97,7 +97,7 @@ def test_hopfield_networks_err_as_the_law_says():
 
 
 def test_hodgkin_huxley_fires_between_its_hopf_points():
-    shown = HH()()
+    shown = HHShow()()
     for what, found, known in shown.rows:
         assert abs(float(found) - float(known)) < (2e-4 if "period" in what else 2e-6)
     curves = lines(shown.pictures["f_i.png"].axes[0])
@@ -113,7 +113,7 @@ def test_hodgkin_huxley_fires_between_its_hopf_points():
 
 
 def test_integrate_and_fire_rates_and_a_raster(tmp_path, capsys):
-    shown = LIF(size=40, duration=60.0)()
+    shown = LIFShow(size=40, duration=60.0)()
     for _, found, known in shown.rows[:4]:
         assert abs(float(found) - float(known)) < 1e-8
     above, below = shown.pictures["raster.png"].axes
@@ -127,7 +127,7 @@ def test_integrate_and_fire_rates_and_a_raster(tmp_path, capsys):
 
 
 def test_kuramoto_follows_the_theory():
-    shown = Kuramoto(size=400)()
+    shown = KuramotoShow(size=400)()
     found = {what: float(value) for what, value in measured(shown).items()}
     assert abs(found["r at K = 4, Lorentzian"] - 0.5**0.5) < 0.05
     assert abs(found["r at K = 2, Gaussian"] - 0.715173956683183) < 0.05
@@ -138,7 +138,7 @@ def test_kuramoto_follows_the_theory():
 
 
 def test_parity_is_learned_at_the_fixed_point():
-    shown = Parity(bits=4)()
+    shown = ParityShow(bits=4)()
     found = measured(shown)
     assert found["training strings right at the fixed point"] == "13 of 13"
     assert found["strings that settle"] == "16 of 16"

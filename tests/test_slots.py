@@ -17,7 +17,7 @@ from eqjax.memory import (
     Summarise,
     segment_loss,
 )
-from eqjax.memory._attention_memory import Fused, Recall
+from eqjax.memory._attention_memory import Fused, SlotRecall
 from eqjax.memory._slots import write
 
 
@@ -70,7 +70,7 @@ def test_who_gives_way(eviction, data):
 
 @pytest.mark.parametrize("eviction", EVICTIONS, ids=lambda e: type(e).__name__)
 def test_slots_are_the_same_in_one_segment_or_many(eviction, key):
-    recall = Recall.init(2, 6, capacity=4, eviction=eviction, threshold=0.3, key=key)
+    recall = SlotRecall.init(2, 6, capacity=4, eviction=eviction, threshold=0.3, key=key)
     layer = AttentionWithMemory(6, 2, capacity=4, key=key)
     state = jax.random.normal(key, (10, 2, 3))
     salience = jax.random.uniform(key, (10,))
@@ -109,7 +109,9 @@ def test_a_summary_of_equal_keys_is_worth_what_they_were(key):
     filled = eqx.tree_at(lambda s: s.written, filled, jnp.array([0, 2, 1], jnp.int32))
     new = eqx.tree_at(lambda s: s.salience, b, jnp.full(1, 1e-300))  # takes no part
     merged = write(filled, new, Summarise())
-    recall = eqx.tree_at(lambda r: r.gate, Recall.init(2, 6, capacity=3, key=key), jnp.full(2, 0.1))
+    recall = eqx.tree_at(
+        lambda r: r.gate, SlotRecall.init(2, 6, capacity=3, key=key), jnp.full(2, 0.1)
+    )
     attend, heads = Fused(jnp.array(0), jnp.ones(4, bool)), some_heads(key)
     before, after = (attend(heads, (recall, s))[0] for s in (filled, merged))
     chex.assert_tree_all_finite(after)

@@ -17,33 +17,33 @@ import tyro
 
 from ..recipes import RECIPES, AeonSettings, ARLLSettings, GPT2Settings, TrainConfig
 from ..training import Settings
-from . import _equilibrium as eq, _gpt2 as gpt2
+from . import _equilibrium, _gpt2
 from ._checks import as_flags
 
 _Command = (
-    Annotated[eq.DemoCommand, tyro.conf.subcommand("demo")]
-    | Annotated[eq.TrainCommand, tyro.conf.subcommand("train")]
-    | Annotated[eq.EvaluateCommand, tyro.conf.subcommand("evaluate")]
-    | Annotated[eq.SampleCommand, tyro.conf.subcommand("sample")]
-    | Annotated[eq.CompareCommand, tyro.conf.subcommand("compare")]
-    | Annotated[eq.SpectrumCommand, tyro.conf.subcommand("spectrum")]
-    | Annotated[eq.ContinueCommand, tyro.conf.subcommand("continue")]
+    Annotated[_equilibrium.DemoCommand, tyro.conf.subcommand("demo")]
+    | Annotated[_equilibrium.TrainCommand, tyro.conf.subcommand("train")]
+    | Annotated[_equilibrium.EvaluateCommand, tyro.conf.subcommand("evaluate")]
+    | Annotated[_equilibrium.SampleCommand, tyro.conf.subcommand("sample")]
+    | Annotated[_equilibrium.CompareCommand, tyro.conf.subcommand("compare")]
+    | Annotated[_equilibrium.SpectrumCommand, tyro.conf.subcommand("spectrum")]
+    | Annotated[_equilibrium.ContinueCommand, tyro.conf.subcommand("continue")]
     | Annotated[
-        tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[eq.RunCommand]],
+        tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[_equilibrium.RunCommand]],
         tyro.conf.subcommand("run"),
     ]
     | Annotated[
-        tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[gpt2.GPT2Command]],
+        tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[_gpt2.GPT2Command]],
         tyro.conf.subcommand("gpt2"),
     ]
 )
-_RUN = eq.COMMANDS | gpt2.COMMANDS
+_RUN = _equilibrium.COMMANDS | _gpt2.GPT2_COMMANDS
 # Commands whose settings may come from a YAML file.
 _CONFIGURED = {
-    ("train",): (eq.TrainCommand, TrainConfig),
-    ("gpt2", "train"): (gpt2.GPT2TrainCommand, GPT2Settings),
-    ("gpt2", "aeon"): (gpt2.AeonCommand, AeonSettings),
-    ("gpt2", "arll"): (gpt2.ARLLCommand, ARLLSettings),
+    ("train",): (_equilibrium.TrainCommand, TrainConfig),
+    ("gpt2", "train"): (_gpt2.GPT2TrainCommand, GPT2Settings),
+    ("gpt2", "aeon"): (_gpt2.AeonCommand, AeonSettings),
+    ("gpt2", "arll"): (_gpt2.ARLLCommand, ARLLSettings),
 }
 
 
@@ -92,7 +92,9 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _in_flags(message: str) -> str:
-    return as_flags(message, (*_RUN, *eq.SHOWS, *RECIPES))
+    if message.startswith("--config"):  # a file has names, not flags
+        return message
+    return as_flags(message, (*_RUN, *_equilibrium.SHOWS, *RECIPES))
 
 
 def _use_compilation_cache() -> None:

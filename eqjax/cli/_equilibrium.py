@@ -8,15 +8,7 @@ from typing import Annotated
 import tyro
 
 from ..recipes import EstimatorName, TrainConfig
-from ..showcase import (
-    HammingShow,
-    HHShow,
-    HopfieldShow,
-    KuramotoShow,
-    LIFShow,
-    ParityShow,
-    XorShow,
-)
+from ..showcase import HammingShow, HHShow, HopfieldShow, KuramotoShow, LIFShow, ParityShow, XorShow
 from ._checks import begun, check_prompt, encoded
 
 

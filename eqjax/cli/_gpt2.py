@@ -182,12 +182,7 @@ def _chat(command: GPT2ChatCommand) -> None:
     import numpy as np
 
     from ..language import CharTokenizer
-    from ..memory import (
-        MemoryGPT2,
-        load_memory,
-        reply,
-        save_memory,
-    )
+    from ..memory import MemoryGPT2, load_memory, reply, save_memory
     from ..recipes import open_run
 
     run = open_run(command.source, GPT2Settings)
@@ -232,11 +227,11 @@ def _chat(command: GPT2ChatCommand) -> None:
         save_memory(memory, command.memory, model)
 
 
-COMMANDS = {
+GPT2_COMMANDS = {
     GPT2TrainCommand: _train,
     AeonCommand: _train,
     ARLLCommand: _train,
     GPT2GenerateCommand: _generate,
     GPT2ChatCommand: _chat,
-    GPT2Command: lambda command: COMMANDS[type(command.what)](command.what),
+    GPT2Command: lambda command: GPT2_COMMANDS[type(command.what)](command.what),
 }

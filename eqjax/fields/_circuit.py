@@ -23,7 +23,7 @@ from ._associative import (
 from ._base import AbstractForceField, hyperparameter, scalar
 
 
-class Row(eqx.Module):
+class CircuitRow(eqx.Module):
     """The components of one row of n amplifiers, each an integrator with its own line of the crossbar.
 
     `leak (n,)`: conductance 1/R₂ beside the capacitor, S. `capacitance (n,)`: C₁, F. `source (n,)`: conductance of the
@@ -61,8 +61,8 @@ class Crossbar(AbstractForceField):
     """
 
     conductance: Float[Array, "m n"]
-    visible_row: Row
-    hidden_row: Row
+    visible_row: CircuitRow
+    hidden_row: CircuitRow
     visible: Any
     hidden: Any
     clamped: tuple[int, ...] = eqx.field(static=True)
@@ -96,7 +96,7 @@ class Crossbar(AbstractForceField):
         def row(axis, tau):
             cancel = jnp.sum(self.conductance, axis=axis)
             same = jnp.full_like(cancel, 1 / resistance)
-            return Row(same, same * unit * tau, same, cancel)
+            return CircuitRow(same, same * unit * tau, same, cancel)
 
         self.visible_row = row(0, memory.visible_time)
         self.hidden_row = row(1, memory.hidden_time)

@@ -9,12 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int, PRNGKeyArray, PyTree, ScalarLike
 
 from .. import analytic
-from ._associative import (
-    AssociativeMemory,
-    Polynomial,
-    Quadratic,
-    Softmax,
-)
+from ._associative import AssociativeMemory, Polynomial, Quadratic, Softmax
 from ._base import AbstractForceField, hyperparameter, scalar
 from ._model import AbstractEquilibriumModel
 from ._parts import normal

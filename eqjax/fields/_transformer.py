@@ -17,13 +17,7 @@ from ._base import (
     negative_gradient,
     scalar,
 )
-from ._parts import (
-    MLP,
-    Attention,
-    AttentionEnergy,
-    HopfieldEnergy,
-    LayerNorm,
-)
+from ._parts import MLP, Attention, AttentionEnergy, HopfieldEnergy, LayerNorm
 
 _State = Inexact[Array, "t c"]
 

@@ -6,12 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ._estimate import (
-    AbstractEstimator,
-    GradientEstimate,
-    check_key,
-    total_variance,
-)
+from ._estimate import AbstractEstimator, GradientEstimate, check_key, total_variance
 
 
 class Averaged(AbstractEstimator):

@@ -46,7 +46,7 @@ def on_common_samples(
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """One estimator's line in a `Comparison`. Residuals are the worst over accepted samples; cosine and
     relative error are over the samples that the reference accepts too; `spread` is the standard error that a random
     estimate states of itself, relative to its norm; `seconds` is the best repeat."""
@@ -69,11 +69,11 @@ class Row:
 class Comparison:
     """The table that `compare` returns; print it, or read `rows`. `reference` names the gradient compared to."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     reference: str
 
     def __str__(self) -> str:
-        names = [f.name for f in dataclasses.fields(Row)]
+        names = [f.name for f in dataclasses.fields(ComparisonRow)]
         table = [names] + [[_text(getattr(row, name)) for name in names] for row in self.rows]
         widths = [max(len(line[i]) for line in table) for i in range(len(names))]
         lines = [
@@ -96,7 +96,7 @@ class Comparison:
         ]
         return {"reference": self.reference, "rows": rows}
 
-    def __getitem__(self, estimator: str) -> Row:
+    def __getitem__(self, estimator: str) -> ComparisonRow:
         return next(row for row in self.rows if row.estimator == estimator)
 
 
@@ -152,7 +152,7 @@ def compare(
         summary = {k: float(v) for k, v in estimate.report.summary().items()}
         summary.pop("displacement")
         rows.append(
-            Row(
+            ComparisonRow(
                 estimator=name,
                 objective=estimator.objective,
                 cosine=float(cosine),

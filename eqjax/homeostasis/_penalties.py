@@ -16,8 +16,8 @@ from ..analytic import tree_held
 from ..fields import AbstractSplitField
 from ..relaxation import residual_ratio
 from ..stability import (
-    RESULTS,
     AbstractTransform,
+    SpectrumResults,
     euler_map,
     fastest_growth,
     jacobian,
@@ -169,7 +169,7 @@ def spectral_penalty(
         key=key,
         throw=False,
     )
-    usable = found.result == RESULTS.successful
+    usable = found.result == SpectrumResults.successful
     v, w = (
         jax.tree.map(lambda leaf: jnp.where(usable, leaf[0], 1.0), u)
         for u in (found.vectors, found.left_vectors)

@@ -29,11 +29,11 @@ from ._equilibrium_lm import (
     equilibrium_lm as equilibrium_lm,
     without_attention as without_attention,
 )
-from ._generate import Sample as Sample, generate as generate
+from ._generate import SettledContinuation as SettledContinuation, generate as generate
 from ._gpt2 import (
     GPT2 as GPT2,
-    Block as Block,
-    LayerNorm as LayerNorm,
+    GPT2Block as GPT2Block,
+    GPT2Norm as GPT2Norm,
     Linear as Linear,
     SelfAttention as SelfAttention,
     counted as counted,
@@ -62,7 +62,7 @@ from ._sequences import (
     EncoderLayer as EncoderLayer,
     PostNorm as PostNorm,
     PreNorm as PreNorm,
-    Recurrent as Recurrent,
+    RecurrentLayer as RecurrentLayer,
     SimpleRNNCell as SimpleRNNCell,
     look_ahead_mask as look_ahead_mask,
     padding_mask as padding_mask,

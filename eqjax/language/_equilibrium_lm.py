@@ -8,12 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int, PRNGKeyArray
 
 from .. import analytic
-from ..fields import (
-    AbstractEquilibriumModel,
-    AbstractForceField,
-    EquilibriumModel,
-    ThickBlock,
-)
+from ..fields import AbstractEquilibriumModel, AbstractForceField, EquilibriumModel, ThickBlock
 
 
 class Embedding(eqx.Module):

@@ -21,7 +21,7 @@ def generate(model: Any, prompt: Any, count: int, **settings: Any) -> Any:
     """Continue `prompt` by `count` tokens.
 
     Of an equilibrium model, `generate(model, prompt, count, *, length, key, temperature=1.0, settle=…, warm=True)`
-    returns a `Sample`. The last `length` tokens are the window; for every token the window settles, and the logits
+    returns a `SettledContinuation`. The last `length` tokens are the window; for every token the window settles, and the logits
     at its last position are sampled.
 
     - `prompt`: at least one token. `count`: tokens to generate. `length`: the window, at most the model's.
@@ -56,7 +56,7 @@ def _check(prompt: Int[Array, " p"], count: int) -> None:
         )
 
 
-class Sample(eqx.Module):
+class SettledContinuation(eqx.Module):
     """`tokens`: the new ones, int32 `(n,)`. `residual`: force residual at which each was read, `(n,)`."""
 
     tokens: Int[Array, " n"]
@@ -79,7 +79,7 @@ def _settled(
     temperature: float | Array = 1.0,
     settle: Callable = _settle,
     warm: bool = True,
-) -> Sample:
+) -> SettledContinuation:
     _check(prompt, count)
     sampler = Sampler(temperature)
     prompt = prompt[-length:].astype(jnp.int32)
@@ -109,7 +109,7 @@ def _settled(
         _, (tokens, residual) = jax.lax.scan(
             step, (window, jnp.asarray(filled), state), jax.random.split(key, count)
         )
-    return Sample(tokens, residual)
+    return SettledContinuation(tokens, residual)
 
 
 @generate.register(GPT2)

@@ -11,21 +11,12 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .. import analytic
-from ._attend import (
-    Attend,
-    Cache,
-    Cached,
-    DotProduct,
-    DroppedOut,
-    Heads,
-    at_least_float32,
-    dropout,
-)
+from ._attend import Attend, Cache, Cached, DotProduct, DroppedOut, Heads, at_least_float32, dropout
 from ._gpt2_config import ACTIVATIONS, GPT2Config
 from ._linear import AbstractLinear, Linear
 
 
-class LayerNorm(eqx.Module):
+class GPT2Norm(eqx.Module):
     """Layer norm with gain and bias, computed in at least float32."""
 
     weight: Float[Array, "*l c"]
@@ -53,7 +44,7 @@ class SelfAttention(eqx.Module):
         ]
 
 
-class MLP(eqx.Module):
+class GPT2MLP(eqx.Module):
     """The two-layer perceptron of a block."""
 
     c_fc: AbstractLinear
@@ -64,13 +55,13 @@ class MLP(eqx.Module):
         return self.c_proj(ACTIVATIONS[self.activation](self.c_fc(x)))
 
 
-class Block(eqx.Module):
+class GPT2Block(eqx.Module):
     """One layer: `h += c_proj(attend(ln_1 h))`, then `h += mlp(ln_2 h)`."""
 
-    ln_1: LayerNorm
+    ln_1: GPT2Norm
     attn: SelfAttention
-    ln_2: LayerNorm
-    mlp: MLP
+    ln_2: GPT2Norm
+    mlp: GPT2MLP
 
     def __call__(
         self,
@@ -97,7 +88,7 @@ class GPT2(eqx.Module):
     models built on it call these three themselves, with an attention of their own.
 
     - `wte (V, C)`, `wpe (P, C)`: token and position embeddings. `lm_head (V, C)`: None where tied to `wte`.
-    - `blocks`: a `Block` whose arrays have a leading axis of L layers. `ln_f`: the last layer norm.
+    - `blocks`: a `GPT2Block` whose arrays have a leading axis of L layers. `ln_f`: the last layer norm.
     - `config`: the `GPT2Config`.
 
     A token outside `[0, V)` or a position outside `[0, P)` makes NaN, never another token's logits.
@@ -105,8 +96,8 @@ class GPT2(eqx.Module):
 
     wte: Float[Array, "v c"]
     wpe: Float[Array, "p c"]
-    blocks: Block
-    ln_f: LayerNorm
+    blocks: GPT2Block
+    ln_f: GPT2Norm
     lm_head: Float[Array, "v c"] | None
     config: GPT2Config = eqx.field(static=True)
 
@@ -136,16 +127,16 @@ class GPT2(eqx.Module):
             return Linear(weight, jnp.zeros((layers, weight.shape[-1])))
 
         def norm(*stack):
-            return LayerNorm(
+            return GPT2Norm(
                 jnp.ones((*stack, c)), jnp.zeros((*stack, c)), config.layer_norm_epsilon
             )
 
         attn = SelfAttention(linear("c_attn"), linear("attn.c_proj"), heads=config.n_head)
-        mlp = MLP(linear("c_fc"), linear("mlp.c_proj"), config.activation_function)
+        mlp = GPT2MLP(linear("c_fc"), linear("mlp.c_proj"), config.activation_function)
         return GPT2(
             wte=matrix("wte"),
             wpe=matrix("wpe"),
-            blocks=Block(norm(layers), attn, norm(layers), mlp),
+            blocks=GPT2Block(norm(layers), attn, norm(layers), mlp),
             ln_f=norm(),
             lm_head=None if config.tie_word_embeddings else matrix("lm_head"),
             config=config,

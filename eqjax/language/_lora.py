@@ -17,7 +17,7 @@ from ._gpt2 import GPT2
 from ._hub import opened, read_json, replacing
 from ._linear import AbstractLinear, Linear
 
-Model = TypeVar("Model", bound=PyTree)
+_Model = TypeVar("_Model", bound=PyTree)
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -38,14 +38,14 @@ class AdaptedLinear(AbstractLinear):
 
 
 def lora(
-    model: Model,
+    model: _Model,
     *,
     rank: int,
     alpha: float | int,
     targets: tuple[str, ...] = ("c_attn", "c_proj"),
     rs: bool = False,
     key: PRNGKeyArray,
-) -> Model:
+) -> _Model:
     """The model with adapters on its linear maps; it computes what it did before, since B starts at 0.
 
     **Arguments:**
@@ -99,7 +99,7 @@ def adapters(model: PyTree) -> PyTree[bool]:
     return each_linear(mark, model)
 
 
-def merge(model: Model) -> Model:
+def merge(model: _Model) -> _Model:
     """The same model with plain linear maps: adapters added to the weights, 4-bit weights written out."""
     return each_linear(
         lambda _, node: node.plain() if isinstance(node, AbstractLinear) else node, model

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PyTree, UInt8
 from ._linear import AbstractLinear, Linear
 from ._lora import AdaptedLinear, each_linear
 
-Model = TypeVar("Model", bound=PyTree)
+_Model = TypeVar("_Model", bound=PyTree)
 _BLOCK = 64
 
 
@@ -60,7 +60,7 @@ def _quantised(linear: Linear) -> QuantisedLinear:
     return QuantisedLinear((pairs[..., 0] << 4) | pairs[..., 1], largest, linear.bias, i)
 
 
-def quantise(model: Model) -> Model:
+def quantise(model: _Model) -> _Model:
     """The model with its linear maps in frozen 4-bit weights, also those under adapters.
 
     Embeddings, layer norms and biases stay as they are. A weight takes 4 bits and 1/64 number. Training leaves the

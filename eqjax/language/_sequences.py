@@ -64,7 +64,7 @@ class SimpleRNNCell(eqx.Module):
         return self.activation(self.weight_ih @ input + self.weight_hh @ hidden + self.bias)
 
 
-class Recurrent(eqx.Module):
+class RecurrentLayer(eqx.Module):
     """A cell run along a sequence. The state goes in and comes out as a value, so that a sequence may come in segments.
 
     **Arguments:** `cell`: callable `(input, state) -> state`: `SimpleRNNCell`, `equinox.nn.GRUCell`, `equinox.nn.LSTMCell`

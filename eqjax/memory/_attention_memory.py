@@ -10,25 +10,12 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .. import analytic
 from ..fields import check_heads
-from ..language import (
-    Attend,
-    DotProduct,
-    Heads,
-    LayerNorm,
-    Linear,
-    SelfAttention,
-    weights,
-)
+from ..language import Attend, DotProduct, GPT2Norm, Heads, Linear, SelfAttention, weights
 from ._memory import AbstractRemembering, Memory
-from ._slots import (
-    AbstractEviction,
-    Fifo,
-    Slots,
-    write,
-)
+from ._slots import AbstractEviction, Fifo, Slots, write
 
 
-class Recall(eqx.Module):
+class SlotRecall(eqx.Module):
     """The learned part of a layer's long-term memory, and its settings. In a stack, arrays have a leading layer axis.
 
     - `gate (H,)`: of every head; starts at 0. Memory replaces local attention by `g = 10 gate`: Adam moves all weights at one
@@ -57,7 +44,7 @@ class Recall(eqx.Module):
         threshold: float = 0.0,
         dtype: Any = None,
         key: PRNGKeyArray,
-    ) -> "Recall":
+    ) -> "SlotRecall":
         """A fresh one: gates at 0, saliences near ½.
 
         **Arguments:**
@@ -76,7 +63,7 @@ class Recall(eqx.Module):
         if not 0 <= threshold < 1:
             raise ValueError(f"`threshold` must lie in [0, 1), got {threshold}.")
         dtype = jnp.result_type(float) if dtype is None else dtype
-        return Recall(
+        return SlotRecall(
             jnp.zeros((*layers, heads), dtype),
             jax.random.normal(key, (*layers, width), dtype) * 0.1 * width**-0.5,
             jnp.zeros(layers, dtype),
@@ -113,7 +100,7 @@ class Fused(eqx.Module):
     `local` is what `inner` makes of the tokens alone. `fused` is one softmax over the slots, whose scores have the
     logarithm of their salience added, and the tokens; empty slots take no part in it.
 
-    `segment` is the number of this segment, `new (t,)` says which queries are no padding. `extra` is `(Recall, Slots)` of
+    `segment` is the number of this segment, `new (t,)` says which queries are no padding. `extra` is `(SlotRecall, Slots)` of
     the layer, and `out` is the slots as they were read, and the salience of the t tokens.
     """
 
@@ -122,7 +109,7 @@ class Fused(eqx.Module):
     inner: Attend = DotProduct()
 
     def __call__(
-        self, heads: Heads, extra: tuple[Recall, Slots]
+        self, heads: Heads, extra: tuple[SlotRecall, Slots]
     ) -> tuple[Float[Array, "t h d"], Any]:
         recall, slots = extra
         if recall.horizon is not None:
@@ -163,12 +150,12 @@ class AttentionWithMemory(AbstractRemembering):
     For ONE sequence, `jax.vmap` for a batch: `y, memory = layer(x, memory)` with x of shape `(t, C)`.
 
     **Arguments:** `width`: C. `heads`: H, a divisor of C. `capacity`: slots S. `key`: of the weights. `eviction`, `horizon`,
-    `threshold`: as in `Recall.init`. `dtype`: of the weights.
+    `threshold`: as in `SlotRecall.init`. `dtype`: of the weights.
     """
 
-    ln: LayerNorm
+    ln: GPT2Norm
     attn: SelfAttention
-    recall: Recall
+    recall: SlotRecall
 
     def __init__(
         self,
@@ -190,9 +177,9 @@ class AttentionWithMemory(AbstractRemembering):
             weight = jax.random.normal(key, (width, out), dtype) * width**-0.5
             return Linear(weight, jnp.zeros(out, dtype))
 
-        self.ln = LayerNorm(jnp.ones(width, dtype), jnp.zeros(width, dtype), 1e-5)
+        self.ln = GPT2Norm(jnp.ones(width, dtype), jnp.zeros(width, dtype), 1e-5)
         self.attn = SelfAttention(linear(k1, 3 * width), linear(k2, width), heads)
-        self.recall = Recall.init(
+        self.recall = SlotRecall.init(
             heads,
             width,
             capacity=capacity,

@@ -12,9 +12,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ..language import GPT2, Cache, Cached, DotProduct, adapted_maps, counted
-from ._attention_memory import Fused, Recall
+from ._attention_memory import Fused, SlotRecall
 from ._memory import AbstractRemembering, Memory
-from ._recurrence import Recurrence
+from ._recurrence import ShortTermMemory
 from ._slots import AbstractEviction, Slots
 
 Cell = Callable[..., Any]
@@ -45,15 +45,15 @@ class MemoryGPT2(AbstractRemembering):
     - `early`, `late`: cells such as `equinox.nn.GRUCell` (the default) or `equinox.nn.LSTMCell`; None for none.
       `units`: of each cell, C by default.
     - `capacity`: slots S in every one of `layers`; 0 for none. `layers`: by default the one three quarters up.
-    - `eviction`, `horizon`, `threshold`: as in `Recall.init`. The horizon is of one read; through several layers, and
+    - `eviction`, `horizon`, `threshold`: as in `SlotRecall.init`. The horizon is of one read; through several layers, and
       through recurrent states, gradient goes further, as far as the segments differentiated together.
     - `key`: of the new weights.
     """
 
     gpt2: GPT2
-    early: Recurrence | None
-    late: Recurrence | None
-    recall: Recall | None
+    early: ShortTermMemory | None
+    late: ShortTermMemory | None
+    recall: SlotRecall | None
     layers: tuple[int, ...] = eqx.field(static=True)
 
     def __init__(
@@ -81,13 +81,13 @@ class MemoryGPT2(AbstractRemembering):
         self.early, self.late = (
             None
             if cell is None
-            else Recurrence(cell, config.n_embd, units=units, dtype=dtype, key=k)
+            else ShortTermMemory(cell, config.n_embd, units=units, dtype=dtype, key=k)
             for cell, k in ((early, keys[0]), (late, keys[1]))
         )
         self.layers = () if capacity == 0 else layers
         self.recall = None
         if capacity:
-            self.recall = Recall.init(
+            self.recall = SlotRecall.init(
                 config.n_head,
                 config.n_embd,
                 layers=(len(layers),),

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from .. import analytic
-from ..language import Recurrent
+from ..language import RecurrentLayer
 
 
-class Recurrence(eqx.Module):
+class ShortTermMemory(eqx.Module):
     """`h + gate · (r W)`, where r is what a recurrent cell makes of the normalised h. The gate starts at 0: the identity.
 
     The state comes in and goes out, so that one segment or many give the same.
@@ -21,7 +21,7 @@ class Recurrence(eqx.Module):
     `cell(width, units, key=key)`. `width`: C. `units`: of the cell, C by default. `dtype`: of everything.
     """
 
-    recurrent: Recurrent
+    recurrent: RecurrentLayer
     weight: Float[Array, "r c"]
     gate: Float[Array, " c"]
 
@@ -36,7 +36,7 @@ class Recurrence(eqx.Module):
     ):
         units, dtype = units or width, jnp.result_type(float) if dtype is None else dtype
         k1, k2 = jax.random.split(key)
-        self.recurrent = analytic.tree_cast(Recurrent(cell(width, units, key=k1)), dtype)
+        self.recurrent = analytic.tree_cast(RecurrentLayer(cell(width, units, key=k1)), dtype)
         self.weight = jax.random.normal(k2, (units, width), dtype) * units**-0.5
         self.gate = jnp.zeros(width, dtype)
 
@@ -57,7 +57,7 @@ class Recurrence(eqx.Module):
             new = self.recurrent.cell(x, state)
             return jax.tree.map(lambda a, b: jnp.where(real, a, b), new, state)
 
-        state, states = Recurrent(cell)((analytic.layer_norm(h), mask), state)
+        state, states = RecurrentLayer(cell)((analytic.layer_norm(h), mask), state)
         # Of a state in several parts, as the pair of an LSTM, the first is the output.
         r = jax.tree.leaves(states)[0]
         return h + self.gate[None] * (r @ self.weight), state

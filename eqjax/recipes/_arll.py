@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ..language import batches, split
 from ..resonance import ARLL, HeadTap, LayerTap
 from ..training import Evaluation, Material, Parts, Run, TrainState, make_step
-from ._gpt2 import AbstractGPT2Recipe, build_optimiser, window_entropy
+from ._gpt2 import AbstractGPT2Recipe, gpt2_optimiser, window_entropy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +49,8 @@ class ARLLSettings(AbstractGPT2Recipe):
     def build(self, material: Material) -> Parts:
         train_ids, validation_ids = split(material.tokenizer.encode(material.text), self.length)
         tap = LayerTap() if self.tap == "layers" else HeadTap()
-        law = ARLL(strength=self.strength, tap=tap, stride=self.stride)
-        optimiser = build_optimiser(self)
+        law = ARLL(strength=jnp.asarray(self.strength), tap=tap, stride=self.stride)
+        optimiser = gpt2_optimiser(self)
         prototypes = law.start(
             material.model, capacity=self.capacity, vigilance=self.vigilance, rate=self.rate
         )

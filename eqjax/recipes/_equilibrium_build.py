@@ -6,13 +6,7 @@ from typing import Any
 import equinox as eqx
 import optax
 
-from ..fields import (
-    AbstractEquilibriumModel,
-    EnergyBlock,
-    MonotoneBlock,
-    RealBlock,
-    ThickBlock,
-)
+from ..fields import AbstractEquilibriumModel, EnergyBlock, MonotoneBlock, RealBlock, ThickBlock
 from ..gradients import (
     BPTT,
     AbstractEstimator,
@@ -41,14 +35,7 @@ from ..homeostasis import (
     spectral_penalty,
 )
 from ..language import equilibrium_lm
-from ..relaxation import (
-    GMRES,
-    Anderson,
-    Broyden,
-    NewtonKrylov,
-    Picard,
-    PseudoTransient,
-)
+from ..relaxation import GMRES, Anderson, Broyden, NewtonKrylov, Picard, PseudoTransient
 
 BLOCKS = {
     "thick": ThickBlock,

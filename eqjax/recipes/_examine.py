@@ -12,19 +12,8 @@ from jaxtyping import Array, Int, PyTree
 from ..analytic import tree_cast
 from ..fields import AbstractEquilibriumModel
 from ..language import tiles
-from ..relaxation import (
-    Anderson,
-    Equilibrium,
-    Fallback,
-    NewtonKrylov,
-    equilibrium,
-)
-from ..stability import (
-    Branch,
-    Check,
-    check,
-    continuation,
-)
+from ..relaxation import Anderson, Equilibrium, Fallback, NewtonKrylov, equilibrium
+from ..stability import Branch, Check, check, continuation
 from ..training import Run
 
 

@@ -212,7 +212,7 @@ class GPT2Settings(AbstractGPT2Recipe):
             model = MemoryGPT2(
                 model, early=recurrent, late=recurrent, capacity=capacity, key=memory_key
             )
-        trains, optimiser = eqx.Partial(_trained, self), build_optimiser(self)
+        trains, optimiser = eqx.Partial(_trained, self), gpt2_optimiser(self)
         estimator = Backprop(
             call=eqx.Partial(_read, self.length, self.gradient_checkpointing),
             trains=trains,
@@ -297,7 +297,7 @@ def matrices(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(lambda path, _: not vector(path), params)
 
 
-def build_optimiser(config: AbstractGPT2Recipe) -> optax.GradientTransformation:
+def gpt2_optimiser(config: AbstractGPT2Recipe) -> optax.GradientTransformation:
     """AdamW as nanoGPT has it: β₂ = .99, decay of matrices only, warm-up, cosine to a tenth, clipping."""
 
     return optax.chain(

@@ -7,12 +7,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, PyTree, ScalarLike
 
-from ._secant import (
-    AbstractSecant,
-    solve_oblique,
-    tikhonov,
-    unit_rows,
-)
+from ._secant import AbstractSecant, solve_oblique, tikhonov, unit_rows
 
 
 # Why differences. Anderson (1965) weighs whole iterates, with weights that sum to 1; in differences the same

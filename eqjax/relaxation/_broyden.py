@@ -7,12 +7,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, PyTree, ScalarLike
 
-from ._secant import (
-    AbstractSecant,
-    solve_oblique,
-    tikhonov,
-    unit_rows,
-)
+from ._secant import AbstractSecant, solve_oblique, tikhonov, unit_rows
 
 
 # Why the compact form. The usual recursion stores rank-one updates, each of which rests on those before it:

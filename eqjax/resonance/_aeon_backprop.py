@@ -12,7 +12,7 @@ from ..fields import trainable
 from ..gradients import AbstractEstimator, GradientEstimate, Report
 from ._aeon import AeonGPT2, Resonance
 
-Tokens = Int[jax.Array, "b t"]
+_Tokens = Int[jax.Array, "b t"]
 
 
 class AeonBackprop(AbstractEstimator):
@@ -49,7 +49,7 @@ class AeonBackprop(AbstractEstimator):
         self,
         model: AeonGPT2,
         loss: Callable,
-        batch: tuple[Tokens, Tokens],
+        batch: tuple[_Tokens, _Tokens],
         *,
         key: PRNGKeyArray | None = None,
         subset: Bool[jax.Array, " b"] | None = None,

@@ -18,7 +18,7 @@ from ..language import GPT2, DotProduct, GPT2Config
 from ._adaptive import refuse_unless
 from ._art import FuzzyART, complement_code, stacked
 
-Tokens = Int[Array, "b t"]
+_Tokens = Int[Array, "b t"]
 
 
 def squash(h: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
@@ -135,7 +135,7 @@ class ARLL(AbstractEstimator):
         self,
         model: GPT2,
         loss: Callable,
-        batch: tuple[Tokens, Tokens],
+        batch: tuple[_Tokens, _Tokens],
         *,
         key: PRNGKeyArray | None = None,
         subset: Bool[Array, " b"] | None = None,
@@ -153,7 +153,7 @@ class ARLL(AbstractEstimator):
         return _estimate(self, model, loss, batch, subset, carry)
 
     def loss(
-        self, model: GPT2, prototypes: FuzzyART, batch: tuple[Tokens, Tokens], loss: Callable
+        self, model: GPT2, prototypes: FuzzyART, batch: tuple[_Tokens, _Tokens], loss: Callable
     ) -> tuple[Float[Array, " b"], Float[Array, " b"], Float[Array, "g b t f"]]:
         """`loss` and distance of every sequence, and its coded states."""
         tokens, targets = batch

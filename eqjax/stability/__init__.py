@@ -2,7 +2,7 @@
 
 from ._bifurcation import SpecialPoint as SpecialPoint
 from ._check import Check as Check, check as check
-from ._classify import Outcome as Outcome, classify as classify
+from ._classify import Classification as Classification, classify as classify
 from ._continuation import Branch as Branch, continuation as continuation
 from ._cycle_continuation import (
     CycleBranch as CycleBranch,
@@ -41,7 +41,11 @@ from ._path import (
     PseudoArclength as PseudoArclength,
 )
 from ._propagation import euler_map as euler_map
-from ._spectrum import RESULTS as RESULTS, Spectrum as Spectrum, spectrum as spectrum
+from ._spectrum import (
+    Spectrum as Spectrum,
+    SpectrumResults as SpectrumResults,
+    spectrum as spectrum,
+)
 from ._storage import load as load, save as save
 from ._switch import switch as switch
 from ._transforms import Propagator as Propagator, ShiftInvert as ShiftInvert

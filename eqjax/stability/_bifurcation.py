@@ -51,7 +51,7 @@ class SpecialPoint(eqx.Module):
         return "step artefact" if self.type == "Neimark–Sacker" else self.type
 
 
-def table(points: Sequence[SpecialPoint]) -> str:
+def special_table(points: Sequence[SpecialPoint]) -> str:
     """Special points as text, one a line."""
     if not points:
         return "no special points"
@@ -75,7 +75,7 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([text[0], "-" * max(map(len, text)), *text[1:]])
 
 
-class Sample(NamedTuple):
+class BranchSample(NamedTuple):
     """A point of a branch as the search for special points sees it: `slope` is the parameter's part of the tangent,
     `values` are by falling Re μ and `multipliers` by falling |λ|; `converged`, the point and these."""
 
@@ -104,10 +104,10 @@ class Sample(NamedTuple):
 # det J for folds and the bialternate product for Hopf points, need J, or a matrix of n(n-1)/2 rows. The few
 # leading eigenvalues are known at every point anyway, and, sorted, need not be traced through collisions.
 def special_points(
-    at: Callable[[float], Sample],
+    at: Callable[[float], BranchSample],
     length: float,
-    first: Sample,
-    last: Sample,
+    first: BranchSample,
+    last: BranchSample,
     index: int,
     tol: float,
     step: float | None,
@@ -144,7 +144,7 @@ def special_points(
         found = search(growth)
         # The eigenvalue at the zero tells what crosses: a pair, or a real one, where the branch turns or not.
         value = found[1].values[i]
-        if is_complex(value, found[1].values):
+        if has_partner(value, found[1].values):
             add(found, "Hopf", NOTHING, 2 * up, 0, value, abs(value.imag))
             i += 2
         elif folds:
@@ -168,7 +168,7 @@ def special_points(
         found = search(lambda p, i=i: np.log(abs(p.multipliers[i])))
         multiplier = found[1].multipliers[i]
         value = (multiplier - 1) / epsilon
-        if is_complex(multiplier, found[1].multipliers):
+        if has_partner(multiplier, found[1].multipliers):
             frequency = abs(np.angle(multiplier)) / epsilon
             add(found, NOTHING, "Neimark–Sacker", 0, 2 * up, value, frequency)
             i += 2
@@ -181,7 +181,7 @@ def special_points(
 
 
 # Why the root of eps: by so much rounding splits a double real eigenvalue into a complex pair.
-def is_complex(value, among):
+def has_partner(value, among):
     return abs(value.imag) > np.sqrt(np.finfo(among.dtype).eps) * np.max(abs(among))
 
 

@@ -12,12 +12,7 @@ from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarL
 from ..relaxation import Equilibrium
 from ._krylov_schur import AbstractTransform
 from ._propagation import euler_map
-from ._spectrum import (
-    RESULTS,
-    Spectrum,
-    per_sample,
-    spectrum,
-)
+from ._spectrum import Spectrum, SpectrumResults, per_sample, spectrum
 
 
 class Check(eqx.Module):
@@ -27,7 +22,7 @@ class Check(eqx.Module):
     - `holds_euler`: so does Euler with the given step: a fixed point, and every |λ| < 1; None without `step`.
     - `fixed_point`: whether the force residual is within the tolerance; `residual`: that residual.
     - `abscissa`: the largest Re μ. `multipliers (k,)`: λ = 1 + εμ, largest first, or None.
-    - `spectrum`: the rightmost modes. `result`: a `RESULTS` value; where it is not successful nothing "holds".
+    - `spectrum`: the rightmost modes. `result`: a `SpectrumResults` value; where it is not successful nothing "holds".
     """
 
     holds: Bool[Array, "*b"]
@@ -37,7 +32,7 @@ class Check(eqx.Module):
     abscissa: Float[Array, "*b"]
     multipliers: Complex[Array, "*b k"] | None
     spectrum: Spectrum
-    result: RESULTS
+    result: SpectrumResults
 
     def __str__(self) -> str:
         if isinstance(self.holds, Tracer):
@@ -46,7 +41,7 @@ class Check(eqx.Module):
             return per_sample(self)
         if not self.fixed_point:
             verdict = f"no fixed point: force residual {float(self.residual):.1e}"
-        elif self.result != RESULTS.successful:
+        elif self.result != SpectrumResults.successful:
             verdict = "undecided: the eigenvalues did not converge"
         else:
             verdict = (
@@ -96,7 +91,7 @@ def check(
     )
     abscissa = jnp.max(flow.values.real)
     fixed = flow.force_residual <= jnp.asarray(tol, flow.force_residual.dtype)
-    sure = fixed & (result == RESULTS.successful)
+    sure = fixed & (result == SpectrumResults.successful)
     holds_euler = None if multipliers is None else sure & jnp.all(jnp.abs(multipliers) < 1)
     return Check(
         holds=sure & (abscissa < 0),
@@ -120,7 +115,7 @@ def leading_modes(
     transform: AbstractTransform | None,
     ncv: int | None,
     key: PRNGKeyArray,
-) -> tuple[Spectrum, Complex[Array, " k"] | None, RESULTS]:
+) -> tuple[Spectrum, Complex[Array, " k"] | None, SpectrumResults]:
     """The rightmost eigenvalues of J, those of `I + εJ` of largest magnitude, and whether all of them converged.
 
     The two searches differ: a fast mode far to the left is of no consequence to the flow and flips under Euler.
@@ -131,5 +126,7 @@ def leading_modes(
     if step is None:
         return flow, None, flow.result
     mapped = spectrum(euler_map(field, step), z, x, which="LM", **settings)
-    result = RESULTS.where(flow.result == RESULTS.successful, mapped.result, flow.result)
+    result = SpectrumResults.where(
+        flow.result == SpectrumResults.successful, mapped.result, flow.result
+    )
     return flow, mapped.values, result  # pyright: ignore[reportReturnType]

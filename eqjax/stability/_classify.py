@@ -6,7 +6,7 @@ from ._bifurcation import NOTHING, SpecialPoint
 from ._continuation import Branch
 
 
-class Outcome(eqx.Module):
+class Classification(eqx.Module):
     """What `classify` returns: `outcome` in a word, the `point` of the branch responsible (or None), and how many
     modes are unstable under the flow and under Euler (None without a step) where the question was asked."""
 
@@ -24,7 +24,7 @@ class Outcome(eqx.Module):
         return text + (f", frequency {self.point.frequency:.6g}" if self.point.frequency else "")
 
 
-def classify(branch: Branch, at: float | None = None) -> Outcome:
+def classify(branch: Branch, at: float | None = None) -> Classification:
     """Say how the relaxation came to leave a fixed point that was followed from where it is stable.
 
     | what crosses first | outcome |
@@ -42,7 +42,7 @@ def classify(branch: Branch, at: float | None = None) -> Outcome:
       for it, whatever Euler lost before; only where the flow is stable is Euler to blame. A value that the branch,
       having turned in a fold, does not reach has no fixed point: "fold". By default, the first loss of all.
 
-    **Returns:** an `Outcome`. **Raises:** `ValueError` if the branch does not begin stable, or never comes near `at`.
+    **Returns:** an `Classification`. **Raises:** `ValueError` if the branch does not begin stable, or never comes near `at`.
     """
     euler = branch.unstable_euler is not None
     flow_lost, euler_lost = int(branch.unstable[0]), 0
@@ -62,12 +62,12 @@ def classify(branch: Branch, at: float | None = None) -> Outcome:
         flow_lost, euler_lost = flow_lost + point.change, euler_lost + point.change_euler
         lost = flow_lost > 0 or euler_lost > 0 or point.type == "fold"
         if at is None and lost:
-            return Outcome(point.outcome, point, flow_lost, euler_lost if euler else None)
+            return Classification(point.outcome, point, flow_lost, euler_lost if euler else None)
     counts = flow_lost, euler_lost if euler else None
     if at is not None and _segment(branch, at) is None:
-        return Outcome("fold", _fold(branch), *counts)
+        return Classification("fold", _fold(branch), *counts)
     guilty = blamed if flow_lost > 0 else blamed_euler if euler_lost > 0 else None
-    return Outcome("global or basin" if guilty is None else guilty.outcome, guilty, *counts)
+    return Classification("global or basin" if guilty is None else guilty.outcome, guilty, *counts)
 
 
 def _segment(branch, at):

@@ -11,12 +11,7 @@ from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree, Sc
 
 from ..fields import Realified
 from ..relaxation import NewtonKrylov, residual_ratio
-from ._bifurcation import (
-    Sample,
-    SpecialPoint,
-    special_points,
-    table,
-)
+from ._bifurcation import BranchSample, SpecialPoint, special_points, special_table
 from ._check import leading_modes
 from ._jacobian import state_dtype
 from ._krylov_schur import AbstractTransform
@@ -29,15 +24,15 @@ from ._path import (
     checked_bounds,
     corrector,
     first_point,
-    follow,
+    follow_path,
     product_at,
     stack,
 )
-from ._spectrum import RESULTS, Spectrum
+from ._spectrum import Spectrum, SpectrumResults
 
 
 class Branch(eqx.Module):
-    """A branch of fixed points, as `continuation` returns it. It prints as a table of its special points.
+    """A branch of fixed points, as `continuation` returns it. It prints as a special_table of its special points.
 
     - `parameters (m,)`, `states` (leading axis m), `residuals (m,)`: the points in order, and their force residuals.
     - `spectra`: a `Spectrum` with leading axis m, the rightmost modes at each.
@@ -69,7 +64,7 @@ class Branch(eqx.Module):
             f"{self.parameters.size} points from {first:.6g} to {last:.6g}{step}; {self.ended}; "
             f"largest force residual {float(jnp.max(self.residuals)):.1e}{doubt}"
         )
-        return f"{head}\n{table(self.special_points)}"
+        return f"{head}\n{special_table(self.special_points)}"
 
 
 class Problem(AbstractProblem):
@@ -110,7 +105,7 @@ class Problem(AbstractProblem):
             key=self.key,
         )
         residual = residual_ratio(self.force(state, q), state)
-        modes = Modes(flow, multipliers, result == RESULTS.successful)
+        modes = Modes(flow, multipliers, result == SpectrumResults.successful)
         return residual, jnp.asarray(True), modes
 
 
@@ -208,7 +203,7 @@ def continuation(
     def examine(at, length, first, last, index):
         return special_points(at, length, first, last, index, width, epsilon), ""
 
-    points, samples, special, ended = follow(
+    points, samples, special, ended = follow_path(
         problem,
         path,
         start,
@@ -254,8 +249,8 @@ def _begin(problem, z0, value, backwards) -> Point:
     return start
 
 
-def _sample(problem, point) -> Sample:
-    return Sample.of(
+def _sample(problem, point) -> BranchSample:
+    return BranchSample.of(
         float(problem.low + problem.span * point.y[1]),
         point.y[0],
         float(point.tangent[1]),

@@ -12,13 +12,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree
 
 from ..relaxation import NewtonKrylov
-from ._cycle_points import (
-    CyclePoint,
-    CycleSample,
-    cycle_points,
-    table,
-)
-from ._cycles import PeriodicOrbit, resolved, turn
+from ._cycle_points import CyclePoint, CycleSample, cycle_points, cycle_table
+from ._cycles import PeriodicOrbit, multipliers_resolved, turn
 from ._hopf_point import hopf_point
 from ._jacobian import state_dtype
 from ._krylov_schur import eigenpairs, resolve
@@ -30,14 +25,14 @@ from ._path import (
     checked_bounds,
     corrector,
     first_point,
-    follow,
+    follow_path,
     product_at,
     stack,
 )
 
 
 class CycleBranch(eqx.Module):
-    """A branch of cycles, as `cycle_continuation` returns it. It prints as a table of its special points.
+    """A branch of cycles, as `cycle_continuation` returns it. It prints as a cycle_table of its special points.
 
     - `parameters (m,)`, `states` (leading axis m), `periods (m,)`: a point of each cycle, in order, and its period T.
     - `amplitudes (m,)`: half the largest peak-to-peak excursion of any component.
@@ -69,7 +64,7 @@ class CycleBranch(eqx.Module):
             f"{self.parameters.size} cycles from {first:.6g} to {last:.6g}; {self.ended}; "
             f"largest residual {float(jnp.max(self.residuals)):.1e}, drift {float(jnp.max(self.drift)):.1e}{doubt}"
         )
-        return f"{head}\n{table(self.special_points)}"
+        return f"{head}\n{cycle_table(self.special_points)}"
 
 
 # Why ln T: Newton's method cannot make the period negative, and a step in it is relative, so that neither a
@@ -162,7 +157,7 @@ class Shooting(AbstractProblem):
                 amplitude=0.5 * jnp.max(high - low),
                 centre=0.5 * (high + low),
                 multipliers=pairs.values,
-                reliable=resolved(pairs),
+                reliable=multipliers_resolved(pairs),
                 # The flow's direction returns with factor 1: what it misses is the integration's error.
                 drift=jnp.abs(jnp.vdot(along, monodromy(along)) - 1),
             ),
@@ -309,7 +304,7 @@ def cycle_continuation(
             return special, ""
         return [*special, hopf], "the cycle shrank to a fixed point"
 
-    points, samples, special, ended = follow(
+    points, samples, special, ended = follow_path(
         problem,
         path,
         start,

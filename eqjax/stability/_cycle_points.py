@@ -7,12 +7,7 @@ import equinox as eqx
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ._bifurcation import (
-    aligned,
-    interpolate,
-    is_complex,
-    locate,
-)
+from ._bifurcation import aligned, has_partner, interpolate, locate
 
 
 class CyclePoint(eqx.Module):
@@ -43,7 +38,7 @@ class CyclePoint(eqx.Module):
     index: int = eqx.field(static=True)
 
 
-def table(points: Sequence[CyclePoint]) -> str:
+def cycle_table(points: Sequence[CyclePoint]) -> str:
     if not points:
         return "no special points"
     lines = [("type", "parameter", "±", "status", "change", "period", "multiplier", "frequency")]
@@ -127,7 +122,7 @@ def cycle_points(
         found = search(growth)
         multiplier = found[1].multipliers[i]
         # Both of a pair cross at once: one point, and two ranks done.
-        if is_complex(multiplier, found[1].multipliers):
+        if has_partner(multiplier, found[1].multipliers):
             add(found, "torus", 2 * up, multiplier, abs(np.angle(multiplier)))
             i += 2
             continue

@@ -117,7 +117,7 @@ def periodic_orbit(
     return found
 
 
-def resolved(pairs: Eigenpairs) -> Bool[Array, ""]:
+def multipliers_resolved(pairs: Eigenpairs) -> Bool[Array, ""]:
     """Whether multipliers are known as well as it takes to compare them with 1: one of a direction that contracts
     strongly lies below the rounding of the products, and need not be known to its last digit."""
     eps = float(jnp.finfo(pairs.residuals.dtype).eps)
@@ -184,7 +184,7 @@ def _periodic_orbit(field, z0, x, period, steps, k, ncv, tol, max_steps, solver,
     size = jnp.linalg.norm(z)
     residual = jnp.linalg.norm(end - z) / jnp.maximum(size, 1)
     # A fixed point also returns, but does not move on the way.
-    # Relative to the state, and to the root of the tolerance: where z(T) - z is resolved to tol only, slower
+    # Relative to the state, and to the root of the tolerance: where z(T) - z is multipliers_resolved to tol only, slower
     # motion than that would not tell a cycle from a fixed point.
     moving = jnp.linalg.norm(force(z)) * jnp.abs(period) > jnp.sqrt(tol) * jnp.maximum(size, 1)
     # With a negative period the same cycle is run backwards, and the multipliers are inverted.
@@ -194,5 +194,5 @@ def _periodic_orbit(field, z0, x, period, steps, k, ncv, tol, max_steps, solver,
         period=period,
         multipliers=pairs.values,
         residual=residual,
-        converged=converged & resolved(pairs),
+        converged=converged & multipliers_resolved(pairs),
     )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Complex, PRNGKeyArray, PyTree, ScalarLike
 
 from ._krylov_schur import AbstractTransform
-from ._spectrum import RESULTS, spectrum
+from ._spectrum import SpectrumResults, spectrum
 
 
 def eigenvalue(
@@ -83,7 +83,7 @@ def _(primals, tangents, *, settings):
             (tangent,),
         )
     # A factor, because a `where` would turn NaN into zero in reverse mode.
-    usable = jnp.where(found.result == RESULTS.successful, 1, jnp.nan)
+    usable = jnp.where(found.result == SpectrumResults.successful, 1, jnp.nan)
     return found.values[0], usable.astype(derivative.dtype) * derivative
 
 

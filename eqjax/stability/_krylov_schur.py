@@ -213,7 +213,7 @@ def eigenpairs(mv, start, noise, k, transform, ncv, tol, max_restarts):
     n, real, dtype = start.size, jnp.finfo(start.dtype).dtype, transform.dtype(start.dtype)
     each = 1 if dtype == start.dtype else 2  # products with A behind one with a complex vector
     if each == 2:
-        mv, start, noise = complexify(mv), start.astype(dtype), noise.astype(dtype)
+        mv, start, noise = on_complex_vectors(mv), start.astype(dtype), noise.astype(dtype)
     eps = jnp.finfo(real).eps
     tol = jnp.asarray(eps ** (2 / 3) if tol is None else tol, real)
     ncv = min(max(2 * k + 1, 20) if ncv is None else ncv, n)
@@ -280,7 +280,7 @@ def judged(defects, values, magnitude, restarts, tol) -> tuple[Array, Array]:
     return defects / jnp.where(extent > 0, extent, 1), converged
 
 
-def complexify(mv: Callable[[Array], Array]) -> Callable[[Array], Array]:
+def on_complex_vectors(mv: Callable[[Array], Array]) -> Callable[[Array], Array]:
     """A real product on complex vectors."""
     # Not one complex product: the field may not take a complex state, nor be holomorphic.
     return lambda v: jax.lax.complex(mv(v.real), mv(v.imag))

@@ -15,7 +15,7 @@ from ._jacobian import state_dtype
 from ._propagation import one_step
 
 # Means over blocks: single steps are correlated, and their spread would claim too much.
-BLOCKS = 10
+_BLOCKS = 10
 
 
 class Lyapunov(eqx.Module):
@@ -85,9 +85,9 @@ def lyapunov(
     if not 1 <= k <= n:
         raise ValueError(f"`k` must lie between 1 and the size of the state, {n}, got {k}.")
     _check_step(step)
-    if every < 1 or transient < 0 or transient % every or steps < 1 or steps % (BLOCKS * every):
+    if every < 1 or transient < 0 or transient % every or steps < 1 or steps % (_BLOCKS * every):
         raise ValueError(
-            f"`steps` must be a positive multiple of {BLOCKS} times `every`, and `transient` a multiple of `every`, got "
+            f"`steps` must be a positive multiple of {_BLOCKS} times `every`, and `transient` a multiple of `every`, got "
             f"steps={steps}, transient={transient}, every={every}."
         )
     key = jax.random.key(0) if key is None else key
@@ -125,13 +125,13 @@ def _lyapunov(field, z0, x, step, cycles, transient, every, k, solver, key):
     carry, _ = jax.lax.scan(cycle, carry, None, length=transient)
 
     def block(carry, _):
-        carry, logs = jax.lax.scan(cycle, carry, None, length=cycles // BLOCKS)
+        carry, logs = jax.lax.scan(cycle, carry, None, length=cycles // _BLOCKS)
         return carry, jnp.mean(logs, axis=0) / (every * step)
 
-    carry, means = jax.lax.scan(block, carry, None, length=BLOCKS)
+    carry, means = jax.lax.scan(block, carry, None, length=_BLOCKS)
     return Lyapunov(
         exponents=jnp.mean(means, axis=0),
-        errors=jnp.std(means, axis=0, ddof=1) / BLOCKS**0.5,
+        errors=jnp.std(means, axis=0, ddof=1) / _BLOCKS**0.5,
         state=unravel(carry[0]),
     )
 

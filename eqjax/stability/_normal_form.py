@@ -12,8 +12,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarLike
 
 from ..relaxation import GMRES
-from ._krylov_schur import AbstractTransform, complexify
-from ._spectrum import RESULTS, spectrum
+from ._krylov_schur import AbstractTransform, on_complex_vectors
+from ._spectrum import SpectrumResults, spectrum
 
 
 class HopfNormalForm(eqx.Module):
@@ -23,14 +23,14 @@ class HopfNormalForm(eqx.Module):
       positive: subcritical, an unstable one bounds its basin and the state is lost abruptly. Its sign alone does not
       depend on how vectors are normalised.
     - `frequency`: ω. `eigenvalue`: μ, whose real part tells how near the bifurcation the state is.
-    - `residual`: the larger relative residual of the two linear solves. `result`: a `RESULTS` value of the eigenpair.
+    - `residual`: the larger relative residual of the two linear solves. `result`: a `SpectrumResults` value of the eigenpair.
     """
 
     l1: Float[Array, ""]
     frequency: Float[Array, ""]
     eigenvalue: Complex[Array, ""]
     residual: Float[Array, ""]
-    result: RESULTS
+    result: SpectrumResults
 
     @property
     def supercritical(self) -> Bool[Array, ""]:
@@ -120,7 +120,7 @@ def _normal_form(field, z, x, found, rtol):
         for vectors in (found.vectors, found.left_vectors)
     )
 
-    mv = complexify(jax.linearize(force, flat)[1])
+    mv = on_complex_vectors(jax.linearize(force, flat)[1])
     # Both systems are regular: neither 0 nor 2iω is an eigenvalue, short of a further degeneracy.
     solver = GMRES(rtol, 0.0, restart=60, max_steps=600)
 

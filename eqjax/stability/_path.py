@@ -233,7 +233,7 @@ def first_point(
     return advance(problem, (state, q), nothing, ahead, jnp.zeros_like(q))
 
 
-def follow(
+def follow_path(
     problem: AbstractProblem,
     path: AbstractPath,
     start: Point,

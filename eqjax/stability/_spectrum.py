@@ -26,7 +26,7 @@ from ._krylov_schur import (
 )
 
 
-class RESULTS(relaxation.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
+class SpectrumResults(relaxation.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
     """Outcome of a spectrum: those of a relaxation, and two of our own."""
 
     eigenpairs_not_converged = (
@@ -54,7 +54,7 @@ class Spectrum(eqx.Module):
     - `converged (k,)`: which pairs met the tolerance, or the rounding floor of the dtype (see `Eigenpairs`).
     - `products`: all products with J or Jᵀ. `restarts`: of the Krylov space.
     - `force_residual`: `‖F‖ / max(‖z‖, 1)` at the state. If it is not small, this is the spectrum of no fixed point.
-    - `step`: ε, or None. `result`: a `RESULTS` value.
+    - `step`: ε, or None. `result`: a `SpectrumResults` value.
 
     All the rest is derived from the values, mode by mode.
     """
@@ -69,7 +69,7 @@ class Spectrum(eqx.Module):
     restarts: Int[Array, "*b"]
     force_residual: Float[Array, "*b"]
     step: Float[Array, "*b"] | None
-    result: RESULTS
+    result: SpectrumResults
 
     @property
     def multipliers(self) -> Complex[Array, "*b k"]:
@@ -201,7 +201,7 @@ def spectrum(
         found = _spectrum(field, z, x, k, transform, left, ncv, tol, max_restarts, start, key)
     found = eqx.tree_at(lambda s: s.step, found, step, is_leaf=lambda leaf: leaf is None)
     if throw:
-        values = found.result.error_if(found.values, found.result != RESULTS.successful)
+        values = found.result.error_if(found.values, found.result != SpectrumResults.successful)
         found = eqx.tree_at(lambda s: s.values, found, values)
     return found
 
@@ -238,8 +238,10 @@ def _spectrum(field, z, x, k, transform, left, ncv, tol, max_restarts, start, ke
             products + other.products,
         )
     finite = jnp.all(jnp.isfinite(J.force)) & jnp.all(jnp.isfinite(pairs.residuals))
-    failed = RESULTS.where(finite, RESULTS.eigenpairs_not_converged, RESULTS.jacobian_not_finite)
-    result = RESULTS.where(jnp.all(converged), RESULTS.successful, failed)  # pyright: ignore
+    failed = SpectrumResults.where(
+        finite, SpectrumResults.eigenpairs_not_converged, SpectrumResults.jacobian_not_finite
+    )
+    result = SpectrumResults.where(jnp.all(converged), SpectrumResults.successful, failed)  # pyright: ignore
     return Spectrum(
         values=pairs.values,
         vectors=unravel_complex(J.unravel, pairs.vectors),

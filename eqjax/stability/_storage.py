@@ -15,7 +15,7 @@ from jax.core import Tracer
 
 from ._bifurcation import SpecialPoint
 from ._check import Check
-from ._classify import Outcome
+from ._classify import Classification
 from ._continuation import Branch
 from ._cycle_continuation import CycleBranch
 from ._cycle_points import CyclePoint
@@ -23,26 +23,26 @@ from ._cycles import PeriodicOrbit
 from ._hopf_point import HopfPoint
 from ._lyapunov import Lyapunov
 from ._normal_form import HopfNormalForm
-from ._spectrum import RESULTS, Spectrum
+from ._spectrum import Spectrum, SpectrumResults
 
-FORMAT = 1
+_FORMAT = 1
 NAME = "eqjax.stability"
 KINDS = {
     kind.__name__: kind
     for kind in (
         Branch,
         Check,
+        Classification,
         CycleBranch,
         CyclePoint,
         HopfNormalForm,
         HopfPoint,
         Lyapunov,
-        Outcome,
         PeriodicOrbit,
         SpecialPoint,
         Spectrum,
     )
-}
+} | {"Outcome": Classification}  # as files of version 0.1 have it
 
 
 def save(path: str | Path, result: Any) -> None:
@@ -61,7 +61,7 @@ def save(path: str | Path, result: Any) -> None:
     """
     arrays: list[np.ndarray] = []
     structure = _encoded(result, arrays, "result")
-    head = {"name": NAME, "format": FORMAT, "arrays": len(arrays), "result": structure}
+    head = {"name": NAME, "format": _FORMAT, "arrays": len(arrays), "result": structure}
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -105,9 +105,9 @@ def load(path: str | Path) -> Any:
         raise ValueError(f"{path} was not written by `stability.save`.") from error
     if name != NAME:
         raise ValueError(f"{path} was not written by `stability.save`: it is of {name!r}.")
-    if version != FORMAT:
+    if version != _FORMAT:
         raise ValueError(
-            f"{path} has format {version}; this version of eqjax reads {FORMAT}. Load it with the version that wrote it."
+            f"{path} has format {version}; this version of eqjax reads {_FORMAT}. Load it with the version that wrote it."
         )
     try:
         arrays = [
@@ -148,7 +148,7 @@ def _encoded(value: Any, arrays: list[np.ndarray], where: str) -> Any:
             for k, v in value.items()
         ]
         return {"dict": items}
-    if isinstance(value, type(RESULTS.successful)):
+    if isinstance(value, type(SpectrumResults.successful)):
         # By name: the numbers of outcomes shift when another one is added.
         (codes,) = jax.tree.leaves(value)
         return {"outcome": _encoded(codes, arrays, where), "codes": _codes()}
@@ -191,7 +191,7 @@ def _decoded(value: Any, arrays: list[np.ndarray], path: Path) -> Any:
         case {"outcome": codes, "codes": names}:
             old = np.asarray(inner(codes))
             now = sum((old == code) * _codes()[name] for name, code in names.items())
-            outcome = jax.tree.structure(RESULTS.successful)
+            outcome = jax.tree.structure(SpectrumResults.successful)
             return jax.tree.unflatten(outcome, [jnp.asarray(now, old.dtype)])
         case {"kind": name, "entries": entries}:
             kind = KINDS.get(name)
@@ -213,4 +213,4 @@ def _typed(array: np.ndarray, dtype: str) -> np.ndarray:
 def _codes() -> dict[str, int]:
     """The present number of every outcome that a spectrum may have."""
     names = ("successful", "eigenpairs_not_converged", "jacobian_not_finite")
-    return {name: int(jax.tree.leaves(getattr(RESULTS, name))[0]) for name in names}
+    return {name: int(jax.tree.leaves(getattr(SpectrumResults, name))[0]) for name in names}

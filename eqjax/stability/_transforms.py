@@ -11,13 +11,7 @@ from jaxtyping import Array, ScalarLike
 
 from ..relaxation import GMRES
 from ._host import largest, on_host
-from ._krylov_schur import (
-    AbstractTransform,
-    Transformed,
-    everything,
-    expand,
-    unit,
-)
+from ._krylov_schur import AbstractTransform, Transformed, everything, expand, unit
 
 
 class ShiftInvert(AbstractTransform):

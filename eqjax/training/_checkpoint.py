@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 
 from .._extras import require
 
-FORMAT = 1
+_FORMAT = 1
 
 
 class CheckpointError(ValueError):
@@ -84,7 +84,7 @@ class Checkpoints:
         """Store the arrays of `state` and the JSON value `about`: whatever is needed to rebuild the rest."""
         arrays = _named_arrays(state)
         manifest = {
-            "format": FORMAT,
+            "format": _FORMAT,
             "step": step,
             "about": json.loads(json.dumps(about)),
             "arrays": {name: _describe(array) for name, array in arrays.items()},
@@ -166,9 +166,9 @@ class Checkpoints:
             raise self._damaged(step, error) from error
         if digest != _digest(manifest):
             raise self._damaged(step, "its description is not the one that was saved")
-        if manifest["format"] != FORMAT:
+        if manifest["format"] != _FORMAT:
             raise CheckpointError(
-                f"{self.folder}: checkpoint format {manifest['format']}, this version reads {FORMAT}."
+                f"{self.folder}: checkpoint format {manifest['format']}, this version reads {_FORMAT}."
             )
         return manifest
 

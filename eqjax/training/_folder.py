@@ -1,12 +1,11 @@
 """The folder of a run: what lies where in it, and whether it is whole."""
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
-
-import equinox as eqx
 
 from ._checkpoint import CheckpointError, Checkpoints
 
@@ -64,27 +63,27 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def about_run(folder: Path, commands: Collection[str], step: int | None) -> dict[str, Any]:
-    """What the checkpoint in a folder says about itself; `CheckpointError` if it is no run of one of these commands."""
+@contextlib.contextmanager
+def opened(
+    folder: Path, commands: Collection[str], step: int | None
+) -> Iterator[tuple[Checkpoints, dict[str, Any]]]:
+    """The checkpoints of a run, and what the one at `step` says about itself; `CheckpointError` if it is no run of one of these
+    commands."""
     names = " or ".join(f"`eqjax {command}`" for command in commands)
-    if not holds_run(folder):
-        raise CheckpointError(
-            f"{folder}: no run here (no complete checkpoint). Name the folder that {names} wrote."
-        )
-    with Checkpoints(checkpoints(folder)) as found:
-        about = found.about(step)
-    about.setdefault("command", "train")
-    if about["command"] not in commands:
-        raise CheckpointError(
-            f"{folder}: this run is one of `eqjax {about['command']}`, not of {names}."
-        )
-    return about
-
-
-def restored(folder: Path, state: eqx.Module, step: int | None) -> Any:
-    """`state` with the arrays of a checkpoint."""
-    with Checkpoints(checkpoints(folder)) as found:
-        return found.restore(state, step)
+    nothing = CheckpointError(
+        f"{folder}: no run here (no complete checkpoint). Name the folder that {names} wrote."
+    )
+    if not checkpoints(folder).is_dir():
+        raise nothing
+    with Checkpoints(checkpoints(folder)) as kept:
+        if kept.latest() is None:
+            raise nothing
+        about = {"command": "train"} | kept.about(step)
+        if about["command"] not in commands:
+            raise CheckpointError(
+                f"{folder}: this run is one of `eqjax {about['command']}`, not of {names}."
+            )
+        yield kept, about
 
 
 def _text(folder: Path) -> Path:

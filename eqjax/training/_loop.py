@@ -40,14 +40,6 @@ def fit(
     recipe, folder = run.recipe, checkpoints(run.recipe.out)
     check_finite(run.state.model)
     first = int(run.state.step)
-    with Checkpoints(folder) as kept:
-        latest = kept.latest()
-    if latest is not None and latest != first:
-        raise ValueError(
-            f"{recipe.out}: the run is at step {first}, but its newest checkpoint is {latest}. Open the newest, or "
-            "copy the folder and delete the later checkpoints there."
-        )
-    metrics = Metrics(recipe.out / "metrics.jsonl", after=first)
     outcome = TrainingReport()
 
     def report(step: int, values: dict[str, Any]) -> None:
@@ -58,8 +50,15 @@ def fit(
             on_step(step, values)
 
     with Checkpoints(folder, keep=recipe.keep) as kept:
-        if kept.latest() is None:
+        latest = kept.latest()
+        if latest is None:
             kept.save(0, run.state, run.about())
+        elif latest != first:
+            raise ValueError(
+                f"{recipe.out}: the run is at step {first}, but its newest checkpoint is {latest}. Open the newest, or "
+                "copy the folder and delete the later checkpoints there."
+            )
+        metrics = Metrics(recipe.out / "metrics.jsonl", after=first)
         if first == 0 and (values := recipe.diagnose(run, 0)):
             report(0, values)
         durations, compiled = [], None

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..gradients import AbstractEstimator
-from ._folder import about_run, claim, digest, keep_text, kept_text, restored
+from ._folder import claim, digest, keep_text, kept_text, opened
 from ._loop import TrainingReport, fit
 from ._recipe import AbstractRecipe, Evaluation, Material
 from ._step import Step, TrainState, check_finite
@@ -62,12 +62,12 @@ class Run:
         **Raises:** `CheckpointError` if there is no such run or checkpoint, or it or the text beside it is damaged.
         """
         path, kinds = Path(folder), {recipe.command: recipe for recipe in recipes}
-        about = about_run(path, kinds, step)
-        kind = kinds[about["command"]]
-        recipe = dataclasses.replace(kind.from_dict(about["config"], str(path)), out=path)
-        material = recipe.recall(kept_text(path, about), about["source"], about)
-        run = cls(recipe, material, *recipe.build(material))
-        run.state = restored(path, run.state, step)
+        with opened(path, kinds, step) as (kept, about):
+            kind = kinds[about["command"]]
+            recipe = dataclasses.replace(kind.from_dict(about["config"], str(path)), out=path)
+            material = recipe.recall(kept_text(path, about), about["source"], about)
+            run = cls(recipe, material, *recipe.build(material))
+            run.state = kept.restore(run.state, step)
         run.data.set_state(about["data"])
         check_finite(run.state.model)
         return run
