@@ -81,7 +81,9 @@ def eqjax_lif(n, steps, dtype):
 
     @eqx.filter_jit
     def run(net, v0):
-        return ej.relaxation.fire(net, v0, t1=t1, capacity=capacity, scheme=scheme, throw=False).counts
+        return ej.relaxation.fire(
+            net, v0, t1=t1, capacity=capacity, scheme=scheme, throw=False
+        ).counts
 
     seconds, counts = best(lambda: jax.block_until_ready(run(net, jnp.zeros(n, dtype))))
     return {"seconds": seconds, "check": float(jnp.sum(counts)) / n / t1 * 1000}

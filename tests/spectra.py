@@ -8,7 +8,7 @@ from jax.flatten_util import ravel_pytree
 from toys import BrusselatorWave, Linear
 
 from eqjax.relaxation import Anderson, equilibrium
-from eqjax.stability import RESULTS, spectrum
+from eqjax.stability import SpectrumResults, spectrum
 
 KEY = jax.random.key(0)
 
@@ -54,7 +54,7 @@ def sorted_by(values, rank, k):
 def assert_true_pairs(a, found, tol):
     """Everything that a spectrum says about its pairs, recomputed with NumPy."""
     v, mu = np.asarray(found.vectors), np.asarray(found.values)
-    assert np.all(found.converged) and found.result == RESULTS.successful
+    assert np.all(found.converged) and found.result == SpectrumResults.successful
     assert np.allclose(np.linalg.norm(v, axis=1), 1, rtol=100 * tol)
     top = v[np.arange(len(v)), np.argmax(abs(v), axis=1)]
     assert np.all(abs(top.imag) <= 100 * tol) and np.all(top.real > 0)

@@ -1,9 +1,22 @@
+"""Gradient estimators against finite differences, dense algebra and the closed form."""
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax
 import numpy as np
 import pytest
+from gradient_problems import (
+    BIASED,
+    BIASED_BATCH,
+    EXACT,
+    TIGHT,
+    along,
+    biased_cost,
+    equilibrium_loss,
+    finite_difference,
+    network,
+)
 
 from eqjax import analytic, fields
 from eqjax.analytic import cross_entropy, squared_error, tree_cast
@@ -26,7 +39,6 @@ from eqjax.relaxation import (
     relax,
 )
 
-TIGHT = Anderson(rtol=1e-12)
 EQUILIBRIUM = {
     "oracle gmres": OracleAdjoint(free=TIGHT, adjoint_solver=GMRES(1e-11)),
     "oracle anderson": OracleAdjoint(free=TIGHT, adjoint_solver=Anderson(1e-11)),
@@ -38,77 +50,6 @@ EQUILIBRIUM = {
         free=TIGHT, nudged=Nudge(Anderson(1e-13), contrast=RawStates()), beta=0.0001
     ),
 }
-
-
-class Linear(fields.AbstractForceField):
-    """`F = A z + x`, the non-normal example of the reference: `A = [[-2, 1], [0, -1]]`."""
-
-    def __call__(self, t, z, x):
-        return jnp.array([[-2.0, 1.0], [0.0, -1.0]]) @ z + x
-
-
-class Biased(fields.AbstractEquilibriumModel):
-    """θ drives the field *and* enters the cost: `½‖s - y‖² + 0.1 ‖θ‖²`."""
-
-    field: Linear
-    theta: jax.Array
-
-    def encode(self, inputs):
-        return self.theta + 0.0 * inputs
-
-    def initial(self, x):
-        return jnp.zeros_like(x)
-
-    def decode(self, z):
-        return z, self.theta
-
-
-def biased_cost(outputs, y):
-    z, theta = outputs
-    return 0.5 * jnp.sum((z - y) ** 2) + 0.1 * jnp.sum(theta**2)
-
-
-BIASED = Biased(Linear(), jnp.array([0.3, -0.2]))
-BIASED_BATCH = (jnp.zeros((1, 2)), jnp.array([[-0.4, 0.7]]))
-EXACT = np.array([0.285, -0.715])
-
-
-def network(n=6, seed=0, **settings):
-    keys = jax.random.split(jax.random.key(seed), 4)
-    return fields.EquilibriumModel(
-        encoder=eqx.nn.Linear(3, n, key=keys[0]),
-        field=fields.RecurrentField(n, strength=1.5, asymmetry=0.8, key=keys[1], **settings),
-        decoder=eqx.nn.Linear(n, 2, key=keys[2]),
-    ), (jax.random.normal(keys[3], (5, 3)), jnp.cos(jnp.arange(10.0)).reshape(5, 2))
-
-
-def finite_difference(f, model, h=1e-5):
-    """Directional derivative of `f(model)` along a fixed direction of everything that trains."""
-    trained, held = eqx.partition(model, fields.trainable(model))
-    leaves, tree = jax.tree.flatten(trained)
-    direction = [
-        jnp.cos(jnp.arange(a.size, dtype=a.dtype) + i).reshape(a.shape)
-        for i, a in enumerate(leaves)
-    ]
-
-    def at(s):
-        moved = [a + s * d for a, d in zip(leaves, direction, strict=True)]
-        return f(eqx.combine(jax.tree.unflatten(tree, moved), held))
-
-    return (at(h) - at(-h)) / (2 * h), direction
-
-
-def along(grads, direction):
-    return sum(jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(grads), direction, strict=True))
-
-
-def equilibrium_loss(model, loss, batch):
-    def one(u, y):
-        x = model.encode(u)
-        z = equilibrium(model.field, model.initial(x), x, solver=NewtonKrylov(1e-13), throw=False)
-        return loss(model.decode(z.value), y)
-
-    return jnp.mean(jax.vmap(one)(*batch))
 
 
 def test_oracle_on_the_linear_example_is_exact():

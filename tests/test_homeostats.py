@@ -444,8 +444,7 @@ def test_rails_hold_a_trained_hyperparameter(problem):
     optimiser = optax.chain(optax.sgd(50.0), homeostasis.rails(0.85, 1.05, where=leak))
     step = ej.training.make_step(estimator, optimiser, loss=ej.squared_error)
     create, key = ej.training.TrainState.create, jax.random.key(0)
-    state = create(model, optimiser, key=key, trains=trains)
-    after, _ = step(state, batch)
+    after, _ = step(create(model, optimiser, key=key, trains=trains), batch)
     assert float(leak(after.model)) in (pytest.approx(0.85), pytest.approx(1.05))
     with pytest.raises(ValueError, match="trained"):
         create(model, optimiser, key=key)

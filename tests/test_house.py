@@ -264,3 +264,28 @@ def test_every_module_imports_by_itself():
     for name in names:
         if name != "eqjax.__main__":
             importlib.import_module(name)
+
+
+def test_asymep_is_read_in_nine_steps():
+    """From the call to the nudged force there are no more than nine frames of the package, and the contrast stands in the third."""
+    import jax
+
+    package, deepest = str(Path(eqjax.__file__).parent), [0]
+
+    class Watched(eqjax.AbstractForceField):
+        weight: jax.Array
+
+        def __call__(self, t, z, x):
+            frame, depth = inspect.currentframe(), 0
+            while frame is not None:
+                depth += frame.f_code.co_filename.startswith(package)
+                frame = frame.f_back
+            deepest[0] = max(deepest[0], depth)
+            return x - self.weight * z
+
+    ones = jax.numpy.ones((2, 3))
+    model = eqjax.EquilibriumModel(lambda u: u, Watched(ones[0]), lambda z: z)
+    assert eqjax.AsymEP()(model, eqjax.squared_error, (ones, 2 * ones)).report.accepted.all()
+    assert deepest[0] <= 9
+    text = inspect.getsource(eqjax.gradients.AbstractNudgedEstimator.respond)
+    assert "a = (z₋ - z₊)/2β" in text

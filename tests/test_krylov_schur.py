@@ -7,7 +7,7 @@ import pytest
 import scipy.linalg
 from spectra import KEY, assert_true_pairs, brusselator, matrix, of, sorted_by
 
-from eqjax.stability import RESULTS, krylov_schur, spectrum
+from eqjax.stability import SpectrumResults, krylov_schur, spectrum
 from eqjax.stability._krylov_schur import decompose
 
 # The method
@@ -159,7 +159,7 @@ def test_spaces_smaller_than_ncv():
 def test_giving_up_keeps_what_there_is():
     field, z = brusselator(100)
     found = spectrum(field, z, k=2, ncv=6, max_restarts=3, key=KEY, throw=False)
-    assert found.result == RESULTS.eigenpairs_not_converged and int(found.restarts) == 3
+    assert found.result == SpectrumResults.eigenpairs_not_converged and int(found.restarts) == 3
     assert not found.converged.any() and np.all(found.residuals > 1e-6)
     assert np.all(np.isfinite(found.values))
     with pytest.raises(RuntimeError, match="ncv"):

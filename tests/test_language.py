@@ -11,9 +11,9 @@ from hypothesis import given, strategies as st
 from eqjax import fields
 from eqjax.language import (
     CharTokenizer,
+    _corpus as corpus,
     batches,
     bigram_cross_entropy,
-    corpus,
     equilibrium_lm,
     generate,
     load_corpus,

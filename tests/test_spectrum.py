@@ -22,10 +22,10 @@ from spectra import (
 
 from eqjax.analytic import tree_cast
 from eqjax.stability import (
-    RESULTS,
     Estimate,
     Propagator,
     ShiftInvert,
+    SpectrumResults,
     spectrum,
 )
 
@@ -102,7 +102,7 @@ def test_a_propagator_that_misleads_is_caught():
     a = scipy.linalg.block_diag([[-2.0, 40.0], [-40.0, -2.0]], -np.diag(np.linspace(1, 100, 28)))
     found = of(a, k=2, left=False, transform=Propagator(0.3), throw=False)
     assert np.allclose(found.values, [-2 + 40j, -2 - 40j]) and np.all(found.residuals < 1e-9)
-    assert not found.converged.any() and found.result == RESULTS.eigenpairs_not_converged
+    assert not found.converged.any() and found.result == SpectrumResults.eigenpairs_not_converged
     assert np.allclose(of(a).values[:3], [-1, -2 + 40j, -2 - 40j])
 
 
@@ -173,7 +173,7 @@ def test_a_batch_is_its_samples_and_one_bad_sample_stays_alone():
     assert np.all(batch.converged[np.array([0, 2])]) and not np.any(batch.converged[1])
     assert int(batch.restarts[0]) != int(batch.restarts[2])
     bad = jax.tree.map(lambda leaf: leaf[1], batch.result)
-    assert bad == RESULTS.jacobian_not_finite and np.all(np.isnan(batch.values[1]))
+    assert bad == SpectrumResults.jacobian_not_finite and np.all(np.isnan(batch.values[1]))
     assert str(batch).count("eigenvalue") == 3
 
 

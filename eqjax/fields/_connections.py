@@ -53,6 +53,7 @@ Weight = Float[Array, "_ _"] | SparseWeight
 
 
 def check_weight(weight: Weight, n: int) -> None:
+    """`ValueError` for weights that are not between n neurons."""
     if isinstance(weight, SparseWeight):
         if len(weight.targets) != n:
             raise ValueError(f"`weight` has targets for {len(weight.targets)} neurons of {n}.")

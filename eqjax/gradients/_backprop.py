@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
 
 from ..analytic import tree_cast
 from ..fields import trainable
@@ -20,7 +21,7 @@ from ._estimate import (
 )
 
 
-def called(model: Any, inputs: Any, key: Any) -> Any:
+def called(model: Any, inputs: Any, key: PRNGKeyArray | None) -> Any:
     """`model(inputs)`: of a model that draws nothing."""
     return model(inputs)
 
@@ -42,14 +43,20 @@ class Backprop(AbstractEstimator):
     objective: ClassVar[str] = "output"
     call: Callable[..., Any] = called
     trains: Callable = trainable
-    dtype: Any = eqx.field(static=True, default=None)
+    dtype: DTypeLike | None = eqx.field(static=True, default=None)
 
     def settle(self, field: Any, z0: PyTree[Array], x: PyTree) -> Any:
         """**Raises:** `ValueError`: there is nothing to settle."""
         raise ValueError("A model trained by `Backprop` computes its output at once; call it.")
 
     def __call__(
-        self, model: Any, loss: Callable, batch: tuple, *, key: Any = None, subset: Any = None
+        self,
+        model: Any,
+        loss: Callable,
+        batch: tuple,
+        *,
+        key: PRNGKeyArray | None = None,
+        subset: Bool[Array, " b"] | None = None,
     ) -> GradientEstimate:
         return _backprop(self, model, loss, check_batch(batch), key, subset)
 

@@ -1,12 +1,13 @@
 """Backpropagation through time."""
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import ScalarLike
 
 from ..fields import trainable
 from ..relaxation import relax
@@ -47,7 +48,7 @@ class BPTT(AbstractEstimator):
 
     objective: ClassVar[str] = "finite horizon"
     steps: int = 100
-    step: Any = 0.1
+    step: ScalarLike = 0.1
     solver: dfx.AbstractSolver | Reversible = dfx.Euler()
     truncate: int | None = None
     adjoint: dfx.AbstractAdjoint = dfx.RecursiveCheckpointAdjoint()

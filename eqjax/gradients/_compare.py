@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ._estimate import AbstractEstimator, GradientEstimate
 from ._oracle import OracleAdjoint
@@ -29,7 +29,7 @@ def on_common_samples(
     estimator: AbstractEstimator,
     reference: AbstractEstimator,
     *,
-    key: Any = None,
+    key: PRNGKeyArray | None = None,
 ) -> tuple[GradientEstimate, Float[Array, ""], Float[Array, ""]]:
     """The estimate on the whole batch, and its `agreement` with the reference over the samples both accept.
 
@@ -112,7 +112,7 @@ def compare(
     batch: tuple,
     estimators: Sequence[AbstractEstimator] | Mapping[str, AbstractEstimator],
     *,
-    key: Any = None,
+    key: PRNGKeyArray | None = None,
     reference: AbstractEstimator | None = None,
     repeats: int = 1,
 ) -> Comparison:

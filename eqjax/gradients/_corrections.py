@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree, ScalarLike
 
 from ..analytic import matmul
 from ._estimate import check_key, check_positive
@@ -29,7 +29,7 @@ class AbstractCorrection(eqx.Module):
     def cost(self, size: int) -> tuple[int, int]:
         """Evaluations of F and products that `prepare` and `apply` take, for a state of that size."""
 
-    def check(self, key: Any) -> None:
+    def check(self, key: PRNGKeyArray | None) -> None:
         """Refuse a missing key."""
 
 
@@ -73,7 +73,7 @@ class ProbeCorrection(AbstractCorrection):
     """
 
     probes: int | None = eqx.field(default=None, static=True)
-    radius: Any = None
+    radius: ScalarLike | None = None
 
     def __check_init__(self):
         check_positive(probes=self.probes, radius=self.radius)

@@ -169,7 +169,7 @@ def check_key(key: PRNGKeyArray | None, why: str) -> PRNGKeyArray:
     return key
 
 
-def batch_keys(key: Any, size: int) -> Any:
+def batch_keys(key: PRNGKeyArray | None, size: int) -> Any:
     """A key per sample, or None."""
     return None if key is None else jax.random.split(key, size)
 

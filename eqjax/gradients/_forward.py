@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
 from ..fields import trainable
 from ..relaxation import relax, residual_ratio
@@ -43,7 +43,9 @@ class AbstractEligibility(eqx.Module):
     def cost(self, n: int) -> int:
         """Products with J or ∂F/∂θ (or its transpose) a step."""
 
-    def check(self, n: int, parameters: int, batch: int, itemsize: int, key: Any) -> None:
+    def check(
+        self, n: int, parameters: int, batch: int, itemsize: int, key: PRNGKeyArray | None
+    ) -> None:
         """Refuse what cannot be run."""
         check_key(key, f"`{type(self).__name__}`")
 
@@ -174,7 +176,7 @@ class ForwardEligibility(AbstractEstimator):
 
     objective: ClassVar[str] = "finite horizon"
     steps: int = eqx.field(default=100, static=True)
-    step: Any = 0.1
+    step: ScalarLike = 0.1
     eligibility: AbstractEligibility = ExactEligibility()
     trains: Callable = trainable
 

@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PyTree, ScalarLike
 
 from ..relaxation import RESULTS, Relaxation, residual_ratio
 
@@ -31,7 +31,7 @@ class Reversible(eqx.Module):
         if not 0 < self.coupling < 1:
             raise ValueError(f"`coupling` must lie between 0 and 1, got {self.coupling}.")
 
-    def relax(self, field: Any, z0: PyTree[Array], x: PyTree, *, step: Any, steps: int):
+    def relax(self, field: Any, z0: PyTree[Array], x: PyTree, *, step: ScalarLike, steps: int):
         """`steps` steps of size `step`, with a reverse-mode derivative that reconstructs the states."""
         real = jnp.finfo(jnp.result_type(*jax.tree.leaves(z0))).dtype
         force = eqx.filter_closure_convert(lambda z, x: field(0.0, z, x), z0, x)

@@ -1,12 +1,12 @@
 """Where on the nudge axis the phases settle, and how they are averaged."""
 
 import abc
-from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jax.typing import DTypeLike
+from jaxtyping import Array, ScalarLike
 
 
 class AbstractStencil(eqx.Module):
@@ -76,7 +76,7 @@ class RootsOfUnity(AbstractStencil):
         return nodes, np.full(self.points, 1 / self.points)
 
 
-def relative_radius(radius: Any, order: int, dtype: Any) -> Array:
+def relative_radius(radius: ScalarLike | None, order: int, dtype: DTypeLike) -> Array:
     """How far a nudge displaces the state, relative to its norm: `radius`, or by default a fifth of where rounding,
     ∝ 1/β, meets a stencil's own error, ∝ β^order."""
     default = 0.2 * float(jnp.finfo(dtype).eps) ** (1 / (order + 1))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from jax.typing import DTypeLike
 
 from ._gpt2 import GPT2
 from ._gpt2_config import GPT2Config
@@ -25,7 +26,7 @@ _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = "model-{}-of-{}.safetensors"
 
 
-def load_gpt2(source: str | os.PathLike, *, dtype: Any = None) -> GPT2:
+def load_gpt2(source: str | os.PathLike, *, dtype: DTypeLike | None = None) -> GPT2:
     """Read a GPT-2 language model from a folder in the format of Hugging Face.
 
     Tensor names may carry the prefix `transformer.` or not, and the weights may be sharded.
@@ -228,7 +229,7 @@ def _names(path: tuple[Any, ...], config: GPT2Config) -> list[str]:
     return [".".join((first, *rest)) if rest else f"{first}.weight"]
 
 
-def _filled(config: GPT2Config, tensors: dict[str, Any], dtype: Any) -> GPT2:
+def _filled(config: GPT2Config, tensors: dict[str, Any], dtype: DTypeLike | None) -> GPT2:
     used = set()
 
     def read(name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .. import analytic
@@ -42,7 +43,7 @@ class SlotRecall(eqx.Module):
         eviction: AbstractEviction | None = None,
         horizon: int | None = None,
         threshold: float = 0.0,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
         key: PRNGKeyArray,
     ) -> "SlotRecall":
         """A fresh one: gates at 0, saliences near ½.
@@ -166,7 +167,7 @@ class AttentionWithMemory(AbstractRemembering):
         eviction: AbstractEviction | None = None,
         horizon: int | None = None,
         threshold: float = 0.0,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
         key: PRNGKeyArray,
     ):
         check_heads(width, heads)

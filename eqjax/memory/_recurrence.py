@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from .. import analytic
@@ -31,7 +32,7 @@ class ShortTermMemory(eqx.Module):
         width: int,
         *,
         units: int | None = None,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
         key: PRNGKeyArray,
     ):
         units, dtype = units or width, jnp.result_type(float) if dtype is None else dtype

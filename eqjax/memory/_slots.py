@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from ..language import at_least_float32
@@ -47,7 +48,7 @@ class Slots(eqx.Module):
         )
 
     @staticmethod
-    def empty(shape: tuple[int, ...], heads: int, width: int, dtype: Any) -> "Slots":
+    def empty(shape: tuple[int, ...], heads: int, width: int, dtype: DTypeLike) -> "Slots":
         """Empty slots, `shape` of them."""
         state = jnp.zeros((*shape, heads, width), dtype)
         zero, none = jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool)

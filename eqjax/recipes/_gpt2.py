@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 
 from ..analytic import cross_entropy
 from ..fields import trainable
@@ -257,7 +258,7 @@ def tokenizer_from(about: dict[str, Any]) -> CharTokenizer | BPETokenizer:
     return BPETokenizer(about["byte_pairs"])
 
 
-def pretrained(source: str, *, dtype: Any = None) -> tuple[GPT2, BPETokenizer]:
+def pretrained(source: str, *, dtype: DTypeLike | None = None) -> tuple[GPT2, BPETokenizer]:
     """A saved GPT-2 and its tokenizer, from a folder or by name; `ValueError` if they do not fit one another."""
     folder = resolved(source)
     model, tokenizer = load_gpt2(folder, dtype=dtype), BPETokenizer.load(folder)

@@ -109,7 +109,7 @@ def equilibrium(
         return _refined(
             field, z0, x, solver, precision, adjoint=adjoint, max_steps=max_steps, throw=throw
         )
-    check_structure(z0, jax.eval_shape(lambda z, x: field(0.0, z, x), z0, x))
+    check_structure(z0, jax.eval_shape(eqx.Partial(field, 0.0), z0, x))
     exact = None if precision is None else "highest"
     linear = adjoint_solver(z0)
     # Whatever the field closes over becomes visible to differentiation. The precision of a product is fixed

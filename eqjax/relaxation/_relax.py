@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import optimistix as optx
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
 from ..fields import AbstractSplitField
 from ._residual import RESULTS, residual_ratio
@@ -37,7 +37,7 @@ def relax(
     x: PyTree = None,
     *,
     solver: dfx.AbstractSolver = dfx.Euler(),
-    step: float | Array = 0.1,
+    step: ScalarLike = 0.1,
     controller: dfx.AbstractStepSizeController | None = None,
     steps: int | None = None,
     t1: float | None = None,

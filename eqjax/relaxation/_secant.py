@@ -2,7 +2,6 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from equinox import AbstractVar
 from jax.flatten_util import ravel_pytree
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree, ScalarLike
 
 from ._residual import check_tolerance
@@ -166,7 +166,7 @@ def unit_rows(
 
 # Why a ridge. Directions that agree to rounding make the Gram matrix singular; then their coefficients are
 # huge and of opposite signs, and the step is the rounding of their difference.
-def tikhonov(ridge: ScalarLike | None, dtype: Any) -> Inexact[Array, ""]:
+def tikhonov(ridge: ScalarLike | None, dtype: DTypeLike) -> Inexact[Array, ""]:
     """The ridge as given, or 10 units of rounding."""
     return jnp.asarray(10 * float(jnp.finfo(dtype).eps) if ridge is None else ridge, dtype)
 

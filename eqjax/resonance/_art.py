@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from ..fields import hyperparameter
@@ -51,7 +52,7 @@ class FuzzyART(eqx.Module):
         vigilance: Any = 0.75,
         choice: Any = 1e-3,
         rate: Any = 1.0,
-        dtype: Any = None,
+        dtype: DTypeLike | None = None,
     ) -> "FuzzyART":
         """One without categories.
 

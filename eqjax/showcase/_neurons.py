@@ -8,7 +8,7 @@ import diffrax as dfx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from .. import fields, plots, relaxation
 from ..relaxation import relax
@@ -155,7 +155,7 @@ class LIFShow(AbstractShow):
 KNOWN_RATES = (34.5078032801, 43.6345966244, 62.5542545299, 83.8119568393)
 
 
-def spiking_network(size: int, key: Any):
+def spiking_network(size: int, key: PRNGKeyArray):
     """How many neurons excite, the network, and potentials to start from: a tenth of all pairs are connected."""
     excitatory = size - size // 5
     a, b = jax.random.split(key)
@@ -213,7 +213,9 @@ class KuramotoShow(AbstractShow):
         )
 
 
-def coherence(frequencies: Any, couplings: Any, key: Any, *, step: float = 0.1, duration=120.0):
+def coherence(
+    frequencies: Any, couplings: Any, key: PRNGKeyArray, *, step: float = 0.1, duration=120.0
+):
     """Mean of r over the last third of runs from random phases, one for each coupling."""
     phases = jax.random.uniform(key, frequencies.shape, maxval=2 * jnp.pi)
     ts = jnp.linspace(2 * duration / 3, duration, 200)

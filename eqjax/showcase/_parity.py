@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 from matplotlib.figure import Figure
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from ..fields import AbstractEquilibriumModel, EnergyTransformer, LogCosh
+from ..fields import EnergyTransformer, EnergyTransformerLM, LogCosh
 from ..gradients import OracleAdjoint
 from ..relaxation import GMRES, Anderson, equilibrium
 from ..training import TrainState, make_step
@@ -20,43 +20,29 @@ from ._show import AbstractShow, Shown
 SETTLE, GAIN, CONTRAST = Anderson(rtol=1e-4), 20.0, 10.0
 
 
-class ParityModel(AbstractEquilibriumModel):
-    """Bits `(L,)` to the logits `(2,)` of their parity, the token that follows. Each visible neuron begins to fire at
-    a count of ones of its own; larger embeddings would make the attention take one winner, and lose the count.
+def parity_model(bits: int, width: int = 16, *, key: Array) -> EnergyTransformerLM:
+    """Bits `(L,)` to the logits `(2,)` of their parity, the token that follows, from a start of its own: each visible neuron
+    begins to fire at a count of ones of its own. Larger embeddings would make the attention take one winner, and lose the
+    count.
 
     **Arguments:** `bits`: L. `width`: visible neurons, and memories. `key`: random key of the weights.
     """
-
-    field: EnergyTransformer
-    embedding: Float[Array, "2 D"]
-    readout: Float[Array, "D 2"]
-
-    def __init__(self, bits: int, width: int = 16, *, key: Array):
-        a, b, c = jax.random.split(key, 3)
-        visible = LogCosh(jnp.asarray(GAIN))
-        # Fixed points do not depend on the times; equal ones settle soonest.
-        field = EnergyTransformer(
-            width, width, bits, visible=visible, visible_time=1.0, hidden_time=1.0, key=a
-        )
-        least, most = jnp.array([[0.01], [0.36]]) * (1 + 0.2 * jax.random.normal(b, (2, width)))
-        onset = least + (most - least) * jnp.linspace(0.5 / width, 1 - 0.5 / width, width)
-        start = 0.08 * field.patterns, -onset
-        self.field = eqx.tree_at(lambda f: (f.patterns, f.visible_bias), field, start)
-        self.embedding = jnp.stack([least, most])
-        self.readout = 0.3 * jax.random.normal(c, (width, 2))
-
-    def encode(self, inputs: Int[Array, " l"]) -> Float[Array, "l D"]:
-        return self.embedding[inputs]
-
-    def initial(self, x):
-        return self.field.initial(x)
-
-    def decode(self, z):
-        return CONTRAST * (jax.grad(self.field.visible)(z[0]) @ self.readout)
+    a, b, c = jax.random.split(key, 3)
+    visible = LogCosh(jnp.asarray(GAIN))
+    # Fixed points do not depend on the times; equal ones settle soonest.
+    field = EnergyTransformer(
+        width, width, bits, visible=visible, visible_time=1.0, hidden_time=1.0, key=a
+    )
+    least, most = jnp.array([[0.01], [0.36]]) * (1 + 0.2 * jax.random.normal(b, (2, width)))
+    onset = least + (most - least) * jnp.linspace(0.5 / width, 1 - 0.5 / width, width)
+    where = lambda m: (m.field.patterns, m.field.visible_bias, m.embedding, m.readout)
+    readout = CONTRAST * 0.3 * jax.random.normal(c, (width, 2))
+    start = 0.08 * field.patterns, -onset, jnp.stack([least, most]), readout
+    return eqx.tree_at(where, EnergyTransformerLM(field, 2, key=c), start)
 
 
 @eqx.filter_jit
-def answered(model: ParityModel, strings: Int[Array, "n l"]):
+def answered(model: EnergyTransformerLM, strings: Int[Array, "n l"]):
     """The parity that the settled state answers, for every string, and whether it has settled."""
 
     def one(bits):
@@ -95,7 +81,7 @@ class ParityShow(AbstractShow):
         rate = optax.cosine_decay_schedule(3e-3, self.steps, alpha=0.1)
         optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(rate))
         step = make_step(estimator, optimiser)
-        model = ParityModel(self.bits, key=jax.random.key(self.seed))
+        model = parity_model(self.bits, key=jax.random.key(self.seed))
         state = TrainState.create(model, optimiser, key=jax.random.key(self.seed))
         batch = jnp.asarray(strings[known]), jnp.asarray(parity[known])
         everything, losses, scores = jnp.asarray(strings), [], []

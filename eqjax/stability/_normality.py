@@ -229,6 +229,7 @@ def signs(key, like):
 
 
 def square(v):
+    """`Σ |v|²`."""
     return jnp.sum(jnp.abs(v) ** 2)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, PyTree, ScalarLike
 
 
 def one_step(
@@ -19,7 +19,7 @@ def one_step(
     return solver.step(term, zero, step, z, x, state, made_jump=False)[0]
 
 
-def euler_map(field: Callable[..., Any], step: Any) -> Callable[..., Any]:
+def euler_map(field: Callable[..., Any], step: ScalarLike) -> Callable[..., Any]:
     """`z + ε F(z)` as a function of (t, z, x): its Jacobian has the multipliers `1 + εμ` for eigenvalues."""
 
     def stepped(t, z, x):

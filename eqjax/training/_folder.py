@@ -16,7 +16,7 @@ def checkpoints(folder: str | os.PathLike) -> Path:
 
 
 def holds_run(folder: str | os.PathLike) -> bool:
-    """Whether a folder holds a run that can be opened: one with a complete checkpoint."""
+    """Whether a folder holds a run that can be opened_run: one with a complete checkpoint."""
     if not checkpoints(folder).is_dir():
         return False
     with Checkpoints(checkpoints(folder)) as found:
@@ -64,7 +64,7 @@ def digest(text: str) -> str:
 
 
 @contextlib.contextmanager
-def opened(
+def opened_run(
     folder: Path, commands: Collection[str], step: int | None
 ) -> Iterator[tuple[Checkpoints, dict[str, Any]]]:
     """The checkpoints of a run, and what the one at `step` says about itself; `CheckpointError` if it is no run of one of these

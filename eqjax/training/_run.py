@@ -1,4 +1,4 @@
-"""A training run: started from a recipe, or opened from its folder alone."""
+"""A training run: started from a recipe, or opened_run from its folder alone."""
 
 import dataclasses
 import os
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..gradients import AbstractEstimator
-from ._folder import claim, digest, keep_text, kept_text, opened
+from ._folder import claim, digest, keep_text, kept_text, opened_run
 from ._loop import TrainingReport, fit
 from ._recipe import AbstractRecipe, Evaluation, Material
 from ._step import Step, TrainState, check_finite
@@ -62,7 +62,7 @@ class Run:
         **Raises:** `CheckpointError` if there is no such run or checkpoint, or it or the text beside it is damaged.
         """
         path, kinds = Path(folder), {recipe.command: recipe for recipe in recipes}
-        with opened(path, kinds, step) as (kept, about):
+        with opened_run(path, kinds, step) as (kept, about):
             kind = kinds[about["command"]]
             recipe = dataclasses.replace(kind.from_dict(about["config"], str(path)), out=path)
             material = recipe.recall(kept_text(path, about), about["source"], about)
