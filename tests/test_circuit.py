@@ -3,7 +3,6 @@
 import functools
 import re
 import shutil
-from functools import partial
 
 import chex
 import circuits
@@ -30,8 +29,6 @@ from eqjax.relaxation import relax
 
 UNIT = 1e-3
 GRID = np.linspace(0.0, LAST, 4001)
-
-
 netlists = functools.cache(circuits.netlists)
 
 
@@ -82,11 +79,15 @@ def trace(request):
     return lambda name: circuits.stored(name, netlists()[name])
 
 
+@functools.cache
+def our_trace(name):
+    return np.concatenate(diffrax_trace(*circuits.circuits()[name], GRID), axis=1)
+
+
 def deviation(name, trace):
     """Largest distance of the two traces over the largest voltage, and the last voltages of ngspice."""
     times, theirs = trace(name)
-    ours = np.concatenate(diffrax_trace(*circuits.circuits()[name], GRID), axis=1)
-    ours = np.stack([np.interp(times, GRID, column) for column in ours.T], axis=1)
+    ours = np.stack([np.interp(times, GRID, column) for column in our_trace(name).T], axis=1)
     assert np.ptp(ours, axis=0).max() > 0.4  # something happens
     return np.abs(ours - theirs).max() / np.abs(ours).max(), theirs[-1]
 
@@ -205,4 +206,4 @@ def test_misuse_is_refused():
     with pytest.raises(ValueError, match=r"hidden_row\.leak"):
         to_spice(broken, z0, t1=LAST)
     with pytest.raises(ValueError, match="No SPICE expression"):
-        to_spice(random_memory(0, hidden=partial(jnp.sum)), z0, t1=LAST)
+        to_spice(random_memory(0, hidden=functools.partial(jnp.sum)), z0, t1=LAST)
