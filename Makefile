@@ -5,13 +5,29 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PIP := "$(PY)" -m pip --disable-pip-version-check install --quiet
 
-.PHONY: demo test lint bench clean
+# What `test-latest` and `test-oldest` run, in environments of their own and without the oracles: no torch, no notebooks.
+QUICK := $(wildcard $(addprefix tests/test_,$(addsuffix .py,house analytic fields relaxation solvers gradients nudges \
+	spectrum check training circuit_devices)))
+QUICKLY := -m pytest -o addopts="-n 2 --dist=loadfile --strict-markers -rs --durations=10"
+
+.PHONY: demo test test-latest test-oldest lint bench clean
 
 demo: $(VENV)/.demo
 	"$(PY)" -m eqjax demo
 
 test: $(VENV)/.test
+	@.ci/ngspice
 	"$(PY)" -m pytest
+
+# The newest packages of everything, on the newest Python at hand. Another day's newest: `make clean` first.
+test-latest: .venv-latest/.done
+	.venv-latest/bin/python .ci/requirements.py report
+	.venv-latest/bin/python $(QUICKLY) $(QUICK)
+
+# The oldest packages that pyproject.toml declares, on the oldest Python.
+test-oldest: .venv-oldest/.done
+	.venv-oldest/bin/python .ci/requirements.py report
+	.venv-oldest/bin/python $(QUICKLY) $(QUICK)
 
 lint: $(VENV)/.test
 	"$(PY)" -m ruff check .
@@ -23,7 +39,7 @@ bench: $(VENV)/.demo
 	"$(PY)" benchmarks/step.py
 
 clean:
-	rm -rf "$(VENV)" .jax_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf "$(VENV)" .venv-latest .venv-oldest .jax_cache .pytest_cache .ruff_cache .hypothesis
 
 $(PY):
 	command -v $(PYTHON) >/dev/null && $(PYTHON) -m venv "$(VENV)" || python3 -m venv "$(VENV)"
@@ -37,3 +53,21 @@ $(VENV)/.demo: pyproject.toml | $(PY)
 $(VENV)/.test: pyproject.toml $(VENV)/.demo
 	$(PIP) --editable ".[test]"
 	touch "$@"
+
+.venv-latest/.done: pyproject.toml .ci/requirements.py
+	python=$$(.ci/newest_python 3.13 3.12) || { python="$(PYTHON)"; echo "Going on with $$python."; }; \
+	rm -rf .venv-latest && "$$python" -m venv .venv-latest
+	$(call installed,.venv-latest,newest,--upgrade --upgrade-strategy eager)
+	touch "$@"
+
+.venv-oldest/.done: pyproject.toml .ci/requirements.py
+	rm -rf .venv-oldest && $(PYTHON) -m venv .venv-oldest
+	$(call installed,.venv-oldest,oldest,)
+	touch "$@"
+
+# Without its dependencies: `requirements.py` has just told all of them.
+define installed
+	$(1)/bin/python .ci/requirements.py $(2) >$(1)/requirements.txt
+	$(1)/bin/python -m pip --disable-pip-version-check install --quiet $(3) --requirement $(1)/requirements.txt
+	$(1)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --editable .
+endef

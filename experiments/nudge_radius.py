@@ -2,12 +2,11 @@
 
     python experiments/nudge_radius.py --seeds 0 1 2        # some three minutes a seed on two cores
 
-Trains the demo's block at embedding scale 1 (windows of 32 characters, AsymEP, 400 updates), where it comes near
-to losing its fixed points, and keeps a checkpoint every 50 updates. The first table is of the checkpoint `--at`: the adjoint
-residual of the settled contrast, measured exactly, and the cosine with the oracle, for every radius; the nudged tolerance
-is 1e-4. Only samples whose free phase has settled count. The second table is of every checkpoint: the cosine of
-AsymEP's gradient, over the samples that it accepts, with that of an oracle that accepts every sample, for each
-of `--batches` batches of 16.
+Trains the demo's block at embedding scale 1 (windows of 32, AsymEP), where it comes near to losing its fixed points.
+The first table has, for every radius, the adjoint residual of the settled contrast (measured exactly, over 64 samples) and
+the cosine with the oracle at the checkpoint `--at`; the nudged tolerance is 1e-4. The second has, every 50 updates, the
+cosine of AsymEP's gradient, over the samples that it accepts, with that of an oracle that accepts every sample,
+over 16 batches of 16.
 """
 
 import argparse
@@ -22,6 +21,7 @@ from eqjax.language import batches
 from eqjax.recipes import TrainConfig, open_run
 from eqjax.training import Run
 
+SETTINGS = {"embedding_scale": 1.0, "length": 32, "save_every": 50, "keep": 0}
 RADII = (2e-2, 1e-2, 5e-3, 2e-3, 1e-3, 5e-4, 2e-4, 1e-4)
 FREE = ej.Anderson(rtol=5e-5)
 SETTLED = ej.Accept(free_residual=1e-4, adjoint_residual=float("inf"))
@@ -48,20 +48,18 @@ def radii(model, batch, seed):
             )
 
 
-def owned(model, stream, count, gate, seed, step):
-    cosines, worst, accepted, median = [], [], [], []
+def owned(model, stream, gate, seed, step):
+    cosines, worst, accepted = [], [], []
     asymep = ej.AsymEP(free=FREE, nudged=ej.Anderson(1e-3), accept=gate)
     every = oracle(ej.Accept(float("inf"), float("inf")))
-    for batch in stream[:count]:
+    for batch in stream:
         ours, all_in = (e(model, ej.cross_entropy, batch) for e in (asymep, every))
         cosines.append(float(ej.gradients.agreement(ours.grads, all_in.grads)[0]))
         worst.append(float(jnp.max(all_in.report.free_residual)))
         accepted.append(float(jnp.mean(ours.report.accepted)))
-        median.append(float(jnp.median(ours.report.adjoint_residual)))
     print(
         f"| {seed} | {step} | {np.min(cosines):.3f} | {np.median(cosines):.4f} "
-        f"| {np.mean(np.array(cosines) < 0.95):.0%} | {np.max(worst):.1e} | {np.median(median):.1e} "
-        f"| {np.mean(accepted):.1%} |",
+        f"| {np.mean(np.array(cosines) < 0.95):.0%} | {np.max(worst):.1e} | {np.mean(accepted):.1%} |",
         flush=True,
     )
 
@@ -73,37 +71,25 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--at", type=int, default=150, help="checkpoint of the first table")
-    parser.add_argument("--batches", type=int, default=16, help="batches of the second table")
-    parser.add_argument("--text", type=Path, help="a text file; tiny Shakespeare if not given")
     parser.add_argument("--out", type=Path, default=Path("runs/nudge_radius"))
     options = parser.parse_args()
     for seed in options.seeds:
-        recipe = TrainConfig(
-            out=options.out / str(seed),
-            text=options.text,
-            embedding_scale=1.0,
-            length=32,
-            steps=options.steps,
-            seed=seed,
-            save_every=50,
-            keep=0,
-        )
+        folder = options.out / str(seed)
+        recipe = TrainConfig(out=folder, steps=options.steps, seed=seed, **SETTINGS)
         run = Run.start(recipe)
         run.train()
         draws = batches(run.train_ids, length=32, batch=16, seed=seed + 1)
-        stream = [tuple(map(jnp.asarray, next(draws))) for _ in range(max(4, options.batches))]
+        stream = [tuple(map(jnp.asarray, next(draws))) for _ in range(16)]
         print("\n| seed | contrast | radius | median | ninth decile | worst | cosine | settled |")
         print("|---" * 8 + "|")
         batch = jax.tree.map(lambda *parts: jnp.concatenate(parts), *stream[:4])
-        radii(open_run(recipe.out, TrainConfig, step=options.at).model, batch, seed)
-        print(
-            "\n| seed | step | least cosine | median | below .95 | worst free residual | adjoint | accepted |"
-        )
-        print("|---" * 8 + "|")
+        radii(open_run(folder, TrainConfig, step=options.at).model, batch, seed)
+        print("\n| seed | step | least cosine | median | below .95 | worst residual | accepted |")
+        print("|---" * 7 + "|")
         gate = ej.Accept(recipe.accept_free, recipe.accept_adjoint)
         for step in range(50, options.steps + 1, 50):
-            model = open_run(recipe.out, TrainConfig, step=step).model
-            owned(model, stream, options.batches, gate, seed, step)
+            model = open_run(folder, TrainConfig, step=step).model
+            owned(model, stream, gate, seed, step)
 
 
 if __name__ == "__main__":

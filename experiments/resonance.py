@@ -45,6 +45,7 @@ from eqjax.resonance import (
     nearest_distance,
     squash,
 )
+from eqjax.training import TrainState, make_step
 
 TUNING = 100  # the seed that chooses strengths
 
@@ -268,15 +269,17 @@ def fresh(config, key):
 
 
 @side_by_side
-def begin(law, model, capacity, vigilance):
-    return law.init(model, capacity=capacity, vigilance=vigilance)
+def begin(law, optimiser, model, key, capacity, vigilance):
+    prototypes = law.start(model, capacity=capacity, vigilance=vigilance)
+    return TrainState.create(model, optimiser, key=key, carry=prototypes)
 
 
 @side_by_side
-def read(law, state, rows):
+def read(law, optimiser, state, rows):
     """The state after the batches `rows (steps, b, t + 1)`."""
-    step = lambda state, rows: (law(state, (rows[:, :-1], rows[:, 1:]))[0], None)
-    return jax.lax.scan(step, state, rows)[0]
+    step = make_step(law, optimiser)
+    one = lambda state, rows: (step(state, (rows[:, :-1], rows[:, 1:]))[0], None)
+    return jax.lax.scan(one, state, rows)[0]
 
 
 def next_logits(model, tokens):
@@ -317,9 +320,9 @@ def students(size, seeds, settings, options):
     return fresh(config, keys), keys
 
 
-def laws(options, strength, optimiser=OPTIMISER, stride=None):
+def laws(options, strength, stride=None):
     tap = HeadTap() if options.tap == "head" else LayerTap()
-    one = ARLL(optimiser, tap=tap, stride=stride or options.stride)
+    one = ARLL(tap=tap, stride=stride or options.stride)
     return eqx.tree_at(lambda law: law.strength, one, strength)
 
 
@@ -360,18 +363,19 @@ def read_books(size, data, seeds, options, *, strengths=(), protect=(), **lesson
     law = (
         laws(options, strength) if strengths else laws(options, 0 * strength, stride=options.length)
     )
-    states = begin(law, models, options.capacity if strengths else 1, options.vigilance)
+    capacity = options.capacity if strengths else 1
+    states = begin(law, OPTIMISER, models, keys, capacity, options.vigilance)
     table = []
     for parts in zip(*(lessons(data, s, options, **lesson) for s in seeds), strict=True):
         parts = zip(*parts, strict=True)
         rows, inputs = (jnp.asarray(np.stack(part * len(settings))) for part in parts)
-        states = read(law, states, rows)
+        states = read(law, OPTIMISER, states, rows)
         if protect:
             states = protected(states, inputs[..., :-1], strength, keys)
         held = [for_all(len(keys), *pair) for _, pair in data]
         table.append([cross_entropies(states.model, *pair).mean(axis=1) for pair in held])
     apart = lambda leaf: np.reshape(leaf, (len(settings), len(seeds), *leaf.shape[1:]))
-    return apart(np.moveaxis(np.array(table), 2, 0)), jax.tree.map(apart, states.prototypes)
+    return apart(np.moveaxis(np.array(table), 2, 0)), jax.tree.map(apart, states.carry)
 
 
 def describe(options):
@@ -444,10 +448,11 @@ def text_novelty(options):
     novel = np.arange(inputs.shape[1]) >= len(known[0])
     few = seen[:, :256].reshape(-1, 16, 16, options.length + 1)
 
-    models, _ = students(size, range(options.seeds), settings, options)
+    models, keys = students(size, range(options.seeds), settings, options)
     strength = jnp.asarray(np.repeat(settings, options.seeds), jnp.float32)
-    law, still = laws(options, strength), laws(options, 0 * strength, optax.set_to_zero())
-    models = read(law, begin(law, models, options.capacity, options.vigilance), rows).model
+    law, still, stop = laws(options, strength), laws(options, 0 * strength), optax.set_to_zero()
+    states = begin(law, OPTIMISER, models, keys, options.capacity, options.vigilance)
+    models = read(law, OPTIMISER, states, rows).model
     train, test = (np.asarray(pooled(models, tokens)) for tokens in (seen[..., :-1], inputs))
     pairs = list(zip(train, test, strict=True))
     others = [
@@ -456,7 +461,7 @@ def text_novelty(options):
         np.asarray(cross_entropies(models, inputs, targets)),
     ]
     for vigilance in options.vigilances:
-        art = read(still, begin(still, models, 512, vigilance), few).prototypes
+        art = read(still, stop, begin(still, stop, models, keys, 512, vigilance), few).carry
         own = np.asarray(novelties(still, models, art, inputs))
         scores = np.array([[auroc(one, novel) for one in signal] for signal in (own, *others)])
         scores = scores.reshape(len(signals), len(settings), -1)

@@ -22,6 +22,7 @@ from eqjax import analytic, fields
 from eqjax.analytic import squared_error
 from eqjax.gradients import (
     Accept,
+    AdjointCoordinates,
     AsymEP,
     Averaged,
     Central,
@@ -234,3 +235,17 @@ def test_a_mismatched_device_has_its_own_exact_gradient():
     assert jnp.isclose(along(grads, direction), want, rtol=1e-6)
     nominal = AT_EQUILIBRIUM["asymep"](model, squared_error, batch).grads
     assert agreement(grads.field.field, nominal.field)[1] > 1e-3
+
+
+@pytest.mark.parametrize("contrast", [AdjointCoordinates(), SharedAdjoint(), RawStates()])
+@pytest.mark.parametrize("noise", [None, 1e-2])
+def test_the_nudged_residual_is_that_of_the_noisy_phases(contrast, noise):
+    """What a phase has settled under its own noise is measured under that noise."""
+    model, batch = network()
+    estimate = AsymEP(
+        free=TIGHT,
+        nudged=Nudge(Anderson(1e-11), contrast=contrast),
+        read_noise=noise,
+        accept=Accept(1.0, 1e6),
+    )(model, squared_error, batch, key=jax.random.key(0))
+    assert jnp.max(estimate.report.nudged_residual) < 1e-9

@@ -418,3 +418,17 @@ def test_every_estimator_and_solver_that_has_a_name_works(language_batch):
     for name in typing.get_args(SolverName):
         chosen = build_estimator(dataclasses.replace(base, solver=name, estimator="oracle"))
         assert chosen.settle(model.field, x, x).residual <= 1e-7, name
+
+
+def test_a_start_that_fails_leaves_nothing_and_takes_nothing(config, tmp_path):
+    with pytest.raises(ValueError, match="too short"):
+        Run.start(dataclasses.replace(config, out=tmp_path / "new", length=10**6))
+    assert not (tmp_path / "new").exists()
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "text.txt").write_text("a diary")
+    with pytest.raises(ValueError, match="no run's"):
+        Run.start(dataclasses.replace(config, out=theirs))
+    assert (theirs / "text.txt").read_text() == "a diary"
+    with pytest.raises(ValueError, match="`estimator` must be 'asymep'"):
+        TrainConfig(estimator="nonsense")

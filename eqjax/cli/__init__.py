@@ -6,16 +6,17 @@ _require("cli")
 
 import contextlib
 import dataclasses
+import importlib.metadata
 import io
 import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from ..recipes import RECIPES, AeonSettings, ARLLSettings, GPT2Settings, TrainConfig
+from ..recipes import AeonSettings, ARLLSettings, GPT2Settings, TrainConfig
 from ..training import Settings
 from . import _equilibrium, _gpt2
 from ._checks import as_flags
@@ -75,26 +76,32 @@ def _loaded(settings: type[Settings], path: Path) -> Settings:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of the `eqjax` command."""
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    argv = sys.argv[1:] if argv is None else argv
+    if argv == ["--version"]:
+        print(importlib.metadata.version("eqjax"))
+        return
+    words = next((w for w in _CONFIGURED if tuple(argv[: len(w)]) == w), None)
+    command: Any = _CONFIGURED[words][0] if words else None
     parsing = io.StringIO()  # what the parser says of bad flags, in the settings' own words
     try:
         try:
             with contextlib.redirect_stderr(parsing):
-                command = _parse(sys.argv[1:] if argv is None else argv)
+                command = _parse(argv)
         finally:
-            print(_in_flags(parsing.getvalue()), file=sys.stderr, end="")
+            print(_in_flags(parsing.getvalue(), command), file=sys.stderr, end="")
         _use_compilation_cache()
         _RUN[type(command)](command)
     except BrokenPipeError:
         os._exit(1)
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {_in_flags(str(error))}", file=sys.stderr)
+        print(f"error: {_in_flags(str(error), command)}", file=sys.stderr)
         raise SystemExit(2) from None
 
 
-def _in_flags(message: str) -> str:
-    if message.startswith("--config"):  # a file has names, not flags
+def _in_flags(message: str, command: Any) -> str:
+    if command is None or message.startswith("--config"):  # a file has names, not flags
         return message
-    return as_flags(message, (*_RUN, *_equilibrium.SHOWS, *RECIPES))
+    return as_flags(message, command)
 
 
 def _use_compilation_cache() -> None:

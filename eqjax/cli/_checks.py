@@ -2,25 +2,36 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable
 from typing import Any
 
 from ..training import AbstractRecipe, Run
 
 
-def as_flags(message: str, commands: Iterable[type]) -> str:
-    """A message of the library, which speaks of `arguments`, in the --flags of these commands."""
-    flags = set()
-    for command in commands:
-        flags |= {field.name for field in dataclasses.fields(command)}
+def as_flags(message: str, command: Any) -> str:
+    """A message of the library, which speaks of `arguments`, in the --flags of a command (an instance, or its class)."""
+    flags = _flags(command)
     flag = lambda m: "--" + m[1].replace("_", "-") if m[1] in flags else m[0]
     return re.sub(r"`(\w+)`", flag, message)
 
 
-def begun(command: Any, recipe: type[AbstractRecipe]) -> Run:
+def _flags(command: Any) -> set[str]:
+    found = set()
+    for field in dataclasses.fields(command):
+        value = getattr(command, field.name, None)
+        if value is None and field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        if dataclasses.is_dataclass(value):
+            found |= _flags(value)
+        elif field.default is not dataclasses.MISSING:  # what has none is positional
+            found.add(field.name)
+    return found
+
+
+def begun(command: Any) -> Run:
     """The run that a training command starts, or goes on with."""
     if not command.resume:
         return Run.start(command.settings)
+    recipe: type[AbstractRecipe] = type(command.settings)
     if command.settings != recipe():
         raise ValueError(
             "--resume goes on with the settings of its run and takes no others; leave the other flags out."

@@ -32,7 +32,7 @@ class GPT2TrainCommand:
 class AeonCommand(GPT2TrainCommand):
     """Train a GPT-2 with AEON: internal recurrence attention, and a rate, momentum and noise that follow the loss.
 
-    The run's folder is as of `eqjax gpt2 train`.
+    The run's folder gets config.yaml, metrics.jsonl and checkpoints, which --resume goes on from.
     """
 
     settings: tyro.conf.OmitArgPrefixes[AeonSettings] = dataclasses.field(
@@ -117,7 +117,7 @@ def _train(command: GPT2TrainCommand) -> None:
     from ..demo import progress_bar, train_with_bar
     from ..language import bigram_cross_entropy
 
-    run = begun(command, type(command.settings))
+    run = begun(command)
     console = Console()
     console.print(f"Text: {run.material.source}; writing to {run.recipe.out}.")
     with progress_bar(console, "loss {task.fields[loss]}") as progress:

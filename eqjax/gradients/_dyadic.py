@@ -41,7 +41,7 @@ class DyadicEP(AbstractEquilibriumEstimator):
         check_positive(radius=self.radius)
 
     def respond(self, model, loss, inputs, target, key):
-        sample = Sample.encoded(model, loss, inputs, target, key)
+        sample = Sample.encoded(model, loss, inputs, target)
         real = jnp.finfo(jnp.result_type(*jax.tree.leaves(sample.z0))).dtype
         radius = relative_radius(self.radius, 2, real)
         first = optx.two_norm(jax.grad(sample.loss)(sample.z0))

@@ -49,7 +49,7 @@ class EnergyEP(AbstractNudgedEstimator):
             )
 
     def respond(self, model, loss, inputs, target, key):
-        sample = Sample.encoded(model, loss, inputs, target, key)
+        sample = Sample.encoded(model, loss, inputs, target)
         free = self.settle_freely(sample)
 
         def descent(t, state, x):

@@ -94,7 +94,8 @@ class AbstractEstimator(eqx.Module):
 
     `loss(outputs, targets)` is the scalar of one sample; `batch = (inputs, targets)` has a leading batch axis;
     `key` is for estimators that draw random numbers; `subset`, bool `(B,)`, leaves samples out beforehand.
-    `objective` says what is differentiated: "equilibrium" `L(z*)` or "finite horizon" `L(z_T)`. An estimator that
+    `objective` says what is differentiated: "equilibrium" `L(z*)`, "finite horizon" `L(z_T)`, or "output" where
+    nothing settles. An estimator that
     remembers from batch to batch has `start(model, …) -> carry` and takes that `carry`, too.
     """
 

@@ -1,5 +1,7 @@
 """Is a function holomorphic in its first argument, and if not, which operation is to blame?"""
 
+import itertools
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -10,42 +12,41 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import PyTree
 
-# They order complex numbers, or choose by an order: piecewise, whatever their local derivative.
-_ORDERED = {"max", "min", "clamp", "sort", "reduce_max", "reduce_min", "cummax", "cummin", "top_k"}
-_COMPARED = {"lt", "le", "gt", "ge", "argmax", "argmin", "sign", "floor", "ceil", "round"}
-_NESTED = ("jaxpr", "call_jaxpr", "fun_jaxpr")
-_CALLS = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "remat"}
-
-
-class _Node(NamedTuple):
-    """One result in the traced function: the operation, what it was made from, and whether it can move."""
-
-    operation: str
-    parents: list["_Node"]
-    measured: int | None = None  # where its tangents' size and defect are found
+# They order numbers, or fold by an order: holomorphic in pieces, whatever their local derivative.
+_ORDERS = re.compile("max|min|sort|top_k|clamp|select_and|^rem$|^abs$")
+_JUMPS = {"sign", "floor", "ceil", "round"}
+# Constant but on a thin set; or, like pivots, undone by the factors that come with them.
+_THIN = {"eq", "ne", "is_finite", "lu"}
+_JAXPRS = (jex.core.Jaxpr, jex.core.ClosedJaxpr)
 
 
 class _Value(NamedTuple):
-    """A value with its tangents along v and along iv; None where it does not move."""
+    """A value, how it depends on the state, and its tangents along v and along iv; None where it does not move.
+
+    `kind`: None if not at all, "" if it moves with the state; else it only jumps, and this operation made it so.
+    """
 
     value: Any
-    node: _Node
+    kind: str | None = None
     along: Any = None
     across: Any = None
+    blame: str | None = None
 
 
-# Why operation by operation, and not the Cauchy–Riemann equations of the result alone. Those hold almost
-# everywhere for a maximum that compares real parts, which is holomorphic in pieces; and they do not name the
+# Why operation by operation, and not the Cauchy–Riemann equations of the result alone: those do not name the
 # culprit. Why not a list of forbidden operations alone: a real part may be undone, and a stabilising shift
-# cancels. Why at all: a contrast of nudges in the complex plane is a Cauchy average, and of a function that
-# is not holomorphic it is a plausible, wrong gradient.
+# cancels. Why choices apart: a maximum, a mask, a branch is holomorphic in pieces, and the equations hold
+# almost everywhere. So each is made otherwise, and it matters if the result then changes. Why at all: a
+# contrast of nudges in the complex plane is a Cauchy average, and of a function that is not holomorphic it
+# is a plausible, wrong gradient.
 def check_holomorphic(function: Callable, z: PyTree, *args: PyTree, name: str) -> None:
     """Refuse a function of `z` that is not holomorphic, by the Cauchy–Riemann equations at a random point.
 
-    Every operation of the traced function is followed with tangents along v and iv: where the second is not i
-    times the first the value is not holomorphic, and the first such operation that the result depends on is
-    the offender. A real part that is put together again, or a shift under `stop_gradient` that cancels, does
-    no harm.
+    Every operation of the traced function is followed with tangents along v and iv, through calls, loops and
+    branches: where the second is not i times the first the value is not holomorphic, and the first such operation
+    that the result depends on is the offender. A real part that is put together again, or a shift under
+    `stop_gradient` that cancels, does no harm. A choice that the state decides (a maximum, a comparison, rounding,
+    a branch) does if the result changes when it is made otherwise.
 
     **Arguments:** `z`, `args`: arrays or their shapes (`jax.ShapeDtypeStruct`); values are drawn at random. `name`:
     what the function is called in the message.
@@ -65,41 +66,15 @@ def check_holomorphic(function: Callable, z: PyTree, *args: PyTree, name: str) -
             "`eqjax.analytic`, or use a real estimator such as AsymEP."
         ) from error
     draw = _Draw()
-    moving = len(jax.tree.leaves(point))
     inputs = [draw(aval) for aval in closed.in_avals]
-    tangents = [draw(aval) for aval in closed.in_avals[:moving]]
+    tangents = [draw(aval) for aval in closed.in_avals[: len(jax.tree.leaves(point))]]
     consts = [draw.realised(const) for const in closed.consts]
-    nodes: list[_Node] = []
-
-    def follow(inputs, tangents, consts):
-        measures: list = []
-        still = lambda v: _Value(v, _Node("argument", []))
-        moved = [
-            _Value(v, _Node("state", []), t, 1j * t) for v, t in zip(inputs, tangents, strict=False)
-        ]
-        outputs = _follow(
-            closed.jaxpr, [*map(still, consts)], [*moved, *map(still, inputs[moving:])], measures
-        )
-        nodes.extend(out.node for out in outputs)
-        # `stop_gradient` leaves zero tangents, and zero is holomorphic: only the values betray it.
-        gap = _gap(closed.jaxpr, consts, inputs, tangents, [out.along for out in outputs])
-        return jnp.stack(measures) if measures else jnp.zeros((0, 2)), gap
-
-    with jax.numpy_dtype_promotion("standard"):
-        # It runs once: there is nothing to be optimised.
-        program = jax.jit(follow).lower(inputs, tangents, consts)
-        program: Any = program.compile({"xla_backend_optimization_level": 0})  # pyright: ignore[reportArgumentType]
-        measures, gap = map(np.asarray, program(inputs, tangents, consts))
-    eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in tangents)
-    verdicts: dict[int, tuple[str | None, bool]] = {}
-    found = (_judge(node, measures, 1e3 * eps, verdicts)[0] for node in nodes)
-    blame = next((name for name in found if name), None)
-    # Central differences with h = eps^⅓ err by eps^⅔; the factor is for third derivatives. NaN fails.
-    if blame is None and not gap <= 300 * eps ** (2 / 3):
-        blame = "stop_gradient"
+    # It may be called while something is traced; its own numbers are known.
+    with jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
+        blame = _blame(closed.jaxpr, consts, inputs, tangents)
     if blame is not None:
         raise ValueError(
-            f"The {name} is not holomorphic, because of the operation `{blame}`: a complex nudge would give a wrong "
+            f"The {name} is not holomorphic, because of the operation {blame}: a complex nudge would give a wrong "
             "gradient. Write it with the functions of `eqjax.analytic`, or use a real estimator such as AsymEP."
         )
 
@@ -130,93 +105,352 @@ class _Draw:
         return np.asarray(self.rng.uniform(0.1, 0.9, aval.shape), aval.dtype)
 
 
-def _follow(jaxpr, consts: list[_Value], inputs: list[_Value], measures: list) -> list[_Value]:
-    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
+def _blame(jaxpr, consts, inputs, tangents) -> str | None:
+    """The operation because of which the results are not holomorphic, if they are not."""
+    eps = max(float(jnp.finfo(t.dtype).eps) for t in tangents)
 
-    def read(atom):
-        if isinstance(atom, jex.core.Literal):
-            return _Value(atom.val, _Node("literal", []))
-        return known[atom]
+    def follow(moved, tangents=itertools.repeat(None), seeds=None, trial=0):
+        run = _Run(1e3 * eps, seeds or {}, trial)
+        state = [
+            _Value(v, "", t, None if t is None else 1j * t)
+            for v, t in zip(moved, tangents, strict=False)
+        ]
+        still = [_Value(v) for v in inputs[len(moved) :]]
+        return run.follow(jaxpr, [_Value(c) for c in consts], [*state, *still]), run
 
-    for equation in jaxpr.eqns:
-        outs = _apply(jaxpr, equation, [read(atom) for atom in equation.invars], measures)
-        known.update(zip(equation.outvars, outs, strict=True))
-    return [read(atom) for atom in jaxpr.outvars]
+    moved = inputs[: len(tangents)]
+    outs, run = follow(moved, tangents)
+    for out in outs:
+        if out.blame:
+            return out.blame
+    values = [np.asarray(out.value) for out in outs]
+
+    def hides():
+        # A zero tangent is holomorphic: that it hides a dependence only the values betray. Central differences
+        # with h = eps^⅓ err by eps^⅔; the factor is for third derivatives.
+        h = eps ** (1 / 3)
+        for direction in (1, 1j):
+            ends = [
+                follow([v + s * h * direction * t for v, t in zip(moved, tangents, strict=True)])[0]
+                for s in (1, -1)
+            ]
+            for out, up, down in zip(outs, *ends, strict=True):
+                slope = (np.asarray(up.value) - np.asarray(down.value)) / (2 * h * direction)
+                tangent = np.zeros_like(slope) if out.along is None else np.asarray(out.along)
+                size = sum(_size(a) for a in (out.value, slope, tangent))
+                # Negated, so that NaN fails.
+                if not _size(slope - tangent) <= 300 * eps ** (2 / 3) * size:
+                    return True
+        return False
+
+    if run.hidden and hides():
+        return run.hidden[0]
+
+    places = {place: seed for seed, place in enumerate(run.choices)}
+    largest = _scale(values)
+
+    def matters(chosen, trials):
+        for trial in range(trials):
+            others, _ = follow(moved, seeds={p: places[p] for p in chosen}, trial=trial)
+            gaps = [_size(np.asarray(o.value) - v) for o, v in zip(others, values, strict=True)]
+            if not all(gap <= 1e3 * eps * largest for gap in gaps):
+                return True
+        return False
+
+    # Random numbers do not cancel: together, at the price of one. What is true or false may, and goes alone.
+    numbers = [place for place in places if not place[-1]]
+    if numbers and matters(numbers, 1):
+        alone = (run.choices[place] for place in numbers if matters([place], 1))
+        return next(alone, run.choices[numbers[0]])
+    decided = (place for place in places if place[-1] and matters([place], 4))
+    return next((run.choices[place] for place in decided), None)
 
 
-def _apply(jaxpr, equation, inputs: list[_Value], measures: list) -> list[_Value]:
-    operation = equation.primitive.name
-    if operation in _CALLS:
-        # What is called is followed, so that the operation at fault is named and not the call; a `custom_jvp`
-        # by what it computes, not by its rule. Loops and branches are judged as a whole, by their derivative.
-        inner = next(equation.params[key] for key in _NESTED if key in equation.params)
-        consts = [_Value(c, _Node("literal", [])) for c in getattr(inner, "consts", ())]
-        return _follow(getattr(inner, "jaxpr", inner), consts, inputs, measures)
-    run = _alone(jaxpr, equation)
-    moved = [i for i, v in enumerate(inputs) if v.along is not None]
-    parents = [v.node for v in inputs]
+# Why not one compiled program: its compilation takes longer than all there is to compute, and on long chains
+# it grows faster than they. And with numbers at hand a loop is a loop, and a branch is taken.
+class _Run:
+    """An evaluation of a traced function, in which the choices at the places in `seeds` are made otherwise.
 
-    def call(*moving):
+    Found on the way: `choices`, by their place, and `hidden`, operations whose derivative is zero though their value
+    depends on the state.
+    """
+
+    def __init__(self, tolerance: float, seeds: dict[tuple, int], trial: int):
+        self.tolerance, self.seeds, self.trial = tolerance, seeds, trial
+        self.choices: dict[tuple, str] = {}
+        self.hidden: list[str] = []
+        self.place, self.within = (), ""
+
+    def follow(self, jaxpr, consts: list[_Value], inputs: list[_Value]) -> list[_Value]:
+        known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
+        last = {atom: i for i, e in enumerate(jaxpr.eqns) for atom in e.invars if _named(atom)}
+        last |= dict.fromkeys(filter(_named, jaxpr.outvars))
+
+        def read(atom):
+            return known[atom] if _named(atom) else _Value(np.asarray(atom.val, atom.aval.dtype))
+
+        for i, equation in enumerate(jaxpr.eqns):
+            outs = self.apply(jaxpr, equation, [read(atom) for atom in equation.invars])
+            known.update(zip(equation.outvars, outs, strict=True))
+            # A large model must not be kept with all that was computed on the way.
+            for atom in filter(_named, equation.invars):
+                if last[atom] == i:
+                    known.pop(atom, None)
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def enter(self, program, inputs: list[_Value]) -> list[_Value]:
+        consts = [_Value(c) for c in getattr(program, "consts", ())]
+        return self.follow(getattr(program, "jaxpr", program), consts, inputs)
+
+    def apply(self, jaxpr, equation, inputs: list[_Value]) -> list[_Value]:
+        outside = self.place, self.within
+        self.place = (*self.place, id(equation))
+        inner = _called(equation)
+        match equation.primitive.name:
+            case "scan":
+                outs = self.scan(equation, inputs)
+            case "while":
+                outs = self.loop(equation, inputs)
+            case "cond":
+                outs = self.branch(equation, inputs)
+            case _ if inner is not None:
+                # Followed, so that the operation at fault is named and not the call; what has a derivative of its
+                # own by what it computes, not by its rule.
+                title = str(equation.params.get("name", ""))
+                if title.isidentifier() and not title.startswith("_"):
+                    self.within = title
+                outs = self.enter(inner, inputs)
+            case _:
+                outs = self.operate(jaxpr, equation, inputs)
+        self.place, self.within = outside
+        return outs
+
+    def operate(self, jaxpr, equation, inputs: list[_Value]) -> list[_Value]:
+        name = equation.primitive.name
+        kind = _joined(v.kind for v in inputs)
+        numbers = any(_inexact(out.aval) for out in equation.outvars)
         values = [v.value for v in inputs]
-        for i, value in zip(moved, moving, strict=True):
-            values[i] = value
-        return run(*values)
+        # Where something is made of it, not where it is decided: a comparison does no harm by itself.
+        decided = [
+            i for i, v in enumerate(inputs) if v.kind and _countable(equation.invars[i].aval)
+        ]
+        if decided and numbers and (rng := self.turned(name, inputs[decided[0]].kind)):
+            for i in decided:
+                values[i] = self.otherwise(values[i], rng)
+        run = _alone(jaxpr, equation)
+        moved = [i for i, v in enumerate(inputs) if v.along is not None]
+        along = across = itertools.repeat(None)
+        if moved:
 
-    if not moved:
-        return [_Value(out, _Node(operation, parents)) for out in call()]
-    here = tuple(inputs[i].value for i in moved)
-    # One operation at a time, with the tangents that reach it: where the defect begins is where it is made.
-    outs, push = jax.linearize(call, *here)
-    along = push(*(inputs[i].along for i in moved))
-    across = push(*(inputs[i].across for i in moved))
-    results = []
-    for out, t, s in zip(outs, along, across, strict=True):
-        if not jnp.issubdtype(out.dtype, jnp.inexact):
-            results.append(_Value(out, _Node(operation, parents)))
-            continue
-        # For a holomorphic value the tangent along iv is i times that along v.
-        size, defect = (jnp.max(jnp.abs(a), initial=0) for a in (jnp.stack([t, s]), s - 1j * t))
-        measures.append(jnp.stack([size, defect]))
-        results.append(_Value(out, _Node(operation, parents, len(measures) - 1), t, s))
-    return results
+            def call(*moving):
+                return run(
+                    *(dict(enumerate(values)) | dict(zip(moved, moving, strict=True))).values()
+                )
 
+            # One operation at a time, with the tangents that reach it: where the defect begins it is made.
+            here = tuple(values[i] for i in moved)
+            try:
+                outs, along = jax.jvp(call, here, tuple(inputs[i].along for i in moved))
+                _, across = jax.jvp(call, here, tuple(inputs[i].across for i in moved))
+            except (TypeError, NotImplementedError):
+                # Without a derivative for complex numbers, as a maximum is in some versions of JAX: at fault.
+                outs = run(*values)
+                along = across = [np.full(np.shape(out), np.nan) for out in outs]
+        else:
+            outs = run(*values)
+        if kind is not None and numbers and _chooses(equation) and (rng := self.turned(name)):
+            scale = 0.1 * (_scale((*values, *outs)) or 1.0)
+            outs = [self.otherwise(a, rng, scale) if _inexact(a) else a for a in outs]
+        blame = next((v.blame for v in inputs if v.blame), None)
+        return [
+            self.measured(_Value(out, _kind(name, kind, out), t, s, blame), name)
+            for out, t, s in zip(outs, along, across, strict=False)
+        ]
 
-def _judge(node: _Node, measures, tolerance: float, verdicts: dict) -> tuple[str | None, bool]:
-    """The operation to blame if this value is not holomorphic, and whether it is a choice by an order."""
+    def measured(self, value: _Value, name: str) -> _Value:
+        """The value, blamed only if it is not holomorphic: a defect that later cancels is none."""
+        if value.along is None or not _inexact(value.value):
+            return value._replace(along=None, across=None, blame=None)
+        along, across = np.asarray(value.along), np.asarray(value.across)
+        size = np.maximum(_size(along), _size(across))
+        if size == 0:
+            if value.kind == "":
+                self.hidden.append(self.label(name))
+            return value._replace(along=None, across=None, blame=None)
+        # For a holomorphic value the tangent along iv is i times that along v. Negated, so that NaN is blamed.
+        sound = _size(across - 1j * along) <= self.tolerance * size
+        # Ancestors lend the name.
+        return value._replace(blame=None if sound else value.blame or self.label(name))
 
-    def moves(node):
-        return node.operation == "state" or (
-            node.measured is not None and measures[node.measured][0] > 0
+    def label(self, name: str, by: str | None = None) -> str:
+        inside = f" in `{self.within}`" if self.within not in ("", name) else ""
+        return f"`{name}`" + (f", decided by `{by}`" if by else "") + inside
+
+    def turned(self, name: str, by: str | None = None) -> np.random.Generator | None:
+        """Note a choice; random numbers if it is to be made otherwise here."""
+        place = (*self.place, by is not None)
+        self.choices[place] = self.label(name, by)
+        return (
+            np.random.default_rng((self.trial, self.seeds[place])) if place in self.seeds else None
         )
 
-    # By identity: else a value that is used twice would be judged twice, and so all before it.
-    if id(node) not in verdicts:
-        parents = [_judge(parent, measures, tolerance, verdicts) for parent in node.parents]
-        choice = any(chosen for _, chosen in parents)
-        blamed = next((name for name, _ in parents if name), None)
-        if node.measured is None:  # it does not move: an integer, a boolean, or made of constants
-            # A comparison of moving values is harmless by itself: it matters if something is selected by it.
-            compared = node.operation in _COMPARED and any(map(moves, node.parents))
-            verdicts[id(node)] = None, choice or compared
-        else:
-            size, defect = measures[node.measured]
-            # Holomorphic on either side of the choice, so the defect is 0: these are told by name.
-            ordered = node.operation in _ORDERED or (node.operation == "select_n" and choice)
-            # What was chosen by an order stays so, whatever is done with it.
-            stained = blamed in _ORDERED | {"select_n"}
-            if size == 0:
-                verdicts[id(node)] = None, choice
-            # A defect that later cancels is none: the value at hand decides, ancestors lend the name.
-            elif defect > tolerance * size or ordered or stained:
-                verdicts[id(node)] = blamed or node.operation, False
-            else:
-                verdicts[id(node)] = None, False
-    return verdicts[id(node)]
+    def otherwise(self, value, rng, scale: float | None = None):
+        value = np.asarray(value)
+        if scale is not None:
+            return value + (scale * rng.normal(size=value.shape)).astype(value.dtype)
+        # All one way, all the other, then at random: a count may stay as it was.
+        one = (1, -1)[self.trial] if self.trial < 2 else rng.choice((1, -1), size=value.shape)
+        one = np.broadcast_to(one, value.shape)
+        return value ^ (one > 0) if value.dtype == bool else value + one.astype(value.dtype)
+
+    def scan(self, equation, inputs: list[_Value]) -> list[_Value]:
+        body = equation.params["jaxpr"]
+        # What is sliced, and what is stacked, has an axis more than in the body. Told by that, since the parameters
+        # that say so are not the same in all versions of JAX.
+        split = [a.aval.ndim > b.ndim for a, b in zip(equation.invars, body.in_avals, strict=True)]
+        piled = [
+            a.aval.ndim > b.ndim for a, b in zip(equation.outvars, body.out_avals, strict=True)
+        ]
+        carried, first = piled.count(False), split.count(False)
+        fixed, carry = inputs[: first - carried], inputs[first - carried : first]
+        rows = []
+        turns = range(equation.params["length"])
+        for i in reversed(turns) if equation.params["reverse"] else turns:
+            outs = self.enter(body, [*fixed, *carry, *(_row(v, i) for v in inputs[first:])])
+            carry = outs[:carried]
+            rows.append(outs[carried:])
+        if equation.params["reverse"]:
+            rows.reverse()
+        if not rows:
+            empty = [np.zeros(out.aval.shape, out.aval.dtype) for out in equation.outvars[carried:]]
+            return [*carry, *map(_Value, empty)]
+        return [
+            *carry,
+            *(self.measured(_stacked(column), "scan") for column in zip(*rows, strict=True)),
+        ]
+
+    def loop(self, equation, inputs: list[_Value]) -> list[_Value]:
+        test, body = equation.params["cond_jaxpr"], equation.params["body_jaxpr"]
+        first = equation.params["cond_nconsts"]
+        second = first + equation.params["body_nconsts"]
+        carry = inputs[second:]
+        trips = 0
+        while True:
+            [go] = self.enter(test, [*inputs[:first], *carry])
+            # Where the state decides the end it might never come in a state made otherwise.
+            if not go.value or (go.kind and trips >= 1000):
+                break
+            carry = self.enter(body, [*inputs[first:second], *carry])
+            trips += 1
+        # One more, which of a loop that has converged changes nothing.
+        if go.kind and self.turned("while", go.kind):
+            carry = self.enter(body, [*inputs[first:second], *carry])
+        return [_decided(v, go.kind) for v in carry]
+
+    def branch(self, equation, inputs: list[_Value]) -> list[_Value]:
+        index, *operands = inputs
+        branches = equation.params["branches"]
+        taken = min(max(int(index.value), 0), len(branches) - 1)
+        if index.kind and self.turned("cond", index.kind):
+            taken = (taken + 1 + self.trial) % len(branches)
+        return [_decided(v, index.kind) for v in self.enter(branches[taken], operands)]
+
+
+def _named(atom) -> bool:
+    return not isinstance(atom, jex.core.Literal)
+
+
+def _inexact(a) -> bool:
+    return jnp.issubdtype(a.dtype, jnp.inexact)
+
+
+def _countable(a) -> bool:
+    return jnp.issubdtype(a.dtype, jnp.integer) or a.dtype == bool
+
+
+def _size(a) -> float:
+    a = np.asarray(a) if _inexact(a) else np.zeros(0)
+    return float(np.max(np.abs(a), initial=0))
+
+
+def _scale(arrays) -> float:
+    """The largest finite magnitude: a masked entry is -inf."""
+    return max((_size(np.where(np.isfinite(a), a, 0)) for a in arrays if _inexact(a)), default=0.0)
+
+
+def _joined(kinds) -> str | None:
+    """How something depends on the state that is made of these."""
+    return min((kind for kind in kinds if kind is not None), default=None)
+
+
+def _kind(name: str, kind: str | None, out) -> str | None:
+    if kind == "" and not _inexact(out):
+        return None if name in _THIN else name
+    return name if kind == "" and name in _JUMPS else kind
+
+
+def _decided(value: _Value, by: str | None) -> _Value:
+    """A value for which `by` decided how it was made."""
+    jumps = by and (value.kind is None or not _inexact(value.value))
+    return value._replace(kind=by) if jumps else value
+
+
+def _called(equation):
+    """The program of an operation that does nothing but run it: of a call, whatever its name."""
+    inner = [p for p in equation.params.values() if isinstance(p, _JAXPRS)]
+    if len(inner) != 1:
+        return None
+    program: Any = getattr(inner[0], "jaxpr", inner[0])
+    ours, theirs = (
+        [(v.aval.shape, v.aval.dtype) for v in (*e.invars, *e.outvars)] for e in (equation, program)
+    )
+    return inner[0] if ours == theirs else None
+
+
+def _chooses(equation, inside: bool = False) -> bool:
+    """Whether an operation orders or jumps, by itself or in a program that it carries and that is not followed."""
+    name = equation.primitive.name
+    # A linear solve returns the solution, in whatever order it was found.
+    if name in _THIN or name == "custom_linear_solve":
+        return False
+    compares = any(_inexact(v.aval) for v in equation.invars) and not all(
+        _inexact(v.aval) for v in equation.outvars
+    )
+    if _ORDERS.search(name) or name in _JUMPS or (inside and compares):
+        return True
+    carried = (p for p in jax.tree.leaves(equation.params) if isinstance(p, _JAXPRS))
+    return any(_chooses(e, True) for p in carried for e in getattr(p, "jaxpr", p).eqns)
+
+
+def _host(a):
+    return a if jnp.issubdtype(a.dtype, jax.dtypes.extended) else np.asarray(a)
+
+
+def _row(v: _Value, i: int) -> _Value:
+    along, across = (None if t is None else _host(t)[i] for t in (v.along, v.across))
+    return v._replace(value=_host(v.value)[i], along=along, across=across)
+
+
+def _stacked(rows: tuple[_Value, ...]) -> _Value:
+    def pile(arrays):
+        arrays = [_host(a) for a in arrays]
+        return np.stack(arrays) if isinstance(arrays[0], np.ndarray) else jnp.stack(arrays)
+
+    moves = any(row.along is not None for row in rows)
+    zero = np.zeros_like(_host(rows[0].value)) if moves else None
+    along, across = (
+        pile([zero if t is None else t for t in tangents]) if moves else None
+        for tangents in ([row.along for row in rows], [row.across for row in rows])
+    )
+    blame = next((row.blame for row in rows if row.blame), None)
+    return _Value(
+        pile([r.value for r in rows]), _joined(r.kind for r in rows), along, across, blame
+    )
 
 
 def _alone(jaxpr, equation):
     """One equation of a program, as a function of all its operands, literals included."""
-    names = dict.fromkeys(a for a in equation.invars if not isinstance(a, jex.core.Literal))
+    names = dict.fromkeys(filter(_named, equation.invars))
     short = jaxpr.replace(
         constvars=[],
         invars=list(names),
@@ -229,28 +463,7 @@ def _alone(jaxpr, equation):
 
     def call(*values):
         # An operand that occurs twice is one argument; literals are part of the equation.
-        pairs = zip(equation.invars, values, strict=True)
-        given = {a: v for a, v in pairs if not isinstance(a, jex.core.Literal)}
+        given = {a: v for a, v in zip(equation.invars, values, strict=True) if _named(a)}
         return run(*(given[name] for name in names))
 
     return call
-
-
-def _gap(jaxpr, consts, inputs, tangents, along):
-    """How far the tangents are from what the values do: far where `stop_gradient` hides a dependence."""
-    run = jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(jaxpr, consts))
-    eps = max(float(jnp.finfo(t.dtype).eps) for t in tangents)
-    h = eps ** (1 / 3)
-
-    def at(step):
-        moved = [v + step * t for v, t in zip(inputs, tangents, strict=False)]
-        return run(*moved, *inputs[len(tangents) :])
-
-    gaps = [jnp.zeros(())]
-    for direction in (1, 1j):
-        for up, down, tangent in zip(at(h * direction), at(-h * direction), along, strict=True):
-            slope = (up - down) / (2 * h * direction)
-            tangent = jnp.zeros_like(slope) if tangent is None else tangent
-            size = 1 + jnp.max(jnp.abs(tangent), initial=0) + jnp.max(jnp.abs(slope), initial=0)
-            gaps.append(jnp.max(jnp.abs(slope - tangent), initial=0) / size)
-    return jnp.max(jnp.stack([gap.astype(float) for gap in gaps]))

@@ -109,9 +109,7 @@ class AdjointCoordinates(AbstractContrast):
 
         def left(step, residual):
             # The nudged force at z* - βa is F(z*) - β · (what the phase still has to settle).
-            return optx.two_norm(
-                jax.tree.map(lambda f0, r: f0 - step * r, response.force0, residual)
-            )
+            return optx.two_norm(jax.tree.map(lambda f0, r: f0 - step * r, phases.anchor, residual))
 
         residual = jnp.max(jax.vmap(left)(scale(nodes, beta), field(0.0, a, None)))
         calls = (settled.stats["field_evaluations"] + 1) * nodes.size
@@ -151,7 +149,7 @@ class SharedAdjoint(AbstractContrast):
         a = settled.value
         beta, calls = nudge.size(phases, a), settled.stats["field_evaluations"]
         left = beta * settled.residual * jnp.maximum(optx.two_norm(a), 1.0)
-        residual = (optx.two_norm(response.force0) + left) / response.extent
+        residual = (optx.two_norm(phases.anchor) + left) / response.extent
         every = jax.tree.map(lambda u: jnp.broadcast_to(u, (nodes.size, *u.shape)), lift(a))
         corrections = calls * (nodes.size if phases.noisy else 1)
         return Nudged(every, beta, residual, calls * nodes.size, corrections)

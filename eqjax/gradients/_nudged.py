@@ -36,7 +36,8 @@ def as_nudge(nudged: Any) -> Nudge:
 class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
     """Estimators that settle freely, then once at every nudge of a stencil, and contrast the phases.
 
-    `nudged` is a `Nudge`, or a solver for one; `beta` or `radius`, given to the estimator, are those of the `Nudge`.
+    `nudged` is a `Nudge`, or a solver for one. `beta` or `radius`, given to the estimator, go into it and are read there
+    (`estimator.nudged.radius`); the estimator itself does not keep them.
     """
 
     nudged: eqx.AbstractVar[Nudge]
@@ -65,7 +66,7 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
         self.correction.check(key)
 
     def respond(self, model, loss, inputs, target, key):
-        sample = Sample.encoded(model, loss, inputs, target, key)
+        sample = Sample.encoded(model, loss, inputs, target)
         noise = self.noise(key)
         free = self.settle_freely(sample, self.realised(sample.field, noise.free))
         response = sample.response(free.value)

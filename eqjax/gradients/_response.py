@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 from jax import lax
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from ..analytic import is_complex, scale
 from ..relaxation import Solver, equilibrium, with_tolerance
@@ -57,19 +57,18 @@ class Response(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One sample before it has settled: its field, input, start, loss as a function of the state, and key."""
+    """One sample before it has settled: its field, input, start, and loss as a function of the state."""
 
     field: Callable
     x: PyTree
     z0: PyTree[Array]
     loss: Callable
-    key: PRNGKeyArray | None
 
     @classmethod
-    def encoded(cls, model, loss, inputs, target, key) -> "Sample":
+    def encoded(cls, model, loss, inputs, target) -> "Sample":
         x = model.encode(inputs)
         objective = lambda state: loss(model.decode(state), target)
-        return cls(model.field, x, model.initial(x), objective, key)
+        return cls(model.field, x, model.initial(x), objective)
 
     def response(self, z: PyTree[Array], field: Callable | None = None) -> Response:
         """The response at z; under another realisation of the field if one is given."""
@@ -221,7 +220,7 @@ class AbstractAdjointEstimator(AbstractEquilibriumEstimator):
         """The adjoint state of one sample."""
 
     def respond(self, model, loss, inputs, target, key):
-        sample = Sample.encoded(model, loss, inputs, target, key)
+        sample = Sample.encoded(model, loss, inputs, target)
         free = self.settle_freely(sample)
         response = sample.response(free.value)
         adjoint = self.adjoint(response.only_if(free.residual <= self.accept.free_residual))

@@ -64,7 +64,7 @@ class RootsOfUnity(AbstractStencil):
     def __check_init__(self):
         if self.points < 2:
             raise ValueError(
-                f"`points` must be at least 2, got {self.points}. For one phase take `AsymEP(stencil=OneSided())`."
+                f"`points` must be at least 2, got {self.points}. For one phase take `AsymEP(nudged=Nudge(stencil=OneSided()))`."
             )
 
     @property

@@ -1,4 +1,4 @@
-"""eqjax.homeostasis"""
+"""What holds a field settled while it learns: penalties, controllers, homeostats, rails."""
 
 from ._controllers import (
     PI as PI,

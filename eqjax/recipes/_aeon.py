@@ -13,8 +13,8 @@ import optax
 from ..language import Streams, split
 from ..resonance import AeonBackprop, AeonGPT2, LossController, resonant_adamw
 from ..training import Evaluation, Material, Parts, Run, TrainState, make_step
-from ._equilibrium_build import warmup_cosine
 from ._gpt2 import AbstractGPT2Recipe, matrices
+from ._schedule import warmup_cosine
 
 
 @dataclasses.dataclass(frozen=True)

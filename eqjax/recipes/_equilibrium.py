@@ -142,6 +142,7 @@ class TrainConfig(AbstractRecipe):
     """How many checkpoints to keep, the newest; 0: all."""
 
     def __post_init__(self):
+        super().__post_init__()
         self.check_above_zero(
             "width heads length free_rtol nudged_rtol max_steps accept_free accept_adjoint bptt_steps step_size "
             "steps batch learning_rate clip log_every evaluate_every evaluate_windows save_every embedding_scale "
@@ -153,10 +154,10 @@ class TrainConfig(AbstractRecipe):
         if self.radius is not None and not self.radius > 0:
             raise ValueError(f"`radius` must be above 0, got {self.radius}.")
         if self.estimator != "bptt":
-            for asked, accepted in (
-                ("free_rtol", "accept_free"),
-                ("nudged_rtol", "accept_adjoint"),
-            ):
+            limits = [("free_rtol", "accept_free")]
+            if self.estimator in ("asymep", "oracle", "holomorphic"):
+                limits.append(("nudged_rtol", "accept_adjoint"))
+            for asked, accepted in limits:
                 if getattr(self, asked) > getattr(self, accepted):
                     raise ValueError(
                         f"`{asked}` {getattr(self, asked)} is looser than `{accepted}` {getattr(self, accepted)}: a sample that has settled would not be "

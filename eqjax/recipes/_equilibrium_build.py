@@ -36,6 +36,7 @@ from ..homeostasis import (
 )
 from ..language import equilibrium_lm
 from ..relaxation import GMRES, Anderson, Broyden, NewtonKrylov, Picard, PseudoTransient
+from ._schedule import warmup_cosine
 
 BLOCKS = {
     "thick": ThickBlock,
@@ -159,18 +160,6 @@ def build_homeostat(config: Any) -> Homeostat | None:
         gate=config.homeostat_gate,
         relative=name == "residual",
         samples=config.homeostat_samples,
-    )
-
-
-def warmup_cosine(config: Any) -> optax.Schedule:
-    """Linear warm-up to the `learning_rate` of a configuration, then a cosine down to a tenth of it."""
-    warmup = min(config.warmup, config.steps - 1)
-    return optax.warmup_cosine_decay_schedule(
-        0.0 if warmup else config.learning_rate,
-        config.learning_rate,
-        warmup,
-        config.steps,
-        0.1 * config.learning_rate,
     )
 
 

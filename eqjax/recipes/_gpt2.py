@@ -43,7 +43,7 @@ from ..training import (
     in_chunks,
     make_step,
 )
-from ._equilibrium_build import warmup_cosine
+from ._schedule import warmup_cosine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,10 +88,13 @@ class AbstractGPT2Recipe(AbstractRecipe):
     """How many checkpoints to keep, the newest; 0: all."""
 
     def __post_init__(self):
+        super().__post_init__()
         self.check_above_zero(
             "layers heads width length steps batch learning_rate clip log_every evaluate_every evaluate_windows save_every"
         )
         self.check_not_negative("warmup weight_decay seed keep")
+        if self.width % self.heads:
+            raise ValueError(f"`width` {self.width} is not divisible by `heads` {self.heads}.")
 
     def gather(self, *, fallback: bool) -> Material:
         corpus = load_corpus(self.text, fallback=fallback)
@@ -112,6 +115,15 @@ class AbstractGPT2Recipe(AbstractRecipe):
     def recall(self, text: str, source: str, about: dict[str, Any]) -> Material:
         model = GPT2.init(GPT2Config.from_dict(about["model"]), jax.random.key(0))
         return made_of(text, source, tokenizer_from(about), model)
+
+    def finish(self, run: Run) -> None:
+        """The model as Hugging Face reads it, adapters merged, in `model/`. Not one that learned with a memory: no other program
+        would know what to do with the memory, and without it the rest is not what learned."""
+        if isinstance(run.model, GPT2):
+            folder = self.out / "model"
+            save_gpt2(merge(run.model), folder)
+            if isinstance(run.tokenizer, BPETokenizer):
+                run.tokenizer.save(folder)
 
     def learned(self, text: str) -> CharTokenizer | BPETokenizer:
         """The tokenizer of a model that starts from nothing."""
@@ -158,6 +170,10 @@ class GPT2Settings(AbstractGPT2Recipe):
         super().__post_init__()
         self.check_above_zero("vocabulary slots segments")
         self.check_not_negative("lora_rank dropout")
+        if self.tokens == "bpe" and self.vocabulary < 257:
+            raise ValueError(
+                f"`vocabulary` must be at least 257, the bytes and an end of text, got {self.vocabulary}."
+            )
         if self.dropout >= 1:
             raise ValueError(f"`dropout` must be below 1, got {self.dropout}.")
         if (self.lora_rank or self.freeze) and not self.start:
@@ -229,15 +245,6 @@ class GPT2Settings(AbstractGPT2Recipe):
 
     def evaluate(self, run: Run, model: Any, ids: np.ndarray) -> Evaluation:
         return window_entropy(self, model, ids, self.window)
-
-    def finish(self, run: Run) -> None:
-        """The model as Hugging Face reads it, adapters merged, in `model/`. Not one that learned with a memory: no other program
-        would know what to do with the memory, and without it the rest is not what learned."""
-        if isinstance(run.model, GPT2):
-            folder = self.out / "model"
-            save_gpt2(merge(run.model), folder)
-            if isinstance(run.tokenizer, BPETokenizer):
-                run.tokenizer.save(folder)
 
 
 def made_of(text: str, source: str, tokenizer: Any, model: GPT2) -> Material:

@@ -20,6 +20,7 @@ from ._residual import (
     MeasuresForce,
     Solver,
     check_structure,
+    compiled_once,
     evaluations_told,
     residual_ratio,
 )
@@ -95,10 +96,15 @@ def equilibrium(
             f"`solver` must be an Optimistix fixed-point solver or root finder, got {solver!r}. "
             "For a Diffrax solver use `relax`, or wrap it in `TimeStepping`."
         )
+    z0 = jax.tree.map(jnp.asarray, z0)
+    return _solve(field, z0, x, solver, adjoint, max_steps, throw, precision)
+
+
+@compiled_once
+def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
     # The residual is measured as the solver measures it; foreign solvers have another notion of error.
     ours = isinstance(solver, MeasuresForce)
     norm, scale = (solver.norm, solver.scale) if ours else (optx.two_norm, 1.0)  # pyright: ignore
-    z0 = jax.tree.map(jnp.asarray, z0)
     if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(z0)):
         # As real and imaginary parts: every solver can do that, and Optimistix asks for it.
         real = Realified(field)

@@ -18,7 +18,7 @@ from ..fields import LeakyIntegrateAndFire, SpikingNetwork, check_weight, of_one
 
 class SpikingState(eqx.Module):
     """Where a network is: potentials `v (n,)` in mV, synaptic variables `s (n,)` in mV, and `ready (n,)`, the time in
-    ms until which each neuron is refractory."""
+    ms until which each neuron is refractory and does not spike, however high its potential."""
 
     v: Float[Array, " n"]
     s: Float[Array, " n"]
@@ -182,9 +182,14 @@ def _from_event_to_event(scheme, network, state, x, t0, t1, capacity):
         # A refractory neuron is held, while what arrives at its synapse goes on decaying.
         return jnp.where(active, dv, jnp.zeros_like(dv)), ds
 
+    def above(v, args):
+        # A refractory neuron does not spike, however high it is held.
+        network, active, _ = args
+        return jnp.where(active, v - network.neurons.threshold, -jnp.inf)
+
     def excess(t, y, args, **kwargs):
         # In the default type, which is what Diffrax asks of an event whatever that of the state.
-        return jnp.max(y[0] - args[0].neurons.threshold).astype(jnp.result_type(float))
+        return jnp.max(above(y[0], args)).astype(jnp.result_type(float))
 
     def integrate(begin, end, z, args, event):
         return dfx.diffeqsolve(
@@ -233,7 +238,7 @@ def _from_event_to_event(scheme, network, state, x, t0, t1, capacity):
         z = jax.tree.map(lambda a: a[-1], solution.ys)
         pace = force(there, z, args)
         gap = z[0] - network.neurons.threshold
-        first = jnp.argmax(gap)
+        first = jnp.argmax(above(z[0], args))
         # Without a crossing the time goes nowhere: the value is 0, the gradient that of where the round ends.
         rest = jnp.where(stay, now - begin, stop - lax.stop_gradient(stop))
         for _ in range(2):  # the slope at the point itself, then half-way to the crossing
@@ -268,9 +273,10 @@ def moved(z, time, force):
     return jax.tree.map(lambda a, f: a + time * f, z, force)
 
 
-# Why each neuron has a clock. Were a reset booked at the end of its step, every interval would come out up to
-# h too long, and no order of integration would help. With the crossing interpolated and the membrane
-# restarted from there the second order is kept (Hansel, Mato, Meunier & Neltner 1998).
+# Why a neuron restarts within its step. Were a reset booked at the end of it, every interval would come out up
+# to h too long, and no order of integration would help. With the crossing interpolated and the membrane
+# restarted from there the second order is kept (Hansel, Mato, Meunier & Neltner 1998). It is brought to the end
+# of the step at once, so that every v belongs to the same time: another call could not tell from `ready` alone.
 @eqx.filter_jit
 def _by_steps(network, state, x, t0, step, steps, capacity):
     neurons, synapse, weight = network.neurons, network.synapse, network.weight
@@ -278,30 +284,33 @@ def _by_steps(network, state, x, t0, step, steps, capacity):
     arriving = (lambda spiking: None) if weight is None else of_several(weight, n)
 
     def advance(carry, i):
-        # `clock` is the time that a neuron's v belongs to: later than the step where it is refractory,
-        # earlier where it was reset on the way.
-        v, s, clock, times, indices, count = carry
+        v, s, ready, times, indices, count = carry
         begin, end = t0 + step * i.astype(dtype), t0 + step * (i + 1).astype(dtype)
-        # Longer than a step for a neuron restarted within the last one, 0 for one refractory throughout.
-        duration = jnp.maximum(end - clock, 0)
         # The midpoint rule: a changing input taken at either end would leave only first order.
         target = neurons.asymptote(begin + step / 2, v, x)
-        # What arrived while the neuron was refractory acts on it only as it has decayed by then.
-        waited, _ = synapse.propagate(s, jnp.maximum(clock - begin, 0), neurons.tau)
-        _, risen = synapse.propagate(waited, duration, neurons.tau)
-        s, _ = synapse.propagate(s, jnp.full_like(v, step), neurons.tau)
-        new = target + (v - target) * jnp.exp(-duration / neurons.tau) + risen
+
+        def to_end(v, ready):
+            # From when the neuron is ready; nothing moves where that is beyond the step.
+            duration = jnp.clip(end - ready, 0, step)
+            # What arrived while the neuron was refractory acts on it only as it has decayed by then.
+            waited, _ = synapse.propagate(s, step - duration, neurons.tau)
+            _, risen = synapse.propagate(waited, duration, neurons.tau)
+            return target + (v - target) * jnp.exp(-duration / neurons.tau) + risen, duration
+
+        new, duration = to_end(v, ready)
+        later, _ = synapse.propagate(s, jnp.full_like(v, step), neurons.tau)
         # v itself may stand above: pushed there by spikes delivered at the end of the last step.
         spiking = (duration > 0) & (jnp.maximum(v, new) >= neurons.threshold)
         rising = v < neurons.threshold
         # 1 elsewhere, lest 0/0.
         slope = jnp.where(spiking & rising, new - v, jnp.ones_like(v))
         share = jnp.where(rising, (neurons.threshold - v) / slope, jnp.zeros_like(v))
-        when = clock + share * duration
-        clock = jnp.where(spiking, when + neurons.refractory, jnp.maximum(clock, end))
+        when = end - (1 - share) * duration
+        ready = jnp.where(spiking, when + neurons.refractory, ready)
 
         def deliver(v, s, times, indices, count):
-            v, s = network.after(spiking, arriving(spiking), v, s, clock <= end)
+            v, s = network.after(spiking, arriving(spiking), v, s, ready <= end)
+            v = jnp.where(spiking, to_end(v, ready)[0], v)
             place = count + jnp.cumsum(spiking) - 1
             place = jnp.where(spiking, place, capacity)  # out of bounds: dropped
             times = times.at[place].set(when, mode="drop")
@@ -311,19 +320,18 @@ def _by_steps(network, state, x, t0, step, steps, capacity):
         quiet = lambda *same: same
         # A step without a spike is spared the product with the weights, the dearest part of one.
         v, s, times, indices, count = lax.cond(
-            jnp.any(spiking), deliver, quiet, new, s, times, indices, count
+            jnp.any(spiking), deliver, quiet, new, later, times, indices, count
         )
-        return (v, s, clock, times, indices, count), None
+        return (v, s, ready, times, indices, count), None
 
-    clock = jnp.maximum(state.ready, t0)
     times, indices = jnp.full(capacity, jnp.inf, dtype), jnp.full(capacity, -1)
-    start = state.v, state.s, clock, times, indices, jnp.asarray(0)
-    (v, s, clock, times, indices, count), _ = lax.scan(advance, start, jnp.arange(steps))
+    start = state.v, state.s, state.ready, times, indices, jnp.asarray(0)
+    (v, s, ready, times, indices, count), _ = lax.scan(advance, start, jnp.arange(steps))
     finite = jnp.all(jnp.isfinite(v)) & jnp.all(jnp.isfinite(s))
     # Which step a spike falls into is piecewise constant in everything, and so is when it arrives: a
     # derivative would be finite, plausible and wrong.
-    times, v, s, clock = undifferentiated((times, v, s, clock))
-    return times, indices, SpikingState(v, s, clock), finite & (count <= capacity)
+    times, v, s, ready = undifferentiated((times, v, s, ready))
+    return times, indices, SpikingState(v, s, ready), finite & (count <= capacity)
 
 
 @jax.custom_jvp

@@ -26,8 +26,9 @@ class GMRES(lx.AbstractLinearSolver):
     **Arguments:** `rtol`, `atol`; `restart`: products per cycle; `max_steps`: products in all, rounded up to
     whole cycles.
 
-    `options={"y0": …}` gives a starting guess. `stats`: `num_steps` (products with the operator, those for
-    residuals included) and `residual` (relative, true). A failure is a `RESULTS` value, never silence.
+    `options={"y0": …}` gives a starting guess, dropped where 0 is no worse. `stats`: `num_steps` (products with the
+    operator, those for residuals included) and `residual` (relative, true). A failure is a `RESULTS` value, never
+    silence.
     """
 
     rtol: ScalarLike = 1e-6
@@ -63,7 +64,12 @@ class GMRES(lx.AbstractLinearSolver):
         restart = min(self.restart, b.size)
         warm = "y0" in options
         # Without a guess the residual is b, and a product is saved.
-        r0 = b - apply(y0) if warm else b
+        r0 = b
+        if warm:
+            r0 = b - apply(y0)
+            # Worse than none it is dropped. So b = 0 gives 0, exactly: rounding would not take a guess there.
+            helps = _norm(r0) < _norm(b)
+            y0, r0 = jnp.where(helps, y0, 0), jnp.where(helps, r0, b)
 
         def unfinished(carry):
             _, _, size, products, previous = carry
@@ -117,8 +123,13 @@ def adjoint_solver(z: PyTree[Array]) -> GMRES:
     return GMRES(rtol=1e-4 if eps > 1e-10 else 1e-10)
 
 
+# Of numbers scaled to 1: squares leave the range of the dtype at the root of its ends, where a small operator, or a
+# small b, would have norm 0 and count as solved.
 def _norm(v):
-    return jnp.sqrt(jnp.sum(jnp.abs(v) ** 2))
+    size = jnp.abs(v)
+    top = jnp.max(size, initial=0)
+    top = jnp.where((top > 0) & jnp.isfinite(top), top, jnp.ones_like(top))
+    return top * jnp.sqrt(jnp.sum((size / top) ** 2))
 
 
 # Why classical Gram–Schmidt, twice, and not the modified one: it is a pair of matrix–vector products where
@@ -159,7 +170,7 @@ def _arnoldi(apply, r, size, target, m):
         # All earlier rotations at once, by their product: one by one they would be a loop of j steps.
         column = rotation @ h.at[j + 1].set(beta.astype(dtype))
         a, c = column[j], column[j + 1]
-        hypotenuse = jnp.sqrt(jnp.abs(a) ** 2 + jnp.abs(c) ** 2)
+        hypotenuse = jnp.hypot(jnp.abs(a), jnp.abs(c))
         # Both are 0 only where A is singular on the space: the column then drops out at the end.
         hypotenuse = jnp.where(hypotenuse > 0, hypotenuse, jnp.ones_like(hypotenuse)).astype(dtype)
         # Conjugated, so that for complex numbers, too, the lower entry vanishes and the upper one is real.
@@ -196,10 +207,12 @@ def _arnoldi(apply, r, size, target, m):
     basis, triangle, _, rhs, used, _, _ = jax.lax.while_loop(going, extend, start)
     # Entry `used` is the residual, which no vector of the space removes: left in, it would weigh one.
     rhs = jnp.where(jnp.arange(m) < used, rhs[:m], 0)
-    diagonal = jnp.abs(jnp.diagonal(triangle))
+    # The ones of columns that were not written are no measure of A.
+    diagonal = jnp.where(jnp.arange(m) < used, jnp.abs(jnp.diagonal(triangle)), 0)
     # A singular A leaves a zero on the diagonal. Without its coefficient the step is finite, where a division
     # would give infinity; whether it was enough the true residual tells.
     singular = diagonal <= 10 * eps * jnp.max(diagonal)
-    triangle = triangle + jnp.diag(jnp.where(singular, jnp.ones_like(diagonal), 0).astype(dtype))
+    # The whole row, since a one that is added to the diagonal would be large or small as A happens to be.
+    triangle = jnp.where(singular[:, None], jnp.eye(m, dtype=dtype), triangle)
     weights = jax.scipy.linalg.solve_triangular(triangle, jnp.where(singular, 0, rhs))
     return weights @ basis[:m], used

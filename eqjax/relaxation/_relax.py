@@ -12,7 +12,7 @@ import optimistix as optx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
 from ..fields import AbstractSplitField
-from ._residual import RESULTS, residual_ratio
+from ._residual import RESULTS, compiled_once, residual_ratio
 
 
 class Relaxation(eqx.Module):
@@ -116,8 +116,7 @@ def relax(
             throw=False,
         )
     value = jax.tree.map(lambda a: a[0], solution.ys[0])
-    with jax.default_matmul_precision(None if precision is None else "highest"):
-        residual = residual_ratio(field(end, value, x), value, norm=norm, scale=scale)
+    residual = _residual(field, end, value, x, norm, scale, precision)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(value)]))
     # Diffrax calls a NaN state "max_steps_reached".
     result = RESULTS.where(finite, RESULTS.promote(solution.result), RESULTS.nonfinite)  # pyright: ignore
@@ -129,6 +128,12 @@ def relax(
     stats = {"field_evaluations": evaluations, "num_steps": taken}
     times, trajectory = (None, None) if saveat is None else (solution.ts[1], solution.ys[1])
     return Relaxation(value, jax.lax.stop_gradient(residual), result, stats, times, trajectory)
+
+
+@compiled_once
+def _residual(field, t, z, x, norm, scale, precision):
+    with jax.default_matmul_precision(None if precision is None else "highest"):
+        return residual_ratio(field(t, z, x), z, norm=norm, scale=scale)
 
 
 def _terms(field, solver):

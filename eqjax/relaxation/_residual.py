@@ -1,9 +1,11 @@
 """How settled a state is, and how a solve ended."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import diffrax as dfx
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix as optx
@@ -32,6 +34,18 @@ class RESULTS(dfx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "2e-7 relative); or (c) the field has no fixed point near this start, or only one the solver cannot "
         "reach: look at `residual`, try another solver, a smaller `mixing` or `step`, or a warm start."
     )
+
+
+def compiled_once(body: Callable[..., Any]) -> Callable[..., Any]:
+    """`body(field, ...)`, compiled: one program for all fields of a structure, however often it is called."""
+    program = eqx.filter_jit(body)
+
+    @functools.wraps(body)
+    def run(field, *rest):
+        # A function that closes over arrays would stay in the cache, with them, for ever.
+        return (program if getattr(field, "__closure__", None) is None else body)(field, *rest)
+
+    return run
 
 
 def residual_ratio(

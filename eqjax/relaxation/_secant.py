@@ -118,9 +118,11 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
         f = jnp.where(lost, best_force, f)
 
         valid = (jnp.arange(self.window) < count)[:, None]
+        # Not by their coefficients alone: a difference that is not finite is NaN even times 0.
+        dy, df = jnp.where(valid, dy, 0), jnp.where(valid, df, 0)
         zeta = mixing.astype(f.dtype)
         age = (slot - jnp.arange(self.window)) % self.window
-        gamma = self._coefficients(jnp.where(valid, dy, 0), jnp.where(valid, df, 0), f, age, zeta)
+        gamma = self._coefficients(dy, df, f, age, zeta)
         # Rows without a difference must not weigh, whatever the small solve made of them.
         gamma = jnp.where(valid[:, 0], gamma, 0)
         # Within the span of the history the step is the secant one, and across it plain damping, -ζ being the

@@ -28,7 +28,7 @@ class AeonBackprop(AbstractEstimator):
     ```
 
     forward with r and m → losses and errors → schedule α → control a, μ, σ → update θ → recur r and m. A gradient that is
-    not finite changes neither model nor optimiser; r and m stay bounded anyway. `signals`: `recurrence`, the root mean
+    not finite changes neither model nor optimiser; r and m, which follow the cross-entropies whatever the loss, stay bounded. `signals`: `recurrence`, the root mean
     square of r. Several estimates without the carry read every window in the initial state.
 
     **Arguments:** `trains`: function from models to a mask of the trained arrays.
@@ -73,5 +73,5 @@ def _estimate(estimator, model, loss, batch, subset, carry):
     (total, (losses, after)), grads = jax.value_and_grad(mean_loss, has_aux=True)(weights)
     r = after.recurrence
     signals = {"recurrence": jnp.sqrt(jnp.mean(r * r))}
-    report = Report.computed(losses, taken)
+    report = Report.computed(losses, taken & jnp.isfinite(losses))
     return GradientEstimate(total, grads, report, states=None, carry=after, signals=signals)

@@ -101,7 +101,8 @@ class ARLL(AbstractEstimator):
 
     `signals`: `cross_entropy`, the mean loss without the second term; `distance`, that term without λ; `novelty (B,)` of
     each sequence before its states are learned (1 - best match, mean over groups and those positions); `categories (G,)`;
-    `overflow (G,)`, the states that found no room so far. Where the gradient is not finite the prototypes stay.
+    `overflow (G,)`, the states that found no room so far. Where the gradient is not finite the prototypes stay. A `subset` has a
+    say in the gradient alone: prototypes learn of every sequence.
 
     **Arguments:** `strength`: λ ≥ 0, an array, so that a sweep does not recompile. `tap`: which states, an `AbstractTap`.
     `stride`: at least 1. `trains`: function from models to a mask of the trained arrays.
@@ -211,5 +212,5 @@ def _estimate(law, model, loss, batch, subset, prototypes):
         "categories": kept.count,
         "overflow": kept.overflow,
     }
-    report = Report.computed(total, taken)
+    report = Report.computed(total, taken & jnp.isfinite(total))
     return GradientEstimate(mean, grads, report, states=None, carry=kept, signals=signals)

@@ -231,10 +231,15 @@ def continuation(
     )
 
 
+@eqx.filter_jit
+def _force(problem, z, q):
+    return problem.force(z, q)
+
+
 def _begin(problem, z0, value, backwards) -> Point:
     """The first point, settled at the parameter's present value."""
     q = (jnp.asarray(value, problem.low.dtype) - problem.low) / problem.span
-    force = jax.tree.leaves(problem.force(z0, q))
+    force = jax.tree.leaves(_force(problem, z0, q))
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in force):
         raise ValueError(
             "`field` is not finite at `z0`: look for a NaN in `z0`, in `x` or in the parameters, or start elsewhere."

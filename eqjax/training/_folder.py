@@ -16,15 +16,31 @@ def checkpoints(folder: str | os.PathLike) -> Path:
 
 
 def holds_run(folder: str | os.PathLike) -> bool:
-    """Whether a folder holds a run that can be opened_run: one with a complete checkpoint."""
+    """Whether a folder holds a run that can be opened: one with a complete checkpoint."""
     if not checkpoints(folder).is_dir():
         return False
     with Checkpoints(checkpoints(folder)) as found:
         return found.latest() is not None
 
 
-def claim(folder: Path, command: str) -> None:
-    """Make the folder for a new run of `eqjax COMMAND`; `ValueError` if it holds one, or cannot be written."""
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """The folder for a new run, which is made; what was made goes again if the run does not begin after all.
+
+    **Raises:** `ValueError` if it holds a run, or files of somebody else, or cannot be written.
+    """
+    if holds_run(folder):
+        with Checkpoints(checkpoints(folder)) as kept:
+            command = kept.about().get("command", "train")
+        raise ValueError(
+            f"`out` {folder} already holds a run. Go on with it by `eqjax {command} --resume {folder}`, "
+            "or choose another folder."
+        )
+    if _text(folder).exists() and not (folder / "config.yaml").exists():
+        raise ValueError(
+            f"`out` {folder} holds a {_text(folder).name} that is no run's, and would be replaced. Choose another folder."
+        )
+    new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -34,11 +50,13 @@ def claim(folder: Path, command: str) -> None:
         raise ValueError(
             f"`out` {folder}: cannot write there ({error.strerror}). Choose another folder."
         ) from None
-    if holds_run(folder):
-        raise ValueError(
-            f"`out` {folder} already holds a run. Go on with it by `eqjax {command} --resume {folder}`, "
-            "or choose another folder."
-        )
+    try:
+        yield
+    except BaseException:
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def keep_text(folder: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""A training run: started from a recipe, or opened_run from its folder alone."""
+"""A training run: started from a recipe, or opened from its folder alone."""
 
 import dataclasses
 import os
@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from ..gradients import AbstractEstimator
-from ._folder import claim, digest, keep_text, kept_text, opened_run
+from ._folder import claimed, digest, keep_text, kept_text, opened_run
 from ._loop import TrainingReport, fit
 from ._recipe import AbstractRecipe, Evaluation, Material
 from ._step import Step, TrainState, check_finite
@@ -40,9 +40,9 @@ class Run:
 
         **Raises:** `ValueError` for a folder that holds a run, or cannot be written.
         """
-        claim(recipe.out, recipe.command)
-        material = recipe.gather(fallback=fallback)
-        run = cls(recipe, material, *recipe.build(material))
+        with claimed(recipe.out):
+            material = recipe.gather(fallback=fallback)
+            run = cls(recipe, material, *recipe.build(material))
         keep_text(recipe.out, material.text)
         recipe.save(recipe.out / "config.yaml")
         return run

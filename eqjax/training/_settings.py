@@ -16,6 +16,15 @@ T = TypeVar("T")
 class Settings:
     """What `TrainConfig` and its like share. A subclass has one field for each setting, all with defaults."""
 
+    def __post_init__(self):
+        """`ValueError` for a choice that there is not. A subclass with checks of its own calls this one, too."""
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            if typing.get_origin(hints[field.name]) is Literal:
+                _convert(
+                    type(self).__name__, field.name, getattr(self, field.name), hints[field.name]
+                )
+
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary."""
         return {

@@ -113,7 +113,7 @@ def make_step(
     learns, such as `eqjax.homeostasis.growth_homeostat()`; `loss(outputs, targets)`: scalar of one sample, by default
     the token-mean cross-entropy.
 
-    **Returns:** a `Step`. `metrics` are scalar arrays: those of `Report.summary`, `gradient_norm` (of the task, before
+    **Returns:** a `Step`. `metrics` are arrays, scalar but for some `signals`: those of `Report.summary`, `gradient_norm` (of the task, before
     homeostat and optimiser), `updated`, the estimate's `signals`, and those of the homeostat. An optimiser that takes Optax' extra
     arguments gets the loss as `value`, and the signals by name.
     """
