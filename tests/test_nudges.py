@@ -245,6 +245,7 @@ def test_the_nudged_residual_is_that_of_the_noisy_phases(contrast, noise):
     estimate = AsymEP(
         free=TIGHT,
         nudged=Nudge(Anderson(1e-11), contrast=contrast),
+        beta=0.1,
         read_noise=noise,
         accept=Accept(1.0, 1e6),
     )(model, squared_error, batch, key=jax.random.key(0))

@@ -89,7 +89,7 @@ def test_the_command_line_trains_them(words, text, tmp_path, capsys):
     [
         (lambda: ARLLSettings(vigilance=1.5), "`vigilance` must be at most 1"),
         (lambda: ARLLSettings(stride=100, length=8), "`stride` 100 is longer than a window"),
-        (lambda: ARLLSettings(tap="both"), "`tap` must be 'layers' or 'heads'"),
+        (lambda: ARLLSettings.from_dict({"tap": "both"}), "`tap` must be 'layers' or 'heads'"),
         (lambda: AeonSettings(coupling=2.0), "`coupling` must lie between -1 and 1"),
         (lambda: AeonSettings(noise=-1.0), "`noise` must be at least 0"),
     ],
