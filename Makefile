@@ -6,9 +6,14 @@ PY := $(VENV)/bin/python
 PIP := "$(PY)" -m pip --disable-pip-version-check install --quiet
 
 # What `test-latest` and `test-oldest` run, in environments of their own and without the oracles: no torch, no notebooks.
-QUICK := $(wildcard $(addprefix tests/test_,$(addsuffix .py,house analytic fields relaxation solvers gradients nudges \
-	spectrum check training circuit_devices)))
-QUICKLY := -m pytest -o addopts="-n 2 --dist=loadfile --strict-markers -rs --durations=10"
+# With QUICK=1 two minutes of it.
+QUICK :=
+SELECTED := $(wildcard $(addprefix tests/test_,$(addsuffix .py,analytic check circuit circuit_devices estimators fields \
+	gradients house nudges relaxation solvers spectrum training)))
+FAST := house or analytic or solvers or spectrum or test_check or holomorphic or linear or scalar or numpy or bound \
+	or counted or gmres or misuse or refused or round_trips or recompilation
+PYTEST = -m pytest -o addopts="-n 2 --dist=loadfile --strict-markers -rs --durations=10" \
+	$(SELECTED) $(if $(QUICK),-k "$(FAST)")
 
 .PHONY: demo test test-latest test-oldest lint bench clean
 
@@ -22,12 +27,12 @@ test: $(VENV)/.test
 # The newest packages of everything, on the newest Python at hand. Another day's newest: `make clean` first.
 test-latest: .venv-latest/.done
 	.venv-latest/bin/python .ci/requirements.py report
-	.venv-latest/bin/python $(QUICKLY) $(QUICK)
+	.venv-latest/bin/python $(PYTEST)
 
 # The oldest packages that pyproject.toml declares, on the oldest Python.
 test-oldest: .venv-oldest/.done
 	.venv-oldest/bin/python .ci/requirements.py report
-	.venv-oldest/bin/python $(QUICKLY) $(QUICK)
+	.venv-oldest/bin/python $(PYTEST)
 
 lint: $(VENV)/.test
 	"$(PY)" -m ruff check .

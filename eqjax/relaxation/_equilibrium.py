@@ -1,5 +1,6 @@
 """`equilibrium`: the state at which a field vanishes."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -97,7 +98,10 @@ def equilibrium(
             "For a Diffrax solver use `relax`, or wrap it in `TimeStepping`."
         )
     z0 = jax.tree.map(jnp.asarray, z0)
-    return _solve(field, z0, x, solver, adjoint, max_steps, throw, precision)
+    # Around the program, too: what differentiates it is traced when the contexts inside have closed.
+    asked = isinstance(precision, str)
+    with jax.default_matmul_precision(precision) if asked else contextlib.nullcontext():
+        return _solve(field, z0, x, solver, adjoint, max_steps, throw, precision)
 
 
 @compiled_once
