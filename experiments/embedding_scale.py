@@ -56,11 +56,14 @@ def main():
         lines = read_metrics(config.out / "metrics.jsonl")
         for line in lines:
             if "validation" in line:
-                step = line["step"]
+                step, unsettled = line["step"], line["validation_unsettled"]
+                told = (
+                    "–" if unsettled is None else f"{unsettled:.1%}"
+                )  # BPTT asks nobody to settle
                 recent = [x["accepted"] for x in lines if step - every < x["step"] <= step]
                 print(
                     f"| {scale:g} | {seed} | {step} | {line['validation']:.3f} "
-                    f"| {line['validation_unsettled']:.1%} | {sum(recent) / len(recent):.0%} |",
+                    f"| {told} | {sum(recent) / len(recent):.0%} |",
                     flush=True,
                 )
 

@@ -23,7 +23,6 @@ is not in the table is marked; differences to AdamW are between runs of one seed
 import argparse
 import json
 import time
-from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -31,232 +30,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from books import shelf
+from resonance_digits import OPTIMISER, run_digits
+from resonance_tables import SCORES, anchored, auroc, figures, header, nearest, row, summary
 
 import eqjax as ej
-from eqjax.fields import FeedForward, trainable
 from eqjax.language import GPT2, GPT2Config
 from eqjax.resonance import (
     ARLL,
-    FuzzyART,
     HeadTap,
     LayerTap,
-    SimpleARTMAP,
-    complement_code,
-    nearest_distance,
     squash,
 )
 from eqjax.training import TrainState, make_step
 
 TUNING = 100  # the seed that chooses strengths
-
-
-class Anchor(NamedTuple):
-    """The state of EWC: how much every weight matters, where it should stay, and how strongly."""
-
-    importance: Any
-    place: Any
-    strength: Any
-
-
-def ewc():
-    """EWC as an Optax transformation: adds the gradient of `γ/2 Σ importance (weight - place)²`."""
-
-    def init(weights):
-        return Anchor(jax.tree.map(jnp.zeros_like, weights), weights, jnp.zeros(()))
-
-    def update(grads, state, weights):
-        pull = lambda g, i, p, w: g + state.strength * i * (w - p)
-        return jax.tree.map(pull, grads, state.importance, state.place, weights), state
-
-    return optax.GradientTransformation(init, update)
-
-
-@eqx.filter_jit
-def fisher(logits, model, inputs, key):
-    """The diagonal of the Fisher information: squared gradients, with labels drawn from the model itself."""
-    weights, rest = eqx.partition(model, trainable(model))
-
-    def one(pair):
-        x, key = pair
-        guess = jax.random.categorical(key, logits(model, x))
-        loss = lambda w: ej.cross_entropy(logits(eqx.combine(w, rest), x), guess)
-        return jax.tree.map(jnp.square, jax.grad(loss)(weights))
-
-    squares = jax.lax.map(one, (inputs, jax.random.split(key, len(inputs))))
-    return jax.tree.map(lambda s: jnp.mean(s, axis=0), squares)
-
-
-def anchored(opt_state, logits, model, inputs, strength, key):
-    """The optimiser's state, EWC's first in its chain, after a task."""
-    found = fisher(logits, model, inputs, key)
-    importance = jax.tree.map(jnp.add, opt_state[0].importance, found)
-    place = eqx.filter(model, trainable(model))
-    return (Anchor(importance, place, strength), *opt_state[1:])
-
-
-def summary(values, digits=3):
-    return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=len(values) > 1):.{digits}f}"
-
-
-def figures(tables, sign=1):
-    """ACC, BWT, forgetting and the mean score when just learned, of every seed; `sign` -1 where low is good."""
-    tables = sign * np.asarray(tables)  # (seeds, tasks, tasks), larger is better
-    end, when = tables[:, -1], np.diagonal(tables, axis1=1, axis2=2)
-    backward = np.mean((end - when)[:, :-1], axis=1)
-    forgot = np.mean((tables.max(axis=1) - end)[:, :-1], axis=1)
-    return [sign * end.mean(axis=1), backward, forgot, sign * when.mean(axis=1)]
-
-
-def row(*cells):
-    print(f"| {' | '.join(cells)} |", flush=True)
-
-
-def header(title, *columns):
-    print(f"\n{title}\n")
-    row(*columns)
-    row(*["---"] * len(columns))
-
-
-SCORES = "method", "ACC", "BWT", "forgetting", "when just learned"
-
-
-def auroc(score, novel):
-    order = np.argsort(np.argsort(score))
-    n = novel.sum()
-    return (order[novel].sum() - n * (n - 1) / 2) / (n * (len(score) - n))
-
-
-# Digits
-
-
-def digits():
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    return data.data.astype(np.float32) / 16, data.target, np.arange(len(data.target)) % 5 == 0
-
-
-def five_tasks(fit, predict, x, y, held_out):
-    """Accuracy on every task (column) after every task (row)."""
-    table = np.zeros((5, 5))
-    for task in range(5):
-        fit(np.flatnonzero(~held_out & (y // 2 == task)))
-        right = predict() == y
-        table[task] = [np.mean(right[held_out & (y // 2 == k)]) for k in range(5)]
-    return table
-
-
-def artmap(x, y, held_out, seed):
-    """One pass, in natural order at seed 0."""
-    inputs, fit = complement_code(jnp.asarray(x)), eqx.filter_jit(SimpleARTMAP.learn)
-    state = [SimpleARTMAP.empty(FuzzyART.empty(128, 300, vigilance=0.7))]
-
-    def learn(chosen):
-        chosen = np.random.default_rng(seed).permutation(chosen) if seed else chosen
-        state[0] = fit(state[0], inputs[chosen], jnp.asarray(y[chosen]))
-
-    classify = eqx.filter_jit(lambda m: jax.vmap(m.predict)(inputs))
-    return five_tasks(learn, lambda: np.asarray(classify(state[0])), x, y, held_out)
-
-
-NETWORK = optax.chain(ewc(), optax.adamw(1e-3))
-
-
-def answer(model, u):
-    return model.forward(u)[-1]
-
-
-@eqx.filter_jit
-def network_step(state, strength, u, target):
-    model, opt_state, art = state
-
-    def loss(model):
-        layers = jax.vmap(model.forward)(u)
-        coded = complement_code(squash(layers[-2]))
-        distance = jnp.mean(nearest_distance(art, coded))
-        return ej.cross_entropy(layers[-1], target) + strength * distance, coded
-
-    grads, coded = eqx.filter_grad(loss, has_aux=True)(model)
-    updates, opt_state = NETWORK.update(grads, opt_state, eqx.filter(model, trainable(model)))
-    return eqx.apply_updates(model, updates), opt_state, art.learn(coded)[0]
-
-
-@eqx.filter_jit
-def network_guess(model, x):
-    return jnp.argmax(jax.vmap(model.forward)(x)[-1], axis=-1)
-
-
-def network(x, y, held_out, seed, *, strength=0.0, protect=0.0, replay=0, epochs=10):
-    """64 – 100 – 10 units, `epochs` passes over each task in batches of 16; its hidden layer meets the prototypes."""
-    model = FeedForward((64, 100, 10), activation=jnp.tanh, key=jax.random.key(seed))
-    opt_state = NETWORK.init(eqx.filter(model, trainable(model)))
-    state = model, opt_state, FuzzyART.empty(200, 64, vigilance=0.85)
-    rng, stored = np.random.default_rng(seed), []
-
-    def learn(chosen):
-        nonlocal state, stored
-        for _ in range(epochs):
-            for part in np.array_split(rng.permutation(chosen), len(chosen) // 16):
-                part = part[:16]
-                if stored:
-                    part = np.append(part[:8], rng.choice(stored, 8))
-                batch = jnp.asarray(x[part]), jnp.asarray(y[part])
-                state = network_step(state, jnp.asarray(strength, jnp.float32), *batch)
-        if replay:
-            stored = [*stored, *rng.choice(chosen, replay, replace=False)]
-        if protect:
-            model, opt_state, art = state
-            examples = jnp.asarray(x[chosen[:250]]), jnp.asarray(protect, jnp.float32)
-            opt_state = anchored(opt_state, answer, model, *examples, jax.random.key(seed))
-            state = model, opt_state, art
-
-    guess = lambda: np.asarray(network_guess(state[0], jnp.asarray(x)))
-    return five_tasks(learn, guess, x, y, held_out)
-
-
-def run_digits(options):
-    x, y, held_out = data = digits()
-    seeds = range(options.seeds)
-    title = f"Digits, held-out accuracy, {options.seeds} seeds (orders of presentation for ARTMAP)"
-    header(title, *SCORES)
-    line = lambda name, tables: row(name, *map(summary, figures(tables)))
-    line("simplified fuzzy ARTMAP, ρ = .7, one pass", [artmap(*data, s) for s in seeds])
-    line("the same, natural order only", [artmap(*data, 0)])
-    settings = [("network", {})]
-    settings += [(f"+ replay of {n} per task", {"replay": n}) for n in (10, 40)]
-    settings += [(f"+ EWC, γ = {g:g}", {"protect": g}) for g in (1e2, 1e3, 1e4, 1e5)]
-    settings += [(f"+ ARLL, λ = {g:g}", {"strength": g}) for g in (1e-3, 1e-2, 1e-1, 1.0)]
-    for name, chosen in settings:
-        line(name, [network(*data, s, **chosen) for s in seeds])
-    gaps = ((x[held_out][:, None] - x[~held_out][None]) ** 2).sum(-1)
-    print(f"\n1-NN on all at once: {np.mean(y[~held_out][gaps.argmin(1)] == y[held_out]):.3f}")
-    digit_novelty(*data)
-
-
-def nearest(to, inputs):
-    return np.sqrt([((to - one) ** 2).sum(axis=-1).min() for one in inputs])
-
-
-def digit_novelty(x, y, held_out):
-    known, novel = ~held_out & (y < 8), y[held_out] >= 8
-    coded = complement_code(jnp.asarray(x))
-    header("Digits 8 and 9 against 0 to 7", "signal", "AUROC")
-    for vigilance in (0.7, 0.8, 0.9, 0.95):
-        empty = FuzzyART.empty(128, 1200, vigilance=vigilance)
-        art, _ = eqx.filter_jit(FuzzyART.learn)(empty, coded[known])
-        score = np.asarray(jax.jit(jax.vmap(art.novelty))(coded[held_out]))
-        choice = -np.asarray(jax.jit(jax.vmap(art.choices))(coded[held_out])).max(axis=1)
-        named = f"1 - best match, ρ = {vigilance:g} ({int(art.count)} categories)"
-        row(named, f"{auroc(score, novel):.3f}")
-        row("- best choice, the same", f"{auroc(choice, novel):.3f}")
-    means = np.stack([x[known & (y == c)].mean(axis=0) for c in range(8)])
-    for name, to in (("class mean", means), ("1-NN", x[known])):
-        row(name, f"{auroc(nearest(to, x[held_out]), novel):.3f}")
-
-
-# Text: laws, models, states and batches have a leading axis, every strength with every seed, side by side.
-
-OPTIMISER = optax.chain(ewc(), optax.adamw(2e-3))
 
 
 def side_by_side(function):

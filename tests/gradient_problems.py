@@ -5,10 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqjax import fields
-from eqjax.gradients import (
-    OracleAdjoint,
-)
+from eqjax import analytic, fields
+from eqjax.analytic import squared_error
+from eqjax.gradients import AsymEP, DyadicEP, HolomorphicEP, Nudge, OracleAdjoint, SharedAdjoint
 from eqjax.relaxation import (
     GMRES,
     Anderson,
@@ -91,3 +90,40 @@ def equilibrium_loss(model, loss, batch):
 
 
 ORACLE = OracleAdjoint(free=TIGHT, adjoint_solver=GMRES(1e-12))
+AT_EQUILIBRIUM = {
+    "oracle": ORACLE,
+    "asymep": AsymEP(free=TIGHT, nudged=Anderson(1e-10)),
+    "shared": HolomorphicEP(
+        free=TIGHT, nudged=Nudge(Anderson(1e-10), contrast=SharedAdjoint()), points=3
+    ),
+    "dyadic": DyadicEP(free=TIGHT),
+}
+
+
+class Affine(eqx.Module):
+    """A map that takes complex states."""
+
+    weight: jax.Array
+
+    def __call__(self, z):
+        return analytic.matmul(z.reshape(1, -1), self.weight)[0]
+
+
+class Flat(eqx.Module):
+    """Reads the first array of the state (of a memory, the visible neurons: its energy does not fix the rest)."""
+
+    inner: Affine
+
+    def __call__(self, z):
+        return self.inner(jax.tree.leaves(z)[0].ravel())
+
+
+def rms_error(estimator, truth, model, batch, seeds):
+    def error(key):
+        estimate = estimator(model, squared_error, batch, key=key)
+        gaps = jax.tree.map(lambda g, t: jnp.sum((g - t) ** 2), estimate.grads, truth)
+        variance = estimate.variance
+        return sum(jax.tree.leaves(gaps)), jnp.nan if variance is None else variance
+
+    squares, variances = jax.lax.map(error, jax.random.split(jax.random.key(7), seeds))
+    return float(jnp.mean(squares)) ** 0.5, float(jnp.mean(variances)) ** 0.5

@@ -7,12 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gradient_problems import (
+    AT_EQUILIBRIUM,
     ORACLE,
     TIGHT,
+    Affine,
+    Flat,
     along,
     equilibrium_loss,
     finite_difference,
     network,
+    rms_error,
 )
 from hypothesis import Phase, given, settings
 
@@ -23,16 +27,13 @@ from eqjax.gradients import (
     AsymEP,
     Averaged,
     Central,
-    DyadicEP,
     EnergyEP,
     ForwardEligibility,
     HolomorphicEP,
     LowRank,
-    Nudge,
     ProbeCorrection,
     RandomDirections,
     Reversible,
-    SharedAdjoint,
     TruncatedAdjoint,
     VectorFieldEP,
     agreement,
@@ -46,14 +47,6 @@ from eqjax.relaxation import (
     equilibrium,
 )
 
-AT_EQUILIBRIUM = {
-    "oracle": ORACLE,
-    "asymep": AsymEP(free=TIGHT, nudged=Anderson(1e-10)),
-    "shared": HolomorphicEP(
-        free=TIGHT, nudged=Nudge(Anderson(1e-10), contrast=SharedAdjoint()), points=3
-    ),
-    "dyadic": DyadicEP(free=TIGHT),
-}
 HORIZON = {
     "bptt": BPTT(steps=9, step=0.2),
     "eligibility": ForwardEligibility(steps=9, step=0.2),
@@ -65,15 +58,6 @@ class LinearField(fields.AbstractForceField):
 
     def __call__(self, t, z, x):
         return analytic.shift(analytic.matmul(z, self.matrix), x)
-
-
-class Affine(eqx.Module):
-    """A map that takes complex states."""
-
-    weight: jax.Array
-
-    def __call__(self, z):
-        return analytic.matmul(z.reshape(1, -1), self.weight)[0]
 
 
 def linear(n, key, normal):
@@ -90,15 +74,6 @@ def memory(n, key):
         hidden_time=0.5,
     )
     return field, lambda x: (x, jnp.zeros(3)), (n,)
-
-
-class Flat(eqx.Module):
-    """Reads the first array of the state (of a memory, the visible neurons: its energy does not fix the rest)."""
-
-    inner: Affine
-
-    def __call__(self, z):
-        return self.inner(jax.tree.leaves(z)[0].ravel())
 
 
 def drawn(kind, n, seed):
@@ -189,17 +164,6 @@ def test_eligibility_equals_backpropagation_to_rounding():
     assert jnp.isclose(got.loss, want.loss, rtol=1e-13) and got.variance is None
     # The encoder is reached through z₀ and through the clamped input, and through neither alone.
     assert jnp.linalg.norm(got.grads.encoder.weight) > 1e-3
-
-
-def rms_error(estimator, truth, model, batch, seeds):
-    def error(key):
-        estimate = estimator(model, squared_error, batch, key=key)
-        gaps = jax.tree.map(lambda g, t: jnp.sum((g - t) ** 2), estimate.grads, truth)
-        variance = estimate.variance
-        return sum(jax.tree.leaves(gaps)), jnp.nan if variance is None else variance
-
-    squares, variances = jax.lax.map(error, jax.random.split(jax.random.key(7), seeds))
-    return float(jnp.mean(squares)) ** 0.5, float(jnp.mean(variances)) ** 0.5
 
 
 @pytest.mark.parametrize("eligibility", [RandomDirections, LowRank])

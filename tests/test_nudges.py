@@ -6,16 +6,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gradient_problems import (
+    AT_EQUILIBRIUM,
     BIASED,
     BIASED_BATCH,
     EXACT,
     ORACLE,
     TIGHT,
+    Affine,
+    Flat,
     along,
     biased_cost,
     equilibrium_loss,
     finite_difference,
     network,
+    rms_error,
 )
 
 from eqjax import analytic, fields

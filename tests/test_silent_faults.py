@@ -225,7 +225,7 @@ def converged(z):
     a = 2 + z * z
 
     def off(r):
-        return jnp.max(jnp.abs(r * r - a)) > 1e-8
+        return jnp.max(jnp.abs(r * r - a)) > 1e-13
 
     return lax.while_loop(off, lambda r: (r + a / r) / 2, jnp.ones_like(z))
 
