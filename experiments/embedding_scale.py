@@ -57,9 +57,7 @@ def main():
         for line in lines:
             if "validation" in line:
                 step, unsettled = line["step"], line["validation_unsettled"]
-                told = (
-                    "–" if unsettled is None else f"{unsettled:.1%}"
-                )  # BPTT asks nobody to settle
+                told = "–" if unsettled is None else f"{unsettled:.1%}"  # None: BPTT
                 recent = [x["accepted"] for x in lines if step - every < x["step"] <= step]
                 print(
                     f"| {scale:g} | {seed} | {step} | {line['validation']:.3f} "
