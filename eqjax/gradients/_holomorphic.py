@@ -111,7 +111,7 @@ class LockIn(AbstractContrast):
             force = jax.tree.map(
                 lambda f0, f, pull, anti: scale(f0 - f, 1 / beta) + turn * pull - anti,
                 phases.anchor,
-                phases.force(0, here),
+                phases.force(0)(here),
                 response.pull_at(here),
                 phases.antisymmetric(0, a),
             )

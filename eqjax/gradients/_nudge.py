@@ -20,7 +20,7 @@ from ._stencils import AbstractStencil, Central, relative_radius
 class Phases(NamedTuple):
     """The nudged phases of one sample before they settle, for a unit pull.
 
-    `response`: at the free state, complex where the nudges are. `force(k, z)`: the force in phase k, under that
+    `response`: at the free state, complex where the nudges are. `force(k)(z)`: the force in phase k, under that
     phase's own noise; `anchor`: the common mode that is taken off it; `antisymmetric(k, v) = (J - Jᵀ) v`. `nodes`,
     `weights` of the stencil, and its `order`. `noisy`: whether the phases differ in more than their nudge.
     """
@@ -47,7 +47,7 @@ class Phases(NamedTuple):
         return jax.tree.map(
             lambda f0, f, pull: (f0 - f) / step + pull,
             self.anchor,
-            self.force(k, state),
+            self.force(k)(state),
             self.response.pull_at(state),
         )
 
@@ -169,7 +169,7 @@ class RawStates(AbstractContrast):
                 moved = jax.tree.map(jnp.subtract, state, response.z)
                 return jax.tree.map(
                     lambda f, anti, pull: f - anti - step * pull,
-                    phases.force(k, state),
+                    phases.force(k)(state),
                     phases.antisymmetric(k, moved),
                     response.pull_at(state),
                 )

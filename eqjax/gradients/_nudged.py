@@ -111,7 +111,7 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
             here, measured, anchor = lambda k: response, lambda k: once, lifted.force0
         return Phases(
             response=lifted,
-            force=lambda k, state: here(k).force(state),
+            force=lambda k: here(k).force,
             anchor=anchor,
             antisymmetric=lambda k, v: self.correction.apply(measured(k), here(k), v),
             nodes=nodes,

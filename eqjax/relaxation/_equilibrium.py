@@ -101,7 +101,7 @@ def equilibrium(
     # Around the program, too: what differentiates it is traced when the contexts inside have closed.
     asked = isinstance(precision, str)
     with jax.default_matmul_precision(precision) if asked else contextlib.nullcontext():
-        return _solve(field, z0, x, solver, adjoint, max_steps, throw, precision)
+        return _solve(field)(field, z0, x, solver, adjoint, max_steps, throw, precision)
 
 
 @compiled_once

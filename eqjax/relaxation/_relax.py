@@ -116,7 +116,7 @@ def relax(
             throw=False,
         )
     value = jax.tree.map(lambda a: a[0], solution.ys[0])
-    residual = _residual(field, end, value, x, norm, scale, precision)
+    residual = _residual(field)(field, end, value, x, norm, scale, precision)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(value)]))
     # Diffrax calls a NaN state "max_steps_reached".
     result = RESULTS.where(finite, RESULTS.promote(solution.result), RESULTS.nonfinite)  # pyright: ignore

@@ -1,6 +1,5 @@
 """How settled a state is, and how a solve ended."""
 
-import functools
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
@@ -37,15 +36,10 @@ class RESULTS(dfx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
 
 
 def compiled_once(body: Callable[..., Any]) -> Callable[..., Any]:
-    """`body(field, ...)`, compiled: one program for all fields of a structure, however often it is called."""
+    """From a field to `body`, compiled: one program for all fields of a structure, however often it is called."""
     program = eqx.filter_jit(body)
-
-    @functools.wraps(body)
-    def run(field, *rest):
-        # A function that closes over arrays would stay in the cache, with them, for ever.
-        return (program if getattr(field, "__closure__", None) is None else body)(field, *rest)
-
-    return run
+    # A function that closes over arrays would stay in the cache, with them, for ever.
+    return lambda field: program if getattr(field, "__closure__", None) is None else body
 
 
 def residual_ratio(
