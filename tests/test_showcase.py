@@ -191,7 +191,7 @@ def test_pictures_show_what_they_are_given(tmp_path):
     (stairs,) = below.patches
     # Two spikes of three neurons in the first 5 ms, one in the second.
     np.testing.assert_allclose(stairs.get_data().values, [2000 / 15, 1000 / 15])
-    with pytest.raises(ValueError, match="--groups must make up all 3 neurons"):
+    with pytest.raises(ValueError, match="`groups` must make up all 3 neurons"):
         plots.raster(train, duration=10.0, groups={"few": 2})
 
     figure = plots.f_i_curve({"a": ([1.0, 2.0], [0.0, 9.0])}, marks={"Hopf": 1.5}, unit="nA")
@@ -213,7 +213,7 @@ def test_pictures_show_what_they_are_given(tmp_path):
     plots.save(figure, tmp_path / "recall.png")
     assert (tmp_path / "recall.png").stat().st_size > 5000
     for rows in ({}, {"a": images, "b": images[:1]}, {"a": images[0]}):
-        with pytest.raises(ValueError, match="--patterns must hold as many images"):
+        with pytest.raises(ValueError, match="`patterns` must hold as many images"):
             plots.recall(rows)
 
 
@@ -229,8 +229,8 @@ SQUARE = jnp.eye(3)
         (lambda: hebb(jnp.array([[0.0, 1.0]])), r"only -1 and \+1.*2 \* bits - 1"),
         (lambda: hebb(jnp.array([[jnp.nan, 1.0]])), r"only -1 and \+1"),
         (lambda: recall(BinaryHopfield(SQUARE), 2 * jnp.ones(3), key=jax.random.key(0)), "`cue`"),
-        (lambda: BinaryHopfield(jnp.ones((2, 3))), r"--weight must be square, \(n, n\)"),
-        (lambda: ContinuousHopfield(jnp.triu(jnp.ones((3, 3)))), "--weight must be symmetric"),
+        (lambda: BinaryHopfield(jnp.ones((2, 3))), r"`weight` must be square, \(n, n\)"),
+        (lambda: ContinuousHopfield(jnp.triu(jnp.ones((3, 3)))), "`weight` must be symmetric"),
         (lambda: KuramotoNetwork(jnp.zeros(3), jnp.ones((3, 2))), r"must have the shape \(3, 3\)"),
         (lambda: SpikingNetwork(LeakyIntegrateAndFire(), jnp.ones((3, 2))), "Pad with zeros"),
         (lambda: HodgkinHuxley(g_L=-0.1), "`g_L` is a conductance.*at least 0, got -0.1"),
@@ -240,10 +240,10 @@ SQUARE = jnp.eye(3)
         (lambda: LeakyIntegrateAndFire(tau=-1.0), "`tau` is a time constant"),
         (lambda: Crossbar(pattern_memory(-SQUARE)), "no resistor has a negative"),
         (lambda: fire(LeakyIntegrateAndFire(), 0.0, t1=1.0, capacity=0), "`capacity`"),
-        (lambda: FixedStep(0.0), "--step must be above 0 ms"),
+        (lambda: FixedStep(0.0), "`step` must be above 0 ms"),
         (
             lambda: ej.relax(HodgkinHuxley(), jnp.zeros(4), step=0.0, steps=1),
-            "--step must be above",
+            "`step` must be above",
         ),
     ],
 )
