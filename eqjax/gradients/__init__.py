@@ -22,6 +22,7 @@ from ._estimate import (
     Accept as Accept,
     GradientEstimate as GradientEstimate,
     Report as Report,
+    accepted_mean as accepted_mean,
 )
 from ._forward import (
     ExactEligibility as ExactEligibility,

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .. import analytic
 from ..fields import hyperparameter, trainable
-from ..gradients import AbstractEstimator, GradientEstimate, Report
+from ..gradients import AbstractEstimator, GradientEstimate, Report, accepted_mean
 from ..language import GPT2, DotProduct, GPT2Config
 from ._adaptive import refuse_unless
 from ._art import FuzzyART, complement_code, stacked
@@ -205,12 +205,13 @@ def _estimate(law, model, loss, batch, subset, prototypes):
     )
     # A category of NaN would stay for ever.
     kept = analytic.tree_where(jnp.isfinite(optax.tree.norm(grads)), learned, prototypes)
+    accepted = taken & jnp.isfinite(total)
     signals = {
-        "cross_entropy": jnp.mean(losses, where=taken),
-        "distance": jnp.mean(distance, where=taken),
+        "cross_entropy": accepted_mean(losses, accepted),
+        "distance": accepted_mean(distance, accepted),
         "novelty": jnp.mean(novelty, axis=(0, 2)),
         "categories": kept.count,
         "overflow": kept.overflow,
     }
-    report = Report.computed(total, taken & jnp.isfinite(total))
+    report = Report.computed(total, accepted)
     return GradientEstimate(mean, grads, report, states=None, carry=kept, signals=signals)
