@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PyTree
 
+from ..analytic import is_complex
+
 
 class AbstractForceField(eqx.Module):
     """A force field: `field(t, z, x) -> dz/dt`, the signature of a Diffrax vector field.
@@ -52,7 +54,7 @@ class AbstractEnergyField(AbstractForceField):
 
 def negative_gradient(energy, z: PyTree[Array]) -> PyTree[Array]:
     """`-∂energy/∂z`; on complex states the holomorphic derivative."""
-    holomorphic = any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(z))
+    holomorphic = is_complex(z)
     return jax.tree.map(jnp.negative, jax.grad(energy, holomorphic=holomorphic)(z))
 
 

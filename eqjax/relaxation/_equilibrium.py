@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, PyTree
 
-from ..analytic import tree_held
+from ..analytic import is_complex, tree_held
 from ..fields import Realified
 from ._anderson import Anderson
 from ._gmres import adjoint_solver
@@ -109,7 +109,7 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
     # The residual is measured as the solver measures it; foreign solvers have another notion of error.
     ours = isinstance(solver, MeasuresForce)
     norm, scale = (solver.norm, solver.scale) if ours else (optx.two_norm, 1.0)  # pyright: ignore
-    if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(z0)):
+    if is_complex(z0):
         # As real and imaginary parts: every solver can do that, and Optimistix asks for it.
         real = Realified(field)
         settings = {"adjoint": adjoint, "max_steps": max_steps, "throw": throw}
