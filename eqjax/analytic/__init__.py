@@ -3,7 +3,6 @@
 from ._functions import (
     attention as attention,
     causal_mask as causal_mask,
-    cross_entropy as cross_entropy,
     gelu as gelu,
     heads as heads,
     is_complex as is_complex,
@@ -15,10 +14,14 @@ from ._functions import (
     shift as shift,
     softmax as softmax,
     softplus as softplus,
-    squared_error as squared_error,
     tree_cast as tree_cast,
     tree_complex as tree_complex,
     tree_held as tree_held,
     tree_where as tree_where,
     unheads as unheads,
+)
+from ._losses import (
+    check_ids as check_ids,
+    cross_entropy as cross_entropy,
+    squared_error as squared_error,
 )

@@ -8,7 +8,7 @@ differentiated.
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Inexact, Int
+from jaxtyping import Array, Bool, Float, Inexact
 
 
 def _like(parameter: Array, z: Array) -> Array:
@@ -113,25 +113,6 @@ def rms_norm(
     return out if bias is None else shift(out, bias)
 
 
-def cross_entropy(
-    logits: Inexact[Array, "*batch vocab"], targets: Int[Array, "*batch"]
-) -> Inexact[Array, ""]:
-    """Mean cross-entropy in nats over all leading axes (the *token mean*); holomorphic in `logits`.
-
-    **Arguments:** `logits (..., V)`; integer `targets (...)` in `[0, V)`.
-    """
-    picked = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jnp.mean(logsumexp(logits) - picked)
-
-
-def squared_error(
-    outputs: Inexact[Array, "*shape"], targets: Inexact[Array, "*shape"]
-) -> Inexact[Array, ""]:
-    """`½ Σ (outputs - targets)²`, without a conjugate: holomorphic in `outputs`."""
-    difference = outputs - targets.astype(outputs.dtype)
-    return 0.5 * jnp.sum(difference * difference)
-
-
 def causal_mask(length: int) -> Bool[Array, "length length"]:
     """True where a query (row) may see a key (column): keys at or before the query."""
     return jnp.tril(jnp.ones((length, length), bool))
@@ -185,8 +166,10 @@ def tree_cast(tree, dtype):
 
 def tree_held(tree):
     """`tree` with its arrays held fixed under differentiation."""
+    # Anew as arrays: of a Python number given to `jax.grad`, what is held is that number again.
     return jax.tree.map(
-        lambda leaf: lax.stop_gradient(leaf) if isinstance(leaf, jax.Array) else leaf, tree
+        lambda leaf: jnp.asarray(lax.stop_gradient(leaf)) if isinstance(leaf, jax.Array) else leaf,
+        tree,
     )
 
 

@@ -17,6 +17,7 @@ from ._implicit_euler import BackwardEuler as BackwardEuler, IMEXEuler as IMEXEu
 from ._newton_krylov import NewtonKrylov as NewtonKrylov
 from ._picard import Picard as Picard
 from ._pseudo_transient import PseudoTransient as PseudoTransient
+from ._quorum import Quorum as Quorum
 from ._refine import Refine as Refine
 from ._relax import Relaxation as Relaxation, relax as relax
 from ._residual import (

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, PyTree, ScalarLike
 
-from ._secant import AbstractSecant, solve_oblique, tikhonov, unit_rows
+from ._secant import AbstractSecant, lengths, solve_oblique, tikhonov
 
 
 # Why differences. Anderson (1965) weighs whole iterates, with weights that sum to 1; in differences the same
@@ -46,14 +46,16 @@ class Anderson(AbstractSecant):
     norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
     scale: ScalarLike = 1.0
 
-    def _coefficients(self, dy, df, f, age, mixing):
-        unit, size = unit_rows(df)
-        ridge = tikhonov(self.ridge, f.dtype)
-        # Normal equations, not the updated QR of Walker & Ni (2011): one product of the few stored rows,
-        # which `vmap` batches, where QR goes column by column. They square the condition number; unit
-        # rows and ridge bound the harm, and a bad step is caught like any other, by its residual.
-        gram = unit.conj() @ unit.T + ridge * jnp.eye(self.window, dtype=f.dtype)
-        return jnp.linalg.solve(gram, unit.conj() @ f) / size.astype(f.dtype)
+    def _coefficients(self, products, age, mixing):
+        size = lengths(products.ff)
+        ridge = tikhonov(self.ridge, size.dtype)
+        # Normal equations, not the updated QR of Walker & Ni (2011): products of the few stored rows, which `vmap`
+        # batches, where QR goes column by column. They square the condition number; unit rows and ridge bound the
+        # harm, and a bad step is caught like any other, by its residual.
+        gram = products.ff / size[:, None] / size[None, :] + ridge * jnp.eye(
+            self.window, dtype=size.dtype
+        )
+        return jnp.linalg.solve(gram, products.f / size) / size
 
 
 class AndersonTypeI(AbstractSecant):
@@ -73,10 +75,9 @@ class AndersonTypeI(AbstractSecant):
     norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
     scale: ScalarLike = 1.0
 
-    def _coefficients(self, dy, df, f, age, mixing):
-        unit, size = unit_rows(df)
-        test, _ = unit_rows(dy)
-        ridge = tikhonov(self.ridge, f.dtype)
-        # Scaling a row of the equations leaves γ as it is, so the lengths of ΔY need not be put back. ΔYᴴ ΔF
-        # has no sign to rely on: hence the oblique ridge.
-        return solve_oblique(test.conj() @ unit.T, test.conj() @ f, ridge) / size.astype(f.dtype)
+    def _coefficients(self, products, age, mixing):
+        size, test = lengths(products.ff), lengths(products.yy)
+        ridge = tikhonov(self.ridge, size.dtype)
+        # ΔYᴴ ΔF has no sign to rely on: hence the oblique ridge.
+        matrix = products.yf / test[:, None] / size[None, :]
+        return solve_oblique(matrix, products.y / test, ridge) / size

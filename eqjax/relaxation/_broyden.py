@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, PyTree, ScalarLike
 
-from ._secant import AbstractSecant, solve_oblique, tikhonov, unit_rows
+from ._secant import AbstractSecant, lengths, solve_oblique, tikhonov
 
 
 # Why the compact form. The usual recursion stores rank-one updates, each of which rests on those before it:
@@ -35,14 +35,13 @@ class Broyden(AbstractSecant):
     norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
     scale: ScalarLike = 1.0
 
-    def _coefficients(self, dy, df, f, age, mixing):
-        unit, size = unit_rows(df)
-        test, _ = unit_rows(dy)
-        ridge = tikhonov(self.ridge, f.dtype)
+    def _coefficients(self, products, age, mixing):
+        size, test = lengths(products.ff), lengths(products.yy)
+        ridge = tikhonov(self.ridge, size.dtype)
         # Broyden's matrix meets the newest secant equation exactly, and the elder ones only as far as later
         # updates left them: L is what those took away. Anderson's type I meets all at once.
         elder = age[:, None] < age[None, :]  # row newer than column
-        lower = jnp.where(elder, test.conj() @ dy.T, 0) / size.astype(f.dtype)[None, :]
+        lower = jnp.where(elder, products.yy, 0)
         # Rows are scaled by ΔY and columns by ΔF, in both terms alike: one division puts γ right.
-        matrix = test.conj() @ unit.T + lower / mixing
-        return solve_oblique(matrix, test.conj() @ f, ridge) / size.astype(f.dtype)
+        matrix = (products.yf + lower / mixing) / test[:, None] / size[None, :]
+        return solve_oblique(matrix, products.y / test, ridge) / size

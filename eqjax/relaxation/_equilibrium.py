@@ -14,7 +14,8 @@ from ..analytic import is_complex, tree_held
 from ..fields import Realified
 from ._anderson import Anderson
 from ._gmres import adjoint_solver
-from ._implicit import attach
+from ._implicit import implicit_root
+from ._loop import solved
 from ._refine import Refine, loosened
 from ._residual import (
     RESULTS,
@@ -55,8 +56,7 @@ def _map(z, args):
 # so that dz*/dθ = -J⁻¹ ∂F/∂θ whatever path led there; one transposed solve replaces a backward pass through
 # all steps. But `ImplicitAdjoint()` without an argument forms J (measured: 57 GiB for 32 windows of 64 tokens
 # of width 64, float64); a GMRES never does. And where that fails Optimistix raises, in the middle of a
-# backward pass, for the whole batch: with `throw=False` the derivative is therefore attached by ourselves
-# (see `attach`), and NaN stays in its sample.
+# backward pass, for the whole batch: here it does so only if asked to `throw`.
 def equilibrium(
     field: Callable[..., Any],
     z0: PyTree[Array],
@@ -82,7 +82,7 @@ def equilibrium(
       float32, 1e-10 in float64); or any Optimistix adjoint.
     - `max_steps`: steps of the solver.
     - `throw`: raise when the state did not settle, or the adjoint solve fails. With `throw=False` look at
-      `result`; the default adjoint is then reverse-mode only, and where it fails that sample's gradient is NaN.
+      `result`; where the default adjoint fails that sample's derivative is NaN.
     - `precision`: of matrix products while settling (`jax.default_matmul_precision`); float32 products in the
       reduced precision that accelerators default to are too coarse to settle. The residual is measured at
       "highest" in any case. None leaves all of it alone; a `Refine` settles coarsely first.
@@ -106,9 +106,6 @@ def equilibrium(
 
 @compiled_once
 def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
-    # The residual is measured as the solver measures it; foreign solvers have another notion of error.
-    ours = isinstance(solver, MeasuresForce)
-    norm, scale = (solver.norm, solver.scale) if ours else (optx.two_norm, 1.0)  # pyright: ignore
     if is_complex(z0):
         # As real and imaginary parts: every solver can do that, and Optimistix asks for it.
         real = Realified(field)
@@ -119,38 +116,34 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
         return _refined(
             field, z0, x, solver, precision, adjoint=adjoint, max_steps=max_steps, throw=throw
         )
+    # The residual is measured as the solver measures it; foreign solvers have another notion of error.
+    ours = isinstance(solver, MeasuresForce)
+    norm, scale = (solver.norm, solver.scale) if ours else (optx.two_norm, 1.0)  # pyright: ignore
     check_structure(z0, jax.eval_shape(eqx.Partial(field, 0.0), z0, x))
-    exact = None if precision is None else "highest"
-    linear = adjoint_solver(z0)
-    # Whatever the field closes over becomes visible to differentiation. The precision of a product is fixed
-    # when it is traced, which is here.
-    with jax.default_matmul_precision(precision):
-        force = eqx.filter_closure_convert(eqx.Partial(field, 0.0), z0, x)
-    with jax.default_matmul_precision(exact):
-        exact_force = (
-            force
-            if precision == exact
-            else eqx.filter_closure_convert(eqx.Partial(field, 0.0), z0, x)
-        )
-    # What the solve itself must not differentiate, because `attach` does.
-    isolated = adjoint is None and not throw
-    start, args = tree_held((z0, (force, x))) if isolated else (z0, (force, x))
-    adjoint = optx.ImplicitAdjoint(linear) if adjoint is None else adjoint
-    fixed_point = isinstance(solver, optx.AbstractFixedPointSolver)
-    verb: Any = optx.fixed_point if fixed_point else optx.root_find
-    fn = _map if fixed_point else _force
-    with jax.default_matmul_precision(precision):
-        solution = verb(fn, solver, start, args, adjoint=adjoint, max_steps=max_steps, throw=False)
-    value = solution.value
-    with jax.default_matmul_precision(exact):
-        # The verdict is ours. A foreign solver may measure steps, or judge the iterate before the one it
-        # returns; and in its derivative, with z held, this force is the ∂F/∂θ that `attach` needs.
-        final = exact_force(value, x)
+
+    def traced(precision):
+        # Whatever the field closes over becomes visible to differentiation. The precision of a product is fixed when it
+        # is traced, which is here.
+        with jax.default_matmul_precision(precision):
+            return eqx.filter_closure_convert(eqx.Partial(field, 0.0), z0, x)
+
+    exact = traced(None if precision is None else "highest")
+    force = exact if precision in (None, "highest") else traced(precision)
+    fn = _map if isinstance(solver, optx.AbstractFixedPointSolver) else _force
+    settings = (fn, solver, z0, (force, x), max_steps)
+    if adjoint is None or isinstance(adjoint, optx.ImplicitAdjoint):
+        linear = adjoint_solver(z0) if adjoint is None else adjoint.linear_solver
+        find = eqx.Partial(_find, precision, *tree_held(settings))
+        value, (result, stats) = implicit_root(exact, x, find=find, linear=linear, throw=throw)
+    else:
+        value, (result, stats) = _find(precision, *settings, adjoint)
+    # The verdict is ours. A foreign solver may measure steps, or judge the iterate before the one it returns.
+    final = exact(value, x)
     # A diagnostic: a gradient through it would ask for a second solve.
     residual = residual_ratio(*tree_held((final, value)), norm=norm, scale=scale)
-    result = RESULTS.promote(solution.result)
+    result = RESULTS.promote(result)
     # What the solver itself says of a failure, in more words than Optimistix has.
-    told = solution.stats.get("result", RESULTS.successful)
+    told = stats.get("result", RESULTS.successful)
     result = RESULTS.where(told == RESULTS.successful, result, told)
     if solver.rtol is not None and solver.atol is not None:
         asked = solver.rtol + solver.atol / jnp.maximum(norm(value), scale)
@@ -162,17 +155,18 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
     # Last, over every other word: Diffrax, for one, reports NaN as too many steps.
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(value)]))
     result = RESULTS.where(finite & jnp.isfinite(residual), result, RESULTS.nonfinite)  # pyright: ignore
-    if isolated:
-        value = attach((value, final), *args, linear)
     if throw:
         value = result.error_if(value, result != RESULTS.successful)
-    steps = solution.stats["num_steps"]
-    counted = evaluations_told(solver, solution.stats)
-    evaluations = jnp.where(counted < 0, -1, counted + 1)
-    stats = {"field_evaluations": evaluations, "num_steps": steps}
-    if "handed_over" in solution.stats:
-        stats["handed_over"] = solution.stats["handed_over"]
-    return Equilibrium(value, residual, result, stats)
+    counted = evaluations_told(solver, stats)
+    shown = {name: stats[name] for name in ("num_steps", "handed_over") if name in stats}
+    shown["field_evaluations"] = jnp.where(counted < 0, -1, counted + 1)
+    return Equilibrium(value, residual, result, shown)
+
+
+def _find(precision, *settings):
+    with jax.default_matmul_precision(precision):
+        value, *told = solved(*settings)
+    return value, tuple(told)
 
 
 def _refined(field, z0, x, solver, refine, **kwargs):

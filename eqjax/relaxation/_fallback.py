@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
-from ._gmres import GMRES
+from ._loop import solved
+from ._quorum import Quorum
 from ._residual import RESULTS, MeasuresForce, evaluations_told, is_met
 
 
@@ -128,26 +129,11 @@ class Fallback(optx.AbstractFixedPointSolver):
 def _run(fn, solver, y, args, max_steps):
     """Value, result, what the solver adds to it, evaluations (-1 if unknown) and steps of a whole solve."""
     fixed_point = isinstance(solver, optx.AbstractFixedPointSolver)
-    verb: Any = optx.fixed_point if fixed_point else optx.root_find
-
-    def force(y, args):
-        image, aux = fn(y, args)
-        return jax.tree.map(jnp.subtract, image, y), aux
-
-    solution = verb(
-        fn if fixed_point else force,
-        solver,
-        y,
-        args,
-        has_aux=True,
-        max_steps=max_steps,
-        adjoint=optx.ImplicitAdjoint(GMRES()),
-        throw=False,
-    )
-    steps = solution.stats["num_steps"]
-    evaluations = evaluations_told(solver, solution.stats)
-    told = solution.stats.get("result", RESULTS.successful)
-    return solution.value, solution.result, told, evaluations, steps
+    image = lambda y, args: fn(y, args)[0]
+    force = lambda y, args: jax.tree.map(jnp.subtract, image(y, args), y)
+    value, result, stats = solved(image if fixed_point else force, solver, y, args, max_steps)
+    evaluations = evaluations_told(solver, stats)
+    return value, result, stats.get("result", RESULTS.successful), evaluations, stats["num_steps"]
 
 
 def _sum(first, *others):
@@ -158,8 +144,10 @@ def _sum(first, *others):
 
 
 def with_tolerance(solver: Any, change: Callable[[Any, Any], tuple[Any, Any]]) -> Any:
-    """`solver` with the tolerances `change(rtol, atol)`; of a `Fallback`, both of its solvers."""
+    """`solver` with the tolerances `change(rtol, atol)`; within a `Fallback` or a `Quorum`, too."""
     if isinstance(solver, Fallback):
         parts = tuple(with_tolerance(part, change) for part in (solver.first, solver.then))
         return eqx.tree_at(lambda s: (s.first, s.then), solver, parts)
+    if isinstance(solver, Quorum):
+        return eqx.tree_at(lambda s: s.solver, solver, with_tolerance(solver.solver, change))
     return eqx.tree_at(lambda s: (s.rtol, s.atol), solver, change(solver.rtol, solver.atol))

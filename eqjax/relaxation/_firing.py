@@ -58,17 +58,22 @@ class EventDriven(AbstractScheme):
     in everything: parameters, weights, input, initial state, times. At most one spike is treated at a time, so the
     cost is that of the spikes and refractory times of the *whole* network: for small ones. Simultaneous spikes are
     treated one after the other at the same time; where delta synapses make one depend on the other, order matters.
-    Threshold crossings between two steps of the solver that undo themselves are missed: bound the step by the
-    controller's `dtmax` if the input is fast.
+    A neuron at rest gives a solver no reason to look for an input to come: with a `stimulus` its steps are bounded by a
+    hundredth of the shortest membrane time constant. What is shorter must be declared as `jumps`.
 
-    **Arguments:** `solver`, `controller`, `max_steps` (between two events), `adjoint`: as for `diffrax.diffeqsolve`.
-    The controller is by default a `PIDController` with relative and absolute tolerance 1e-12, or 16 eps if larger.
+    **Arguments:**
+
+    - `solver`, `controller`, `max_steps` (between two events), `adjoint`: as for `diffrax.diffeqsolve`. The controller
+      is by default a `PIDController` with relative and absolute tolerance 1e-12, or 16 eps if larger, and bounded as
+      said; one that is given bounds its steps itself (`dtmax`).
+    - `jumps (k,)`: times in ms, in order, at which the stimulus jumps. No step crosses them.
     """
 
     solver: dfx.AbstractSolver = dfx.Tsit5()
     controller: dfx.AbstractStepSizeController | None = None
     max_steps: int = eqx.field(static=True, default=4096)
     adjoint: dfx.AbstractAdjoint = dfx.RecursiveCheckpointAdjoint()
+    jumps: Float[Array, " k"] | None = None
 
     def run(self, network, state, x, t0, t1, capacity):
         t0, t1 = (jnp.asarray(t, state.v.dtype) for t in (t0, t1))
@@ -174,7 +179,11 @@ def _from_event_to_event(scheme, network, state, x, t0, t1, capacity):
     tolerance = max(1e-12, 16 * float(jnp.finfo(dtype).eps))
     controller = scheme.controller
     if controller is None:
-        controller = dfx.PIDController(rtol=tolerance, atol=tolerance)
+        constant = network.neurons.stimulus is None
+        bound = None if constant else 0.01 * jnp.min(jnp.asarray(network.neurons.tau, dtype))
+        controller = dfx.PIDController(rtol=tolerance, atol=tolerance, dtmax=bound)
+    if scheme.jumps is not None:
+        controller = dfx.ClipStepSizeController(controller, jump_ts=scheme.jumps)
 
     def force(t, z, args):
         network, active, x = args

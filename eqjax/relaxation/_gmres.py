@@ -9,6 +9,7 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree, ScalarLike
 
+from ._loop import wanted, while_wanted, write_rows
 from ._residual import check_tolerance
 
 
@@ -80,7 +81,8 @@ class GMRES(lx.AbstractLinearSolver):
 
         def cycle(carry):
             y, r, size, products, _ = carry
-            correction, used = _arnoldi(apply, r, size, target, restart)
+            asked = jnp.where(unfinished(carry), target, jnp.inf)  # nothing of a sample that waits
+            correction, used = _arnoldi(apply, r, size, asked, restart)
             y = y + correction
             # The residual of the rotations drifts from the true one as rounding gathers, in float32 soon. One
             # product a cycle buys the truth, which alone decides whether the solve succeeded.
@@ -90,7 +92,7 @@ class GMRES(lx.AbstractLinearSolver):
         # The first cycle has none before it to be compared with.
         infinity = jnp.full_like(_norm(b), jnp.inf)
         start = (y0, r0, _norm(r0), jnp.asarray(int(warm)), infinity)
-        y, _, size, products, _ = jax.lax.while_loop(unfinished, cycle, start)
+        y, _, size, products, _ = while_wanted(unfinished, cycle, start)
 
         # Negated, so that NaN counts as failed. What comes back then is no solution, and must say so: taken
         # for an adjoint it would be a wrong gradient without a word.
@@ -145,15 +147,17 @@ def _arnoldi(apply, r, size, target, m):
     dtype, tiny = r.dtype, jnp.finfo(r.dtype).tiny
     eps = jnp.finfo(r.dtype).eps
     safe = jnp.where(size > 0, size, jnp.ones_like(size))
-    basis = jnp.zeros((m + 1, r.size), dtype).at[0].set(r / safe.astype(dtype))
+    first = (r / safe.astype(dtype))[None]
+    basis = write_rows(jnp.zeros((m + 1, r.size), dtype), first, jnp.asarray(0))
     rhs = jnp.zeros(m + 1, dtype).at[0].set(size.astype(dtype))
 
     def going(carry):
-        _, _, _, _, j, residual, broke = carry
+        _, _, _, _, j, _, residual, broke = carry
         return (j < m) & (residual > target) & ~broke
 
     def extend(carry):
-        basis, triangle, rotation, rhs, j, _, _ = carry
+        basis, triangle, rotation, rhs, j, used, residual, broken = carry
+        on = going(carry)
         w = apply(basis[j])
         # Measured before orthogonalisation: what is left after it is judged against this.
         length = _norm(w)
@@ -165,7 +169,8 @@ def _arnoldi(apply, r, size, target, m):
         # Only rounding is left: A maps the space into itself, and for a regular A the solution lies in it
         # (Saad & Schultz 1986). Scaled to length 1 the rest would be noise, and not orthogonal to the basis.
         broke = beta <= 10 * eps * length
-        w = jnp.where(broke, 0, w / jnp.maximum(beta, tiny).astype(dtype))
+        # So is all that comes after the end of a sample whose batch goes on.
+        w = jnp.where(broke | ~on, 0, w / jnp.maximum(beta, tiny).astype(dtype))
         beta = jnp.where(broke, 0, beta)
         # All earlier rotations at once, by their product: one by one they would be a loop of j steps.
         column = rotation @ h.at[j + 1].set(beta.astype(dtype))
@@ -184,14 +189,15 @@ def _arnoldi(apply, r, size, target, m):
         rotation, rhs, column = rotate(rotation), rotate(rhs), rotate(column)
         triangle = triangle.at[:, j].set(column[:m])
         return (
-            basis.at[j + 1].set(w),
+            write_rows(basis, w[None], j + 1),
             triangle,
             rotation,
             rhs,
             j + 1,
-            jnp.abs(rhs[j + 1]),
+            jnp.where(on, j + 1, used),
+            jnp.where(on, jnp.abs(rhs[j + 1]), residual),
             # Nothing good comes after an overflow; the true residual will report it.
-            broke | ~jnp.isfinite(length),
+            jnp.where(on, broke | ~jnp.isfinite(length), broken),
         )
 
     start = (
@@ -200,15 +206,20 @@ def _arnoldi(apply, r, size, target, m):
         jnp.eye(m, dtype=dtype),
         jnp.eye(m + 1, dtype=dtype),
         rhs,
+        jnp.asarray(0),  # one number for the batch, so that a basis is written at one place
         jnp.asarray(0),
         size,
         jnp.asarray(False),
     )
-    basis, triangle, _, rhs, used, _, _ = jax.lax.while_loop(going, extend, start)
+    final = jax.lax.while_loop(lambda carry: wanted(going(carry)), extend, start)
+    basis, triangle, _, rhs, _, used, _, _ = final
+    mine = jnp.arange(m) < used
     # Entry `used` is the residual, which no vector of the space removes: left in, it would weigh one.
-    rhs = jnp.where(jnp.arange(m) < used, rhs[:m], 0)
+    rhs = jnp.where(mine, rhs[:m], 0)
+    # What the loop wrote for others' sake.
+    triangle = jnp.where(mine, triangle, jnp.eye(m, dtype=dtype))
     # The ones of columns that were not written are no measure of A.
-    diagonal = jnp.where(jnp.arange(m) < used, jnp.abs(jnp.diagonal(triangle)), 0)
+    diagonal = jnp.where(mine, jnp.abs(jnp.diagonal(triangle)), 0)
     # A singular A leaves a zero on the diagonal. Without its coefficient the step is finite, where a division
     # would give infinity; whether it was enough the true residual tells.
     singular = diagonal <= 10 * eps * jnp.max(diagonal)

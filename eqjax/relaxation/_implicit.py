@@ -1,5 +1,6 @@
-"""Implicit differentiation whose failures stay with their sample."""
+"""Roots by any procedure, differentiated by the implicit function theorem."""
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -9,33 +10,38 @@ import lineax as lx
 from jaxtyping import Array, PyTree
 
 
-@eqx.filter_custom_vjp
-def attach(state_and_force: tuple[PyTree, PyTree], force: Any, x: PyTree, solver: Any) -> PyTree:
-    """`z`, unchanged, with the reverse-mode derivative of the implicit function theorem.
+@eqx.filter_custom_jvp
+def implicit_root(
+    force: Any, x: PyTree, *, find: Any, linear: Any, throw: Any
+) -> tuple[PyTree, Any]:
+    """`find()`, a root z of `force(z, x)` and what else is told of it, with `dz = -J⁻¹ ∂F` to any order.
 
-    **Arguments:** `(z, F(z))`, the second carrying the derivative in the parameters, with z held fixed in it; the
-    function `force(z, x)` and `x`, held fixed; `solver`: a Lineax solver of `Jᵀλ = -ḡ`.
-
-    Where that solve fails the derivative is NaN, in that sample of a batch and no other: an error raised in
-    a backward pass would take the whole batch with it.
+    `linear`: a Lineax solver. Where it fails the derivative is NaN, in that sample of a batch and no other: an error
+    raised in a backward pass would take the whole batch with it. With `throw` that is done.
     """
-    return state_and_force[0]
+    return find()
 
 
-@attach.def_fwd
-def _(perturbed, state_and_force, force, x, solver):
-    return state_and_force[0], None
+@implicit_root.def_jvp
+def _(primals, tangents, *, find, linear, throw):
+    # What `jax.grad` was given as a Python number arrives as one.
+    arrays = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, (float, complex)) else leaf
+    primals = force, x = jax.tree.map(arrays, tuple(primals))
+    # Once more by name, not by value: so the root's own dependence is seen when this is differentiated again.
+    z, told = implicit_root(force, x, find=find, linear=linear, throw=throw)
+    _, moved = eqx.filter_jvp(lambda force, x: force(z, x), primals, tangents)
+    _, product = jax.linearize(lambda state: force(state, x), z)
+    dz = _solved(product, jax.tree.map(jnp.negative, moved), linear, throw)
+    return (z, told), (dz, jax.tree.map(lambda _: None, told))
 
 
-@attach.def_bwd
-def _(residuals, cotangent, perturbed, state_and_force, force, x, solver):
-    z, _ = state_and_force
-    _, transpose = jax.vjp(lambda state: force(state, x), z)
-    operator = lx.FunctionLinearOperator(lambda v: transpose(v)[0], jax.eval_shape(lambda: z))
-    solution = lx.linear_solve(operator, jax.tree.map(jnp.negative, cotangent), solver, throw=False)
-    failed = solution.result != lx.RESULTS.successful
+def _solved(product: Callable, rhs: PyTree[Array], solver: Any, throw: bool) -> PyTree[Array]:
+    """`product(v) = rhs`, and likewise when it is transposed."""
 
-    def mark(leaf: Array) -> Array:
-        return jnp.where(failed, jnp.nan, leaf)
+    def solve(product, rhs):
+        operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: rhs))
+        found = lx.linear_solve(operator, rhs, solver, throw=throw)
+        failed = found.result != lx.RESULTS.successful
+        return jax.tree.map(lambda leaf: jnp.where(failed, jnp.nan, leaf), found.value)
 
-    return jax.tree.map(jnp.zeros_like, z), jax.tree.map(mark, solution.value)
+    return jax.lax.custom_linear_solve(product, rhs, solve, transpose_solve=solve)

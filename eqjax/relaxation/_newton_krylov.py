@@ -11,6 +11,7 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
 from ._gmres import GMRES
+from ._loop import while_wanted
 from ._residual import check_tolerance, is_met
 
 
@@ -91,10 +92,11 @@ class NewtonKrylov(AbstractInexactNewton):
         _, product = jax.linearize(lambda z: fn(z, args)[0], y)
         operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: y))
         krylov = GMRES(state.forcing, 0.0, self.restart, self.krylov_steps)
+        # A sample whose batch goes on is asked for nothing more: 0 is solved, and accepted, at once.
+        done = state.converged | state.stuck
+        rhs = jax.tree.map(lambda f: jnp.where(done, 0, -f), state.force)
         # Its result is not looked at: see above.
-        solution = lx.linear_solve(
-            operator, jax.tree.map(jnp.negative, state.force), krylov, throw=False
-        )
+        solution = lx.linear_solve(operator, rhs, krylov, throw=False)
 
         def moved(length):
             return jax.tree.map(lambda a, d: a + length.astype(a.dtype) * d, y, solution.value)
@@ -104,7 +106,7 @@ class NewtonKrylov(AbstractInexactNewton):
             # A bare decrease may become ever smaller and stop short of a root; a sufficient one (Kelley 1995,
             # ch. 8) does not. Negated below: NaN, from beyond the domain of the field, is halved away alike.
             enough = size <= (1 - 1e-4 * length) * state.size
-            return ~enough & (tries <= self.halvings)
+            return ~enough & ~done & (tries <= self.halvings)
 
         def attempt(carry):
             _, _, _, length, tries = carry
@@ -116,7 +118,7 @@ class NewtonKrylov(AbstractInexactNewton):
 
         infinite = jnp.full_like(state.size, jnp.inf)
         start = (y, state.force, infinite, jnp.ones_like(state.size), jnp.asarray(0))
-        candidate, force, size, _, tries = jax.lax.while_loop(rejected, attempt, start)
+        candidate, force, size, _, tries = while_wanted(rejected, attempt, start)
 
         # At the floor of rounding no decrease is sufficient any more, but any is welcome.
         better = size < state.size

@@ -94,7 +94,10 @@ class PseudoTransient(AbstractInexactNewton):
         operator = lx.FunctionLinearOperator(shifted, jax.eval_shape(lambda: y))
         krylov = GMRES(state.forcing, 0.0, self.restart, self.krylov_steps)
         # Its result is not looked at: a poor step is met below, and a shorter δ makes an easier system.
-        solution = lx.linear_solve(operator, state.force, krylov, throw=False)
+        # A sample whose batch goes on is asked for nothing more: 0 is solved at once.
+        done = state.converged | state.stuck
+        rhs = jax.tree.map(lambda f: jnp.where(done, 0, f), state.force)
+        solution = lx.linear_solve(operator, rhs, krylov, throw=False)
         candidate = jax.tree.map(jnp.add, y, solution.value)
         force, _ = fn(candidate, args)
         size = self.norm(force)

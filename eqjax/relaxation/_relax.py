@@ -40,15 +40,15 @@ def relax(
     step: ScalarLike = 0.1,
     controller: dfx.AbstractStepSizeController | None = None,
     steps: int | None = None,
-    t1: float | None = None,
+    t1: ScalarLike | None = None,
     max_steps: int = 4096,
-    temperature: float | Array | None = None,
+    temperature: ScalarLike | None = None,
     key: PRNGKeyArray | None = None,
     saveat: dfx.SaveAt | None = None,
     adjoint: dfx.AbstractAdjoint = dfx.RecursiveCheckpointAdjoint(),
     throw: bool = True,
     norm: Callable[[PyTree], Array] = optx.two_norm,
-    scale: float = 1.0,
+    scale: ScalarLike = 1.0,
     precision: str | None = "highest",
 ) -> Relaxation:
     """Integrate `dz/dt = F(z)` from `z0`, for one sample (`jax.vmap` for a batch).
@@ -79,6 +79,8 @@ def relax(
         raise ValueError(f"Give exactly one of `steps` and `t1`, got steps={steps} and t1={t1}.")
     if isinstance(step, (int, float)) and not step > 0:
         raise ValueError(f"`step` must be above 0, got {step}.")
+    if isinstance(t1, (int, float)) and not 0 <= t1 < float("inf"):
+        raise ValueError(f"`t1` must be a finite time, at least 0, got {t1}.")
     if steps is not None and (steps < 1 or controller is not None):
         raise ValueError(
             f"`steps` must be at least 1 and goes with a fixed step, got steps={steps} and "
@@ -119,7 +121,10 @@ def relax(
     residual = _residual(field)(field, end, value, x, norm, scale, precision)
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(value)]))
     # Diffrax calls a NaN state "max_steps_reached".
-    result = RESULTS.where(finite, RESULTS.promote(solution.result), RESULTS.nonfinite)  # pyright: ignore
+    # And it integrates backwards, or not at all, where a traced time says so.
+    forwards = (step > 0) & (end >= 0) & jnp.isfinite(end)
+    result = RESULTS.promote(solution.result)
+    result = RESULTS.where(finite & forwards, result, RESULTS.nonfinite)  # pyright: ignore
     if throw:
         value = result.error_if(value, result != RESULTS.successful)
     taken = solution.stats["num_steps"]

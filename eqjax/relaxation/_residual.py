@@ -79,6 +79,12 @@ def check_tolerance(rtol: Any, atol: Any, *, both_zero: bool = False) -> None:
 
 def check_structure(z: Any, force: Any) -> None:
     """The force must look like the state, leaf by leaf (arrays or their shapes); say where it does not."""
+    for leaf in jax.tree.leaves(z):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            raise ValueError(
+                f"`z0` has a leaf of dtype {leaf.dtype}: a state that moves is floating or complex. Pass {leaf.dtype} "
+                "numbers as part of `x` or of the field."
+            )
     ours, theirs = (jax.tree.map(lambda a: (a.shape, a.dtype.name), t) for t in (z, force))
     if jax.tree.structure(z) != jax.tree.structure(force) or ours != theirs:
         raise ValueError(

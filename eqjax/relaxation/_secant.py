@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -12,6 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree, ScalarLike
 
+from ._loop import write_rows
 from ._residual import check_tolerance
 
 
@@ -24,8 +26,8 @@ class _SecantState(eqx.Module):
     evaluations: Int[Array, ""]
     y: Inexact[Array, " n"]  # where the last step started
     force: Inexact[Array, " n"]
-    dy: Inexact[Array, "m n"]
-    df: Inexact[Array, "m n"]
+    differences: Inexact[Array, "rows n"]  # of iterates and of forces, by turns
+    products: Inexact[Array, "rows rows"]  # of each with each
     count: Int[Array, ""]  # differences stored since the last restart; -1: no previous point
     mixing: Float[Array, ""]
 
@@ -59,19 +61,13 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
 
     @abc.abstractmethod
     def _coefficients(
-        self,
-        dy: Inexact[Array, "m n"],
-        df: Inexact[Array, "m n"],
-        f: Inexact[Array, " n"],
-        age: Int[Array, " m"],
-        mixing: Inexact[Array, ""],
+        self, products: "Products", age: Int[Array, " m"], mixing: Inexact[Array, ""]
     ) -> Inexact[Array, " m"]:
-        """γ; rows of `dy`, `df` that hold no difference are zero, and `age` is 0 for the newest."""
+        """γ; `age` is 0 for the newest difference."""
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
         flat, _ = ravel_pytree(y)
         real = jnp.finfo(flat.dtype).dtype
-        history = jnp.zeros((self.window, flat.size), flat.dtype)
         return _SecantState(
             best_y=y,
             best_force=jnp.zeros_like(flat),
@@ -81,8 +77,8 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
             evaluations=jnp.asarray(0),
             y=flat,
             force=jnp.zeros_like(flat),
-            dy=history,
-            df=history,
+            differences=jnp.zeros((2 * self.window, flat.size), flat.dtype),
+            products=jnp.zeros((2 * self.window, 2 * self.window), _small(flat.dtype)),
             count=jnp.asarray(-1),
             mixing=jnp.asarray(self.mixing, real),
         )
@@ -102,13 +98,16 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
         # Only a new best can settle, since it is the best that is returned.
         converged = better & (size <= self.atol + self.rtol * extent)
 
+        # A ring: the oldest difference is overwritten where it lies, and nothing is moved. One slot for a whole batch.
+        slot = state.evaluations % self.window
+        newest = jnp.stack([flat - state.y, f - state.force])
+        # The first evaluation has no other before it; and one NaN would stay NaN, whatever its coefficient.
+        sound = (state.count >= 0) & jnp.all(jnp.isfinite(newest))
+        newest = jnp.where(sound, newest, 0)
+        differences = write_rows(state.differences, newest, 2 * slot)
+
         # Negated, so that NaN is lost too.
         lost = ~(residual <= self.growth * best_residual)
-        has_previous = state.count >= 0
-        # A ring: the oldest difference is overwritten where it lies, and nothing is moved.
-        slot = jnp.maximum(state.count, 0) % self.window
-        dy = state.dy.at[slot].set(jnp.where(has_previous, flat - state.y, 0))
-        df = state.df.at[slot].set(jnp.where(has_previous, f - state.force, 0))
         # The differences made the bad step and describe the field elsewhere: drop them. The next step is then
         # plain damping from the best iterate, with half the mixing, since with the same one it may have been
         # tried before. The count is 0, not -1: from the best iterate the next difference can be taken.
@@ -117,17 +116,25 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
         flat = jnp.where(lost, ravel_pytree(best_y)[0], flat)
         f = jnp.where(lost, best_force, f)
 
-        valid = (jnp.arange(self.window) < count)[:, None]
-        # Not by their coefficients alone: a difference that is not finite is NaN even times 0.
-        dy, df = jnp.where(valid, dy, 0), jnp.where(valid, df, 0)
-        zeta = mixing.astype(f.dtype)
+        # All that the coefficients need of the history is products: with the newest difference and with the force.
+        # So it is read once for them, and once more for the step.
+        vectors = jnp.stack([*newest, f], axis=1)
+        found = jnp.matmul(differences.conj(), vectors, preferred_element_type=_small(f.dtype))
+        products = write_rows(state.products.T, found[:, :2].T, 2 * slot).T
+        products = write_rows(products, found[:, :2].conj().T, 2 * slot)
         age = (slot - jnp.arange(self.window)) % self.window
-        gamma = self._coefficients(dy, df, f, age, zeta)
+        valid = age < count
+        held = jnp.repeat(valid, 2)
+        zeta = mixing.astype(f.dtype)
+        known = Products.of(
+            jnp.where(held[:, None] & held[None, :], products, 0), jnp.where(held, found[:, 2], 0)
+        )
+        gamma = self._coefficients(known, age, mixing.astype(found.dtype)).astype(f.dtype)
         # Rows without a difference must not weigh, whatever the small solve made of them.
-        gamma = jnp.where(valid[:, 0], gamma, 0)
+        gamma = jnp.where(valid, gamma, 0)
         # Within the span of the history the step is the secant one, and across it plain damping, -ζ being the
         # guess of the inverse Jacobian (Fang & Saad 2009): with γ = 0 this is y + ζ f.
-        new = flat + zeta * f - gamma @ dy - zeta * (gamma @ df)
+        new = flat + zeta * f - jnp.stack([gamma, zeta * gamma], axis=1).ravel() @ differences
         state = _SecantState(
             best_y=best_y,
             best_force=best_force,
@@ -137,8 +144,8 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
             evaluations=state.evaluations + 1,
             y=flat,
             force=f,
-            dy=dy,
-            df=df,
+            differences=differences,
+            products=products,
             count=count,
             mixing=mixing,
         )
@@ -155,15 +162,36 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
         return state.best_y, aux, {"field_evaluations": state.evaluations}
 
 
+def _small(dtype):
+    """Of what is small: linear algebra asks for float32 at least."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
+class Products(NamedTuple):
+    """Scalar products of the stored differences, of iterates Y and of forces F. Zero where a row holds none.
+
+    `yf` holds `⟨Yᵢ, Fⱼ⟩`, conjugate in the first, and so on; `y` and `f` hold those with the force.
+    """
+
+    yy: Inexact[Array, "m m"]
+    yf: Inexact[Array, "m m"]
+    ff: Inexact[Array, "m m"]
+    y: Inexact[Array, " m"]
+    f: Inexact[Array, " m"]
+
+    @classmethod
+    def of(cls, products: Inexact[Array, "rows rows"], onto: Inexact[Array, " rows"]) -> "Products":
+        """From those of rows that stand by turns."""
+        upper, lower = products[::2], products[1::2]
+        return cls(upper[:, ::2], upper[:, 1::2], lower[:, 1::2], onto[::2], onto[1::2])
+
+
 # Why unit rows. Differences shrink by orders of magnitude as the iteration converges. Scaled, their Gram
 # matrix has a unit diagonal, its condition is that of the directions alone, and one ridge suits all steps.
-def unit_rows(
-    differences: Inexact[Array, "m n"],
-) -> tuple[Inexact[Array, "m n"], Float[Array, " m"]]:
-    """The rows scaled to length 1, and their lengths; 1 for a row of zeros."""
-    size = jnp.sqrt(jnp.sum(jnp.abs(differences) ** 2, axis=1))
-    size = jnp.where(size > 0, size, jnp.ones_like(size))
-    return differences / size[:, None].astype(differences.dtype), size
+def lengths(gram: Inexact[Array, "m m"]) -> Inexact[Array, " m"]:
+    """Of rows, by which products become those of unit rows; 1 for a row of zeros."""
+    size = jnp.sqrt(jnp.diagonal(gram))
+    return jnp.where(size == 0, jnp.ones_like(size), size)
 
 
 # Why a ridge. Directions that agree to rounding make the Gram matrix singular; then their coefficients are

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree, ScalarLike
 class _OvershootState(eqx.Module):
     # Kept beside the times, since Diffrax cuts the last step off at t1.
     step: Float[Array, ""]
+    least: Float[Array, ""]
     force: PyTree[Array]  # of the step before
     size: Float[Array, ""]  # its norm; 0 before the first step
     change: Float[Array, ""]  # smoothed relative change of ‖F‖² over a step
@@ -49,7 +50,8 @@ class OvershootController(dfx.AbstractStepSizeController):
     **Arguments:**
 
     - `growth` > 1, `shrink` in (0, 1): factors on the step.
-    - `min_step`, `max_step`: bounds of the step. `patience`: see above.
+    - `min_step`, `max_step`: bounds of the step; the first by default 1e-3, or a tenth of the
+      first step. `patience`: see above.
     - `smoothing` in [0, 1): weight of the past in the averages.
     - `rounding`: a change of the force below so many units of its rounding is not counted.
     - `norm`: of force and state; it should come from an inner product.
@@ -57,7 +59,7 @@ class OvershootController(dfx.AbstractStepSizeController):
 
     growth: ScalarLike = 1.05
     shrink: ScalarLike = 0.5
-    min_step: ScalarLike = 1e-3
+    min_step: ScalarLike | None = None
     max_step: ScalarLike = 1.0
     patience: int = 16
     smoothing: ScalarLike = 0.8
@@ -86,9 +88,11 @@ class OvershootController(dfx.AbstractStepSizeController):
                 "`OvershootController` needs a first step: pass `dt0` (in `relax`, `step`)."
             )
         zero = jnp.zeros_like(self.norm(y0))
-        step = jnp.clip(jnp.asarray(dt0), self.min_step, self.max_step)
+        least = jnp.minimum(1e-3, 0.1 * dt0) if self.min_step is None else self.min_step
+        step = jnp.clip(jnp.asarray(dt0), least, self.max_step)
         state = _OvershootState(
             step=step,
+            least=jnp.asarray(least, step.dtype),
             force=jax.tree.map(jnp.zeros_like, y0),
             size=zero,
             change=zero,
@@ -140,14 +144,15 @@ class OvershootController(dfx.AbstractStepSizeController):
         # Length is won slowly and lost at once: beyond the critical step each step multiplies the error.
         factor = jnp.where(overshoot, self.shrink, factor)
         wanted = state.step * factor.astype(state.step.dtype)
-        step = jnp.clip(wanted, self.min_step, self.max_step)
+        step = jnp.clip(wanted, state.least, self.max_step)
         # Wanted, not taken: at the bound the step itself does not show that it ought to be shorter.
-        short = (overshoot | beyond) & (wanted < self.min_step)
+        short = (overshoot | beyond) & (wanted < state.least)
         floored = state.floored + jnp.where(short, 1, 0)
         # A field that is passing through something stiff still makes new bests; one that circles makes none.
         floored = jnp.where(size < state.best, 0, floored)
         state = _OvershootState(
             step=step,
+            least=state.least,
             force=force,
             size=jnp.where(finite, size, state.size),
             # An overshoot is answered once: the averages speak about the longer step.

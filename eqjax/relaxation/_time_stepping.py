@@ -39,7 +39,8 @@ class TimeStepping(optx.AbstractFixedPointSolver):
     - `rtol`, `atol`: stop when `‖F(y)‖ ≤ atol + rtol · max(‖y‖, scale)`.
     - `solver`: any Diffrax solver of ODEs. `controller`: any Diffrax controller (`diffrax.ConstantStepSize()`
       for a fixed step; `diffrax.PIDController` needs a solver with an error estimate).
-    - `step_size`: the first step. `norm`, `scale`: of the residual.
+    - `step_size`: the first step; by default .1, or half of `⟨F, F⟩ / |⟨F, J F⟩|` at the start, where that is less.
+      `norm`, `scale`: of the residual.
 
     The residual costs one field evaluation a step, which Euler shares. Evaluations are counted for explicit
     Runge–Kutta methods.
@@ -49,7 +50,7 @@ class TimeStepping(optx.AbstractFixedPointSolver):
     atol: ScalarLike = 0.0
     solver: dfx.AbstractSolver = dfx.Euler()
     controller: dfx.AbstractStepSizeController = OvershootController()
-    step_size: ScalarLike = 0.1
+    step_size: ScalarLike | None = None
     norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
     scale: ScalarLike = 1.0
 
@@ -70,12 +71,13 @@ class TimeStepping(optx.AbstractFixedPointSolver):
         # In the precision of the state: with x64 on, times as Python floats promote a float32 state silently.
         # And there is no horizon: settling has no time to be done by.
         t0, infinity = jnp.zeros((), real), jnp.asarray(jnp.inf, real)
+        first = _first_step(fn, y, args) if self.step_size is None else self.step_size
         tnext, controller = self.controller.wrap(1).init(
             terms,
             t0,
             infinity,
             y,
-            jnp.asarray(self.step_size, real),
+            jnp.asarray(first, real),
             args,
             self.solver.func,
             self.solver.error_order(terms),
@@ -147,8 +149,22 @@ class TimeStepping(optx.AbstractFixedPointSolver):
         if counted is not None:
             # The residual costs one more a step, which Euler shares.
             residuals = 0 if isinstance(self.solver, dfx.Euler) else state.steps
-            stats["field_evaluations"] = counted + residuals
+            begun = 2 if self.step_size is None else 0
+            stats["field_evaluations"] = counted + residuals + begun
         return y, aux, stats
+
+
+# Along the force, not by the norm of J: of a rotation, or of transient growth, a longer step is none the worse.
+def _first_step(fn, y, args):
+    force = lambda y: jax.tree.map(jnp.subtract, fn(y, args)[0], y)
+    f = force(y)
+    change = jax.jvp(force, (y,), (f,))[1]
+    inner = lambda a, b: sum(
+        jnp.vdot(*pair).real for pair in zip(*map(jax.tree.leaves, (a, b)), strict=True)
+    )
+    size, rate = inner(f, f), jnp.abs(inner(f, change))
+    fast = jnp.isfinite(rate) & (0.1 * rate > 0.5 * size)
+    return jnp.where(fast, 0.5 * size / jnp.where(fast, rate, jnp.ones_like(rate)), 0.1)
 
 
 def _terms(fn):
