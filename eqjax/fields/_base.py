@@ -54,8 +54,7 @@ class AbstractEnergyField(AbstractForceField):
 
 def negative_gradient(energy, z: PyTree[Array]) -> PyTree[Array]:
     """`-∂energy/∂z`; on complex states the holomorphic derivative."""
-    holomorphic = is_complex(z)
-    return jax.tree.map(jnp.negative, jax.grad(energy, holomorphic=holomorphic)(z))
+    return jax.tree.map(jnp.negative, jax.grad(energy, holomorphic=is_complex(z))(z))
 
 
 def hyperparameter(**kwargs) -> Any:
@@ -67,6 +66,20 @@ def scalar(value: Any) -> Any:
     """A scalar array of the default float dtype from a number; arrays pass unchanged."""
     # Strongly typed: a weak scalar would change type, and so recompile, when it is restored from disk.
     return jnp.asarray(value, jnp.result_type(float)) if isinstance(value, (int, float)) else value
+
+
+def check_steps(**steps: int) -> None:
+    """Counts must be at least 1."""
+    for name, value in steps.items():
+        if value < 1:
+            raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+
+def check_positive(**values: Any) -> None:
+    """Python numbers must be above 0 (None and arrays, which may be traced, are left alone)."""
+    for name, value in values.items():
+        if isinstance(value, (int, float)) and not value > 0:
+            raise ValueError(f"`{name}` must be above 0, got {value}.")
 
 
 def trainable(model: PyTree) -> PyTree[bool]:
@@ -81,7 +94,8 @@ def trainable(model: PyTree) -> PyTree[bool]:
         node = model
         for key in path:
             if isinstance(key, jax.tree_util.GetAttrKey):
-                if _is_hyperparameter(node, key.name):
+                fields = dataclasses.fields(node) if dataclasses.is_dataclass(node) else ()
+                if any(f.name == key.name and f.metadata.get("hyperparameter") for f in fields):
                     return False
                 node = getattr(node, key.name)
             elif isinstance(key, jax.tree_util.SequenceKey):
@@ -93,14 +107,6 @@ def trainable(model: PyTree) -> PyTree[bool]:
         return eqx.is_inexact_array(leaf)
 
     return jax.tree_util.tree_map_with_path(is_trained, model)
-
-
-def _is_hyperparameter(node: Any, name: str) -> bool:
-    if not dataclasses.is_dataclass(node):
-        return False
-    return any(
-        f.name == name and f.metadata.get("hyperparameter") for f in dataclasses.fields(node)
-    )
 
 
 class Realified(eqx.Module):
@@ -121,3 +127,15 @@ class Realified(eqx.Module):
     @staticmethod
     def join(z: tuple[PyTree[Array], PyTree[Array]]) -> PyTree[Array]:
         return jax.tree.map(jax.lax.complex, *z)
+
+
+def on_complex_vectors(product: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """A real-linear product that takes complex vectors too."""
+
+    def apply(v):
+        if not is_complex(v):
+            return product(v)
+        # Not one complex product: the field may not take a complex state, nor be holomorphic.
+        return Realified.join(tuple(map(product, Realified.split(v))))
+
+    return apply

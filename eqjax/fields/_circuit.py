@@ -20,7 +20,7 @@ from ._associative import (
     Softmax,
     Spherical,
 )
-from ._base import AbstractForceField, hyperparameter, scalar
+from ._base import AbstractForceField, check_positive, hyperparameter, scalar
 
 
 class CircuitRow(eqx.Module):
@@ -78,11 +78,10 @@ class Crossbar(AbstractForceField):
         unit: float = 1e-3,
         gain: float = math.inf,
     ):
-        for name, value in (("resistance", resistance), ("unit", unit), ("gain", gain)):
-            if isinstance(value, (int, float)) and not value > 0:
-                raise ValueError(f"`{name}` must be above 0, got {value}.")
-        self.clamped = memory.clamped if isinstance(memory, ClampedMemory) else ()
-        memory = memory.memory if isinstance(memory, ClampedMemory) else memory
+        check_positive(resistance=resistance, unit=unit, gain=gain)
+        self.clamped = ()
+        if isinstance(memory, ClampedMemory):
+            self.clamped, memory = memory.clamped, memory.memory
         if not isinstance(memory.patterns, Tracer) and np.any(np.asarray(memory.patterns) < 0):
             raise ValueError(
                 f"`memory` has patterns down to {np.min(memory.patterns):.3g}, and no resistor has a negative "

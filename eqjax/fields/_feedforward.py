@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from .. import analytic
 from ._base import AbstractForceField
-from ._model import EquilibriumModel
+from ._model import EquilibriumModel, clamp
 from ._parts import normal
 
 States = tuple[Inexact[Array, " _"], ...]
@@ -60,11 +60,9 @@ class FeedForward(AbstractForceField):
 
     def forward(self, x: Inexact[Array, " _"]) -> States:
         """The forward pass, all layers of it: the equilibrium under x. The last is the output."""
-        states, below = [], x
-        for k in range(len(self.weights)):
-            below = self.layer(k, below)
-            states.append(below)
-        return tuple(states)
+        layers = range(len(self.weights))
+        states = itertools.accumulate(layers, lambda h, k: self.layer(k, h), initial=x)
+        return tuple(states)[1:]
 
     def initial(self, x: Inexact[Array, " _"]) -> States:
         """The state at rest: all layers zero."""
@@ -84,10 +82,6 @@ class _Rest(eqx.Module):
         return tuple(jnp.zeros(size, x.dtype) for size in self.sizes)
 
 
-def _same(inputs):
-    return inputs
-
-
 def _last(states):
     return states[-1]
 
@@ -104,5 +98,5 @@ def feed_forward_model(
     """
     field = FeedForward(sizes, activation=activation, key=key)
     return EquilibriumModel(
-        encoder=_same, field=field, decoder=_last, start=_Rest(tuple(sizes[1:]))
+        encoder=clamp, field=field, decoder=_last, start=_Rest(tuple(sizes[1:]))
     )

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Inexact, Int, PRNGKeyArray
 
 from .. import analytic
 from ._associative import LogCosh
-from ._base import AbstractForceField, hyperparameter, scalar
+from ._base import AbstractForceField, check_positive, check_steps, hyperparameter, scalar
 
 
 def hebb(patterns: Float[Array, "p n"]) -> Float[Array, "n n"]:
@@ -156,17 +156,12 @@ def recall(
         raise ValueError(
             f"`{type(order).__name__}` draws random orders: give `key=jax.random.key(...)`."
         )
-    if max_sweeps < 1:
-        raise ValueError(f"`max_sweeps` must be at least 1, got {max_sweeps}.")
+    check_steps(max_sweeps=max_sweeps)
     if cue.shape != network.threshold.shape:
         raise ValueError(
             f"`cue` must have one entry for each of the {network.threshold.size} neurons, got the shape {cue.shape}."
         )
     cue = _checked_signs("cue", cue)
-
-    def going_on(carry):
-        _, fixed, sweeps = carry
-        return ~fixed & (sweeps < max_sweeps)
 
     def body(carry):
         s, _, sweeps = carry
@@ -174,7 +169,7 @@ def recall(
         return new, jnp.all(new == s), sweeps + 1
 
     start = (cue, jnp.asarray(False), jnp.asarray(0))
-    return Recall(*lax.while_loop(going_on, body, start))
+    return Recall(*lax.while_loop(lambda carry: ~carry[1] & (carry[2] < max_sweeps), body, start))
 
 
 class ContinuousHopfield(AbstractForceField):
@@ -206,8 +201,7 @@ class ContinuousHopfield(AbstractForceField):
         time: float = 1.0,
     ):
         _check_symmetric(weight)
-        if isinstance(time, (int, float)) and not time > 0:
-            raise ValueError(f"`time` must be above 0, got {time}.")
+        check_positive(time=time)
         self.weight, self.bias = weight, _bias("bias", bias, weight)
         self.lagrangian = LogCosh() if lagrangian is None else lagrangian
         self.time = scalar(time)

@@ -115,12 +115,6 @@ class MonotoneBlock(AbstractSplitField):
         g = floored_norm(z)
         share = 0.5 * (1 + self.leak - self.margin)
         rho_a, rho_m = (share / jnp.maximum(share, b) for b in self.lipschitz_bounds(z.shape[0]))
-        a = self.attention
-        q, k, v = (
-            analytic.heads(analytic.matmul(g, w), a.heads) for w in (a.query, a.key, a.value)
-        )
-        mixed = analytic.attention(q, k, v, analytic.causal_mask(z.shape[0]), 1 / z.shape[1])
-        attended = analytic.matmul(analytic.unheads(mixed), a.output)
-        return analytic.scale(attended, rho_a * self.attention_gain) + analytic.scale(
-            self.mlp(g), rho_m
-        )
+        attended = self.attention(g, 1 / z.shape[1])
+        transformed = analytic.scale(self.mlp(g), rho_m)
+        return analytic.scale(attended, rho_a * self.attention_gain) + transformed

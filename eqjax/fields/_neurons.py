@@ -47,7 +47,8 @@ class HodgkinHuxley(AbstractForceField):
     stimulus: Callable[[Any], Any] | None = None
 
     def __check_init__(self):
-        check_membrane(self, ("g_Na", "g_K", "g_L"))
+        check_sign(self, "a conductance in mS/cm²", "g_Na", "g_K", "g_L")
+        check_sign(self, "a capacitance in µF/cm²", "C", zero=False)
 
     def rates(self, v: Inexact[Array, "*population"]) -> tuple[tuple[Array, Array], ...]:
         """Opening and closing rates (α, β) in 1/ms of m, h and n at the potential v in mV, at 6.3 °C."""
@@ -108,7 +109,8 @@ class MorrisLecar(AbstractForceField):
     stimulus: Callable[[Any], Any] | None = None
 
     def __check_init__(self):
-        check_membrane(self, ("g_Ca", "g_K", "g_L"))
+        check_sign(self, "a conductance in mS/cm²", "g_Ca", "g_K", "g_L")
+        check_sign(self, "a capacitance in µF/cm²", "C", zero=False)
 
     def __call__(
         self, t: Any, z: Inexact[Array, "2 *population"], x: Any = None
@@ -162,15 +164,12 @@ def injected(field: Any, t: Any, v: Array, x: Any) -> Array:
     return current
 
 
-def check_membrane(field: Any, conductances: tuple[str, ...]) -> None:
-    """Refuse a negative conductance or a capacitance not above 0, where their values are known."""
-    for name in conductances:
-        if rejected(field, name, lambda value: ~(value >= 0)):
-            raise ValueError(
-                f"`{name}` is a conductance in mS/cm² and must be at least 0, got {getattr(field, name)}."
-            )
-    if rejected(field, "C", lambda value: ~(value > 0)):
-        raise ValueError(f"`C` is a capacitance in µF/cm² and must be above 0, got {field.C}.")
+def check_sign(field: Any, what: str, *names: str, zero: bool = True) -> None:
+    """Refuse what is below 0 (or 0, if that is no value for it either), where it is known."""
+    for name in names:
+        if rejected(field, name, lambda value: ~(value >= 0 if zero else value > 0)):
+            bound = "at least 0" if zero else "above 0"
+            raise ValueError(f"`{name}` is {what} and must be {bound}, got {getattr(field, name)}.")
 
 
 def rejected(field: Any, name: str, wrong: Callable[[Any], Any]) -> bool:

@@ -62,14 +62,15 @@ class Attention(eqx.Module):
         self.query, self.key, self.value, self.output = q, k, v, residual_scale * o
         self.heads, self.qknorm = heads, qknorm
 
-    def __call__(self, g: Inexact[Array, "t c"]) -> Inexact[Array, "t c"]:
-        q, k, v = (
-            analytic.heads(analytic.matmul(g, w), self.heads)
-            for w in (self.query, self.key, self.value)
-        )
+    def __call__(
+        self, g: Inexact[Array, "t c"], inverse_temperature: float | None = None
+    ) -> Inexact[Array, "t c"]:
+        weights = self.query, self.key, self.value
+        q, k, v = (analytic.heads(analytic.matmul(g, w), self.heads) for w in weights)
         if self.qknorm:
             q, k = analytic.rms_norm(q), analytic.rms_norm(k)
-        mixed = analytic.attention(q, k, v, analytic.causal_mask(g.shape[0]))
+        mask = analytic.causal_mask(g.shape[0])
+        mixed = analytic.attention(q, k, v, mask, inverse_temperature)
         return analytic.matmul(analytic.unheads(mixed), self.output)
 
 
@@ -104,9 +105,10 @@ class AttentionEnergy(eqx.Module):
     heads: int = eqx.field(static=True)
     qknorm: bool = eqx.field(static=True)
 
-    def __init__(self, width: int, heads: int, *, qknorm: bool = False, scale: float = 1.0, key):
+    def __init__(self, width: int, heads: int, *, qknorm: bool, residual_scale: float, key):
         check_heads(width, heads)
-        q, k = (normal(s, (width, width), scale * width**-0.5) for s in jax.random.split(key))
+        std = residual_scale * width**-0.5
+        q, k = (normal(s, (width, width), std) for s in jax.random.split(key))
         self.query, self.key, self.heads, self.qknorm = q, k, heads, qknorm
 
     def __call__(self, g: Inexact[Array, "t c"]) -> Inexact[Array, ""]:
@@ -128,9 +130,10 @@ class HopfieldEnergy(eqx.Module):
     patterns: Float[Array, "c m"]
     bias: Float[Array, " m"]
 
-    def __init__(self, width: int, *, expansion: int = 4, scale: float = 1.0, key: PRNGKeyArray):
-        self.patterns = normal(key, (width, expansion * width), scale * (expansion * width) ** -0.5)
-        self.bias = jnp.zeros(expansion * width)
+    def __init__(self, width: int, *, expansion: int, residual_scale: float, key: PRNGKeyArray):
+        hidden = expansion * width
+        self.patterns = normal(key, (width, hidden), residual_scale * hidden**-0.5)
+        self.bias = jnp.zeros(hidden)
 
     def __call__(self, g: Inexact[Array, "t c"]) -> Inexact[Array, ""]:
         overlap = analytic.softplus(analytic.shift(analytic.matmul(g, self.patterns), self.bias))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float
 
 from ._base import AbstractForceField, hyperparameter
 from ._connections import Weight, check_weight
-from ._neurons import injected, linoid, rejected
+from ._neurons import check_sign, injected, linoid, rejected
 
 
 class LeakyIntegrateAndFire(AbstractForceField):
@@ -42,12 +42,8 @@ class LeakyIntegrateAndFire(AbstractForceField):
     stimulus: Callable[[Any], Any] | None = None
 
     def __check_init__(self):
-        if rejected(self, "tau", lambda value: ~(value > 0)):
-            raise ValueError(f"`tau` is a time constant in ms and must be above 0, got {self.tau}.")
-        if rejected(self, "refractory", lambda value: ~(value >= 0)):
-            raise ValueError(
-                f"`refractory` is in ms and must be at least 0, got {self.refractory}."
-            )
+        check_sign(self, "a time constant in ms", "tau", zero=False)
+        check_sign(self, "in ms", "refractory")
         threshold = self.threshold
         if not isinstance(threshold, Tracer) and rejected(
             self, "reset", lambda value: ~(value < np.asarray(threshold))

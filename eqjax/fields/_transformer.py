@@ -22,6 +22,27 @@ from ._parts import MLP, Attention, AttentionEnergy, HopfieldEnergy, LayerNorm
 _State = Inexact[Array, "t c"]
 
 
+def _sublayers(
+    attention: type,
+    second: type,
+    width: int,
+    heads: int,
+    *,
+    qknorm: bool = False,
+    residual_scale: float = 1.0,
+    expansion: int = 4,
+    key: PRNGKeyArray,
+) -> tuple[LayerNorm, Any, LayerNorm, Any]:
+    """Both sublayers of a block, each after its norm."""
+    k1, k2 = jax.random.split(key)
+    return (
+        LayerNorm(width),
+        attention(width, heads, qknorm=qknorm, residual_scale=residual_scale, key=k1),
+        LayerNorm(width),
+        second(width, expansion=expansion, residual_scale=residual_scale, key=k2),
+    )
+
+
 class ThickBlock(AbstractSplitField):
     """The pre-LN transformer block as a force, causal and non-reciprocal:
 
@@ -45,23 +66,10 @@ class ThickBlock(AbstractSplitField):
     attention_gain: Float[Array, ""] = hyperparameter()
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        leak: float = 1.0,
-        attention_gain: float = 1.0,
-        qknorm: bool = False,
-        residual_scale: float = 1.0,
-        expansion: int = 4,
-        key: PRNGKeyArray,
+        self, width: int, heads: int, *, leak: float = 1.0, attention_gain: float = 1.0, **settings
     ):
-        k1, k2 = jax.random.split(key)
-        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
-        self.attention = Attention(
-            width, heads, qknorm=qknorm, residual_scale=residual_scale, key=k1
-        )
-        self.mlp = MLP(width, expansion=expansion, residual_scale=residual_scale, key=k2)
+        parts = _sublayers(Attention, MLP, width, heads, **settings)
+        self.norm1, self.attention, self.norm2, self.mlp = parts
         self.leak, self.attention_gain = scalar(leak), scalar(attention_gain)
 
     def reciprocal(self, t: Any, z: _State, x: _State) -> _State:
@@ -102,21 +110,10 @@ class EnergyBlock(AbstractEnergyField):
     attention_gain: Float[Array, ""] = hyperparameter()
 
     def __init__(
-        self,
-        width: int,
-        heads: int,
-        *,
-        leak: float = 1.0,
-        attention_gain: float = 1.0,
-        qknorm: bool = False,
-        residual_scale: float = 1.0,
-        expansion: int = 4,
-        key: PRNGKeyArray,
+        self, width: int, heads: int, *, leak: float = 1.0, attention_gain: float = 1.0, **settings
     ):
-        k1, k2 = jax.random.split(key)
-        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
-        self.attention = AttentionEnergy(width, heads, qknorm=qknorm, scale=residual_scale, key=k1)
-        self.memory = HopfieldEnergy(width, expansion=expansion, scale=residual_scale, key=k2)
+        parts = _sublayers(AttentionEnergy, HopfieldEnergy, width, heads, **settings)
+        self.norm1, self.attention, self.norm2, self.memory = parts
         self.leak, self.attention_gain = scalar(leak), scalar(attention_gain)
 
     def energy(self, z: _State, x: _State) -> Inexact[Array, ""]:
@@ -152,17 +149,10 @@ class RealBlock(AbstractSplitField):
         leak: float = 1.0,
         attention_gain: float = 1.0,
         nonreciprocity: float = 1.0,
-        qknorm: bool = False,
-        residual_scale: float = 1.0,
-        expansion: int = 4,
-        key: PRNGKeyArray,
+        **settings,
     ):
-        k1, k2 = jax.random.split(key)
-        self.norm1, self.norm2 = LayerNorm(width), LayerNorm(width)
-        self.attention = Attention(
-            width, heads, qknorm=qknorm, residual_scale=residual_scale, key=k1
-        )
-        self.memory = HopfieldEnergy(width, expansion=expansion, scale=residual_scale, key=k2)
+        parts = _sublayers(Attention, HopfieldEnergy, width, heads, **settings)
+        self.norm1, self.attention, self.norm2, self.memory = parts
         self.leak, self.attention_gain = scalar(leak), scalar(attention_gain)
         self.nonreciprocity = scalar(nonreciprocity)
 

@@ -23,6 +23,7 @@ from ._estimate import (
     GradientEstimate as GradientEstimate,
     Report as Report,
     accepted_mean as accepted_mean,
+    borrow as borrow,
 )
 from ._forward import (
     ExactEligibility as ExactEligibility,

@@ -1,5 +1,6 @@
 """Repeats of a random estimator."""
 
+from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
@@ -48,14 +49,9 @@ class Averaged(AbstractEstimator):
             return jnp.sum(leaf, axis=0) / jnp.maximum(count, 1).astype(leaf.dtype)
 
         report = jax.tree.map(lambda leaf: jnp.max(leaf, axis=0), every.report)
-        report = eqx.tree_at(
-            lambda r: (r.loss, r.field_evaluations),
-            report,
-            (
-                jnp.nanmean(every.report.loss, axis=0),
-                jnp.sum(every.report.field_evaluations, axis=0),
-            ),
-        )
+        loss_values = jnp.nanmean(every.report.loss, axis=0)
+        evaluations = jnp.sum(every.report.field_evaluations, axis=0)
+        report = replace(report, loss=loss_values, field_evaluations=evaluations)
         loss_value = jnp.sum(jnp.where(used, every.loss, 0)) / count.astype(every.loss.dtype)
         grads = jax.tree.map(mean, every.grads)
         states = jax.tree.map(lambda leaf: leaf[0], every.states)

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, PRNGKeyArray, PyTree
+from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ..analytic import tree_cast
 from ..fields import trainable
@@ -49,40 +49,25 @@ class Backprop(AbstractEstimator):
         """**Raises:** `ValueError`: there is nothing to settle."""
         raise ValueError("A model trained by `Backprop` computes its output at once; call it.")
 
-    def __call__(
-        self,
-        model: Any,
-        loss: Callable,
-        batch: tuple,
-        *,
-        key: PRNGKeyArray | None = None,
-        subset: Bool[Array, " b"] | None = None,
-    ) -> GradientEstimate:
-        return _backprop(self, model, loss, check_batch(batch), key, subset)
-
-
-@eqx.filter_jit
-def _backprop(estimator, model, loss, batch, key, subset):
-    trained, held = eqx.partition(model, estimator.trains(model))
-    size = jax.tree.leaves(batch)[0].shape[0]
-    keys = batch_keys(key, size)
-
-    def losses(trained):
-        full = eqx.combine(trained, held)
-
-        def one(inputs, targets, key):
-            if estimator.dtype is None:
-                return loss(estimator.call(full, inputs, key), targets)
-            outputs = estimator.call(*tree_cast((full, inputs), estimator.dtype), key)
-            return loss(tree_cast(outputs, jnp.result_type(float)), targets)
-
-        return jax.vmap(one, in_axes=(0, 0, None if keys is None else 0))(batch[0], batch[1], keys)
-
-    def mean(trained):
-        values = losses(trained)
+    @eqx.filter_jit
+    def __call__(self, model, loss, batch, *, key=None, subset=None):
+        inputs, targets = check_batch(batch)
+        trained, held = eqx.partition(model, self.trains(model))
+        size = jax.tree.leaves(inputs)[0].shape[0]
         taken = jnp.ones(size, bool) if subset is None else subset
-        return accepted_mean(values, taken), (values, taken)
 
-    (total, (values, taken)), grads = eqx.filter_value_and_grad(mean, has_aux=True)(trained)
-    report = Report.computed(values, taken & jnp.isfinite(values))
-    return GradientEstimate(total, grads, report, states=None)
+        def mean(trained):
+            full = eqx.combine(trained, held)
+
+            def one(inputs, targets, key):
+                if self.dtype is None:
+                    return loss(self.call(full, inputs, key), targets)
+                outputs = self.call(*tree_cast((full, inputs), self.dtype), key)
+                return loss(tree_cast(outputs, jnp.result_type(float)), targets)
+
+            values = eqx.filter_vmap(one)(inputs, targets, batch_keys(key, size))
+            return accepted_mean(values, taken), values
+
+        (total, values), grads = eqx.filter_value_and_grad(mean, has_aux=True)(trained)
+        report = Report.computed(values, taken & jnp.isfinite(values))
+        return GradientEstimate(total, grads, report, states=None)

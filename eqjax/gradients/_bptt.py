@@ -1,7 +1,7 @@
 """Backpropagation through time."""
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import diffrax as dfx
 import equinox as eqx
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
-from ..fields import trainable
+from ..fields import check_positive, check_steps, trainable
 from ..relaxation import relax
 from ._estimate import (
     AbstractEstimator,
@@ -18,8 +18,6 @@ from ._estimate import (
     accepted_mean,
     borrow,
     check_batch,
-    check_positive,
-    check_steps,
     zero_unless,
 )
 from ._reversible import Reversible
@@ -66,18 +64,11 @@ class BPTT(AbstractEstimator):
         return self._relax(field, z0, x, self.steps)
 
     def _relax(self, field, z0, x, steps):
+        lengths: Any = {"step": self.step, "steps": steps}
         if isinstance(self.solver, Reversible):
-            return self.solver.relax(field, z0, x, step=self.step, steps=steps)
-        return relax(
-            field,
-            z0,
-            x,
-            solver=self.solver,
-            step=self.step,
-            steps=steps,
-            adjoint=self.adjoint,
-            throw=False,
-        )
+            return self.solver.relax(field, z0, x, **lengths)
+        ways = {"solver": self.solver, "adjoint": self.adjoint}
+        return relax(field, z0, x, **lengths, **ways, throw=False)
 
     @eqx.filter_jit
     def __call__(self, model, loss, batch, *, key=None, subset=None):
@@ -118,16 +109,8 @@ class BPTT(AbstractEstimator):
             blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[2:])
             first = (jnp.asarray(True), everyone, *blank)
             _, accepted, outcome, grads = jax.lax.while_loop(lambda carry: carry[0], attempt, first)
-        value, residual, evaluations, states = outcome
-        nothing = jnp.full_like(residual, jnp.nan)
-        report = Report(
-            loss=jnp.where(accepted, value, jnp.nan),
-            free_residual=jnp.where(accepted, residual, jnp.nan),
-            nudged_residual=nothing,
-            adjoint_residual=nothing,
-            displacement=nothing,
-            field_evaluations=evaluations,
-            accepted=accepted,
-        )
+        *reported, evaluations, states = outcome
+        value, residual = (jnp.where(accepted, a, jnp.nan) for a in reported)
+        report = Report.computed(value, accepted, residual, evaluations)
         grads = zero_unless(jnp.any(accepted), grads)
-        return GradientEstimate(accepted_mean(report.loss, accepted), grads, report, states)
+        return GradientEstimate(accepted_mean(value, accepted), grads, report, states)

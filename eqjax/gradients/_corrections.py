@@ -10,7 +10,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PRNGKeyArray, PyTree, ScalarLike
 
 from ..analytic import matmul
-from ._estimate import check_key, check_positive
+from ..fields import check_positive
+from ._estimate import check_key
 from ._response import Response
 
 

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import ScalarLike
 
-from ..fields import trainable
+from ..fields import check_positive, trainable
 from ..relaxation import Anderson, Solver, equilibrium, residual_ratio
-from ._estimate import Accept, check_positive, check_steps
+from ._estimate import Accept
+from ._nudge import displaced
 from ._response import AbstractEquilibriumEstimator, Adjoint, Free, Sample
 from ._stencils import relative_radius
 
@@ -37,7 +38,6 @@ class DyadicEP(AbstractEquilibriumEstimator):
     trains: Callable = trainable
 
     def __check_init__(self):
-        check_steps(free_steps=self.free_steps)
         check_positive(radius=self.radius)
 
     def respond(self, model, loss, inputs, target, key):
@@ -58,25 +58,13 @@ class DyadicEP(AbstractEquilibriumEstimator):
             force = lambda state: sample.field(0.0, state, x)
             _, jvp = jax.linearize(force, z)
             transpose = jax.linear_transpose(jvp, z)
-            (up, pull_up), (down, pull_down) = (
-                (force(state), jax.grad(sample.loss)(state))
-                for state in (
-                    jax.tree.map(lambda u, v, s=s: u - s * beta * v, z, a) for s in (1, -1)
-                )
-            )
+            ends = displaced(z, a, beta), displaced(z, a, -beta)
+            (up, down), pulls = map(force, ends), map(jax.grad(sample.loss), ends)
             mean = jax.tree.map(lambda u, d: 0.5 * (u + d), up, down)
-            adjoint = jax.tree.map(
-                lambda u, d, pu, pd, jv, jtv: (
-                    (d - u) / (2 * beta) + 0.5 * (pu + pd) / unit - jv + jtv
-                ),
-                up,
-                down,
-                pull_up,
-                pull_down,
-                jvp(a),
-                transpose(a)[0],
-            )
-            return mean, adjoint
+            driven = lambda u, d, pu, pd: (d - u) / (2 * beta) + 0.5 * (pu + pd) / unit
+            corrected = lambda a, jv, jtv: a - jv + jtv
+            adjoint = jax.tree.map(driven, up, down, *pulls)
+            return mean, jax.tree.map(corrected, adjoint, jvp(a), transpose(a)[0])
 
         start = (sample.z0, jax.tree.map(jnp.zeros_like, sample.z0))
         settled = equilibrium(

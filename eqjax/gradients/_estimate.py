@@ -30,11 +30,14 @@ class Report(eqx.Module):
     accepted: Bool[Array, "*b"]
 
     @classmethod
-    def computed(cls, loss: Float[Array, "*b"], accepted: Bool[Array, "*b"]) -> "Report":
-        """Of a model that computes its output at once: nothing settled, so there are no residuals."""
+    def computed(
+        cls, loss: Float[Array, "*b"], accepted: Bool[Array, "*b"], residual=None, evaluations=None
+    ) -> "Report":
+        """Without nudge or adjoint; of a model that computes its output at once without residual: nothing settled."""
         nothing = jnp.full_like(loss, jnp.nan)
-        calls = jnp.zeros(loss.shape, int)
-        return cls(loss, nothing, nothing, nothing, nothing, calls, accepted)
+        residual = nothing if residual is None else residual
+        calls = jnp.zeros(loss.shape, int) if evaluations is None else evaluations
+        return cls(loss, residual, nothing, nothing, nothing, calls, accepted)
 
     def summary(self) -> dict[str, Array]:
         """Scalars for a log: mean loss and *worst* residuals over the accepted samples, mean cost over all,
@@ -45,12 +48,10 @@ class Report(eqx.Module):
             top = jnp.max(jnp.where(self.accepted, values, -jnp.inf))
             return jnp.where(jnp.isneginf(top), jnp.nan, top)
 
+        residuals = "free_residual", "nudged_residual", "adjoint_residual", "displacement"
         return {
             "loss": accepted_mean(self.loss, self.accepted),
-            "free_residual": worst(self.free_residual),
-            "nudged_residual": worst(self.nudged_residual),
-            "adjoint_residual": worst(self.adjoint_residual),
-            "displacement": worst(self.displacement),
+            **{name: worst(getattr(self, name)) for name in residuals},
             "field_evaluations": jnp.mean(self.field_evaluations.astype(self.loss.dtype)),
             "accepted": jnp.mean(self.accepted.astype(self.loss.dtype)),
         }
@@ -147,19 +148,6 @@ def check_batch(batch: Any) -> tuple[PyTree, PyTree]:
             f"Every array in `batch` needs the same leading batch axis, of length at least 1; got shapes {shapes}."
         )
     return jax.tree.map(jnp.asarray, tuple(batch))
-
-
-def check_steps(**steps: int) -> None:
-    for name, value in steps.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
-
-
-def check_positive(**values: Any) -> None:
-    """Python numbers must be above 0 (None and arrays, which may be traced, are left alone)."""
-    for name, value in values.items():
-        if isinstance(value, (int, float)) and not value > 0:
-            raise ValueError(f"`{name}` must be above 0, got {value}.")
 
 
 def check_key(key: PRNGKeyArray | None, why: str) -> PRNGKeyArray:

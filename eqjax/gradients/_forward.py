@@ -11,7 +11,7 @@ import optimistix as optx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
-from ..fields import trainable
+from ..fields import check_positive, check_steps, trainable
 from ..relaxation import relax, residual_ratio
 from ._estimate import (
     AbstractEstimator,
@@ -21,8 +21,6 @@ from ._estimate import (
     batch_keys,
     check_batch,
     check_key,
-    check_positive,
-    check_steps,
     total_variance,
     zero_unless,
 )
@@ -34,6 +32,9 @@ class AbstractEligibility(eqx.Module):
     """How the eligibility `e = ∂z/∂θ`, an (n, P) matrix, is carried along `z ← advance(θ, z)`."""
 
     draws: eqx.AbstractVar[int]
+
+    def __check_init__(self):
+        check_steps(draws=self.draws)
 
     @abc.abstractmethod
     def run(self, initial: Callable, advance: Callable, theta, steps: int, key: Any) -> Any:
@@ -90,9 +91,6 @@ class RandomDirections(AbstractEligibility):
 
     draws: int = eqx.field(default=1, static=True)
 
-    def __check_init__(self):
-        check_steps(draws=self.draws)
-
     def run(self, initial, advance, theta, steps, key) -> Any:
         # One for the whole horizon: e u is the sum of what all steps push along the same u.
         u = jax.random.normal(key, (self.draws, theta.size), theta.dtype)
@@ -120,9 +118,6 @@ class LowRank(AbstractEligibility):
     `z̃ ← ρ₀ Φ_z z̃ + ρ₁ ν`, `θ̃ ← θ̃/ρ₀ + νᵀ(ε ∂F/∂θ)/ρ₁` with random signs ν; the ρ balance the norms."""
 
     draws: int = eqx.field(default=1, static=True)
-
-    def __check_init__(self):
-        check_steps(draws=self.draws)
 
     def run(self, initial, advance, theta, steps, key) -> Any:
         first, later = jax.random.split(key)
@@ -214,8 +209,7 @@ def _carried(estimator, model, loss, batch, key, subset):
             return model, model.encode(inputs)
 
         model, x = build(theta)
-        start = model.initial(x)
-        _, state = ravel_pytree(start)
+        _, state = ravel_pytree(model.initial(x))
         eps = jnp.asarray(estimator.step, theta.dtype)
 
         def initial(theta):
@@ -233,13 +227,8 @@ def _carried(estimator, model, loss, batch, key, subset):
         value, (direct, pull) = jax.value_and_grad(readout, (0, 1))(theta, z)
         gradients = direct[None] + contract(pull)
         residual = residual_ratio(model.field(0.0, state(z), x), state(z))
-        return (
-            value,
-            residual,
-            gradients,
-            jnp.asarray(steps * (1 + estimator.eligibility.cost(z.size))),
-            state(z),
-        )
+        evaluations = jnp.asarray(steps * (1 + estimator.eligibility.cost(z.size)))
+        return value, residual, gradients, evaluations, state(z)
 
     with jax.default_matmul_precision("highest"):
         keys = batch_keys(key, jax.tree.leaves(batch)[0].shape[0])
@@ -251,16 +240,8 @@ def _carried(estimator, model, loss, batch, key, subset):
     kept = jnp.where(accepted[:, None, None], gradients, 0)
     draws: Float[Array, "k p"] = jnp.sum(kept, axis=0) / jnp.sum(accepted).astype(theta.dtype)
     draws = zero_unless(jnp.any(accepted), draws)
-    nothing = jnp.full_like(value, jnp.nan)
-    report = Report(
-        loss=jnp.where(accepted, value, jnp.nan),
-        free_residual=residual,
-        nudged_residual=nothing,
-        adjoint_residual=nothing,
-        displacement=nothing,
-        field_evaluations=evaluations,
-        accepted=accepted,
-    )
+    loss_values = jnp.where(accepted, value, jnp.nan)
+    report = Report.computed(loss_values, accepted, residual, evaluations)
     grads = unravel(jnp.mean(draws, axis=0))
     variance = total_variance(draws) if draws.shape[0] > 1 else None
-    return GradientEstimate(accepted_mean(report.loss, accepted), grads, report, states, variance)
+    return GradientEstimate(accepted_mean(loss_values, accepted), grads, report, states, variance)

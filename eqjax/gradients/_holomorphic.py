@@ -11,10 +11,10 @@ from jax import lax
 from jaxtyping import Array, ScalarLike
 
 from ..analytic import scale
-from ..fields import Realified, trainable
+from ..fields import Realified, check_positive, trainable
 from ..relaxation import Anderson, Solver, relax
 from ._corrections import AbstractCorrection, ExactCorrection
-from ._estimate import Accept, check_positive
+from ._estimate import Accept
 from ._holomorphy import check_holomorphic
 from ._nudge import AbstractContrast, Nudge, Nudged
 from ._nudged import AbstractNudgedEstimator, as_nudge

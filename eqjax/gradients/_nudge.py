@@ -11,8 +11,8 @@ import optimistix as optx
 from jaxtyping import Array, Float, Inexact, PyTree, ScalarLike
 
 from ..analytic import is_complex, scale, tree_complex
+from ..fields import check_positive, check_steps
 from ..relaxation import Anderson, Solver, equilibrium
-from ._estimate import check_positive, check_steps
 from ._response import Response, in_adjoint_coordinates
 from ._stencils import AbstractStencil, Central, relative_radius
 

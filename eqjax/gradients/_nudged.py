@@ -7,13 +7,14 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import optimistix as optx
 from jaxtyping import Array, PyTree, ScalarLike
 
 from ..analytic import tree_complex
-from ..fields import perturbed
+from ..fields import check_positive, perturbed
 from ._corrections import AbstractCorrection
-from ._estimate import check_key, check_positive, check_steps
+from ._estimate import check_key
 from ._nudge import Nudge, Nudged, Phases
 from ._response import AbstractEquilibriumEstimator, Adjoint, Free, Response, Sample
 from ._stencils import AbstractStencil
@@ -53,7 +54,6 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
         self.nudged = replace(nudge, **given) if given else nudge
 
     def __check_init__(self):
-        check_steps(free_steps=self.free_steps)
         check_positive(read_noise=self.read_noise)
 
     @property
@@ -122,7 +122,7 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
 
     def adjoint(self, phases: Phases, nudged: Nudged, a: PyTree[Array]) -> Adjoint:
         """The contrast `a`, and what it took to get it."""
-        setup, each = self.correction.cost(sum(leaf.size for leaf in jax.tree.leaves(a)))
+        setup, each = self.correction.cost(optax.tree.size(a))
         setup *= phases.nodes.size if phases.noisy else 1
         evaluations = setup + nudged.forces + each * nudged.corrections
         displacement = nudged.beta * optx.two_norm(a) / phases.response.extent

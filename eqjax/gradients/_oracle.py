@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import lineax as lx
 import optimistix as optx
 
-from ..fields import trainable
+from ..fields import check_steps, trainable
 from ..relaxation import GMRES, Anderson, Solver, equilibrium
-from ._estimate import Accept, check_steps
+from ._estimate import Accept
 from ._response import AbstractAdjointEstimator, Adjoint, Response, in_adjoint_coordinates
 
 
@@ -37,7 +37,7 @@ class OracleAdjoint(AbstractAdjointEstimator):
     trains: Callable = trainable
 
     def __check_init__(self):
-        check_steps(free_steps=self.free_steps, adjoint_steps=self.adjoint_steps)
+        check_steps(adjoint_steps=self.adjoint_steps)
         kinds = (lx.AbstractLinearSolver, optx.AbstractFixedPointSolver)
         if not isinstance(self.adjoint_solver, kinds):
             raise ValueError(
@@ -47,27 +47,15 @@ class OracleAdjoint(AbstractAdjointEstimator):
 
     def adjoint(self, response: Response) -> Adjoint:
         if isinstance(self.adjoint_solver, lx.AbstractLinearSolver):
-            operator = lx.FunctionLinearOperator(
-                response.vjp, jax.eval_shape(lambda: response.pull)
-            )
-            solution = lx.linear_solve(
-                operator,
-                jax.tree.map(jnp.negative, response.pull),
-                self.adjoint_solver,
-                throw=False,
-            )
-            products = solution.stats.get("num_steps", -1)
-            return Adjoint(solution.value, jnp.asarray(products))
+            pushed = jax.tree.map(jnp.negative, response.pull)
+            operator = lx.FunctionLinearOperator(response.vjp, jax.eval_shape(lambda: pushed))
+            solution = lx.linear_solve(operator, pushed, self.adjoint_solver, throw=False)
+            return Adjoint(solution.value, jnp.asarray(solution.stats.get("num_steps", -1)))
 
         def residual(t, a, x):
             return jax.tree.map(jnp.add, response.vjp(a), response.pull)
 
         start = jax.tree.map(jnp.zeros_like, response.pull)
-        solution = equilibrium(
-            residual,
-            start,
-            solver=in_adjoint_coordinates(self.adjoint_solver),
-            max_steps=self.adjoint_steps,
-            throw=False,
-        )
+        solver, steps = in_adjoint_coordinates(self.adjoint_solver), self.adjoint_steps
+        solution = equilibrium(residual, start, solver=solver, max_steps=steps, throw=False)
         return Adjoint(solution.value, solution.stats["field_evaluations"])

@@ -13,10 +13,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix as optx
-from jax import lax
 from jaxtyping import Array, Float, PyTree
 
 from ..analytic import is_complex, scale
+from ..fields import check_steps, on_complex_vectors
 from ..relaxation import Solver, equilibrium, with_tolerance
 from ._estimate import (
     AbstractEstimator,
@@ -52,8 +52,8 @@ class Response(NamedTuple):
     def only_if(self, condition: Array) -> "Response":
         """This response, or one without a pull, whose adjoint is zero: a state that will not be accepted has no use for an
         adjoint, and would be the slowest of its batch to get one."""
-        off = lambda tree: jax.tree.map(lambda a: jnp.where(condition, a, jnp.zeros_like(a)), tree)
-        return self._replace(pull=off(self.pull), pull_at=lambda state: off(self.pull_at(state)))
+        pull_at = lambda state: zero_unless(condition, self.pull_at(state))
+        return self._replace(pull=zero_unless(condition, self.pull), pull_at=pull_at)
 
 
 class Sample(NamedTuple):
@@ -97,27 +97,16 @@ class Sample(NamedTuple):
             extent=jnp.maximum(optx.two_norm(z), 1.0),
             force=force,
             pull_at=pull_at,
-            jvp=_on_complex(jvp),
-            vjp=_on_complex(lambda v: transpose(v)[0]),
+            jvp=on_complex_vectors(jvp),
+            vjp=on_complex_vectors(lambda v: transpose(v)[0]),
         )
 
 
 def _mixing(state: PyTree):
     """A complex nudge may meet the real parameters of whatever modules the user brought."""
-    mixed = is_complex(state)
-    return jax.numpy_dtype_promotion("standard") if mixed else contextlib.nullcontext()
-
-
-def _on_complex(product: Callable) -> Callable:
-    """A real-linear product that takes complex vectors too."""
-
-    def apply(v):
-        if not is_complex(v):
-            return product(v)
-        re, im = (product(jax.tree.map(part, v)) for part in (jnp.real, jnp.imag))
-        return jax.tree.map(lax.complex, re, im)
-
-    return apply
+    if is_complex(state):
+        return jax.numpy_dtype_promotion("standard")
+    return contextlib.nullcontext()
 
 
 class Adjoint(NamedTuple):
@@ -153,6 +142,9 @@ class AbstractEquilibriumEstimator(AbstractEstimator):
     free: eqx.AbstractVar[Solver]
     free_steps: eqx.AbstractVar[int]
     accept: eqx.AbstractVar[Accept]
+
+    def __check_init__(self):
+        check_steps(free_steps=self.free_steps)
 
     @abc.abstractmethod
     def respond(self, model, loss, inputs, target, key) -> Settled:

@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, PyTree, ScalarLike
 
 from ..relaxation import RESULTS, Relaxation, residual_ratio
@@ -44,21 +45,14 @@ class Reversible(eqx.Module):
         return Relaxation(value, jax.lax.stop_gradient(residual), result, stats)
 
 
-def _add(y, step, force):
-    return jax.tree.map(lambda a, f: a + step * f, y, force)
-
-
-def _mix(y, w, coupling):
-    return jax.tree.map(lambda a, b: coupling * a + (1 - coupling) * b, y, w)
-
-
 def _forward(vjp_arg, step, steps, coupling):
     z0, force, x = vjp_arg
 
     def advance(pair, _):
         y, w = pair
-        y = _add(_mix(y, w, coupling), step, force(w, x))
-        return (y, _add(w, step, force(y, x))), None
+        mixed = jax.tree.map(lambda a, b: coupling * a + (1 - coupling) * b, y, w)
+        y = optax.tree.add_scale(mixed, step, force(w, x))
+        return (y, optax.tree.add_scale(w, step, force(y, x))), None
 
     return jax.lax.scan(advance, (z0, z0), length=steps)[0]
 
@@ -90,14 +84,15 @@ def _(residuals, cotangent, perturbed, vjp_arg, step, steps, coupling):
         # In the reverse order: w was made last, by the force at the y at hand. One VJP gives that force, to
         # undo the step, and the way back through it.
         value, back = jax.vjp(forced, y, arrays)
-        w = _add(w, -step, value)
+        w = optax.tree.add_scale(w, -step, value)
         along, through = back(gw)
-        gy, collected = _add(gy, step, along), _add(collected, step, through)
+        gy = optax.tree.add_scale(gy, step, along)
+        collected = optax.tree.add_scale(collected, step, through)
 
         value, back = jax.vjp(forced, w, arrays)
         along, through = back(gy)
         gw = jax.tree.map(lambda g, h, a: g + (1 - coupling) * h + step * a, gw, gy, along)
-        collected = _add(collected, step, through)
+        collected = optax.tree.add_scale(collected, step, through)
         # Solved for the old y; here rounding is divided by λ, step after step.
         y = jax.tree.map(
             lambda a, b, f: (a - (1 - coupling) * b - step * f) / coupling, y, w, value

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
-from ..fields import trainable
+from ..fields import check_positive, check_steps, trainable
 from ..relaxation import Anderson, Solver
-from ._estimate import Accept, check_positive, check_steps
+from ._estimate import Accept
 from ._response import AbstractAdjointEstimator, Adjoint, Response
 
 
@@ -33,7 +33,7 @@ class TruncatedAdjoint(AbstractAdjointEstimator):
     trains: Callable = trainable
 
     def __check_init__(self):
-        check_steps(terms=self.terms, free_steps=self.free_steps)
+        check_steps(terms=self.terms)
         check_positive(damping=self.damping)
 
     def adjoint(self, response: Response) -> Adjoint:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ..gradients import borrow
 from . import _penalties as penalties
 from ._controllers import AbstractController, Constant
 
@@ -98,19 +99,19 @@ class Homeostat(AbstractHomeostat):
         weight, controller = self.controller(state.controller, signal)
         accepted = jnp.mean(estimate.report.accepted.astype(task.dtype))
         is_open = (accepted > 0) & (accepted >= self.gate) & jnp.isfinite(task)
-        task_norm = _running(state.task_norm, task.astype(state.task_norm.dtype), is_open)
+        mean, new = state.task_norm, task.astype(state.task_norm.dtype)
+        running = jnp.where(jnp.isnan(mean), new, 0.9 * mean + 0.1 * new)
+        task_norm = jnp.where(is_open, running, mean)
         factor = weight.astype(norm.dtype)
         if self.relative:
             known = jnp.where(jnp.isnan(task_norm), 1.0, task_norm).astype(norm.dtype)
             factor = factor * known / jnp.where(norm > 0, norm, 1.0)
         usable = jnp.isfinite(norm) & jnp.isfinite(factor)
-        total = jax.tree.map(
-            lambda g, p: (
-                jnp.where(is_open, g, 0) + jnp.where(usable, factor.astype(p.dtype) * p, 0)
-            ),
-            estimate.grads,
-            grads,
-        )
+
+        def both(g, p):
+            return jnp.where(is_open, g, 0) + jnp.where(usable, factor.astype(p.dtype) * p, 0)
+
+        total = jax.tree.map(both, estimate.grads, grads)
         metrics = {
             "penalty": value,
             "penalty_weight": weight,
@@ -130,11 +131,11 @@ class Homeostat(AbstractHomeostat):
             lambda z: jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(z)]))
         )(z)
         # A state that is not finite makes room for one that is: 0 · NaN would spoil its neighbours.
-        index = jnp.where(finite, jnp.arange(count), jnp.argmax(finite))
-        z, inputs = jax.tree.map(lambda leaf: leaf[index], (z, inputs))
+        z, inputs = borrow(finite, (z, inputs))
         z = jax.tree.map(lambda a: jnp.where(jnp.any(finite), a, 0), z)
-        is_trained = jax.tree.map(lambda g: g is not None, estimate.grads, is_leaf=_is_none)
-        trained, held = eqx.partition(model, is_trained)
+        nothing = lambda g: g is None
+        mask = jax.tree.map(lambda g: g is not None, estimate.grads, is_leaf=nothing)
+        trained, held = eqx.partition(model, mask)
 
         def mean(trained):
             model = eqx.combine(trained, held)
@@ -148,15 +149,6 @@ class Homeostat(AbstractHomeostat):
             return total / jnp.maximum(jnp.sum(good), 1).astype(total.dtype)
 
         return jax.value_and_grad(mean)(trained)
-
-
-def _is_none(leaf: Any) -> bool:
-    return leaf is None
-
-
-def _running(mean: Array, value: Array, counts: Array) -> Array:
-    updated = jnp.where(jnp.isnan(mean), value, 0.9 * mean + 0.1 * value)
-    return jnp.where(counts, updated, mean)
 
 
 def growth_homeostat(

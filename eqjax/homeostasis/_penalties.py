@@ -9,11 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
 from ..analytic import tree_held
-from ..fields import AbstractSplitField
+from ..fields import AbstractSplitField, check_steps
 from ..relaxation import residual_ratio
 from ..stability import (
     AbstractTransform,
@@ -57,12 +58,7 @@ def jacobian_penalty(
 
 
 def antisymmetry_penalty(
-    field: Callable[..., Any],
-    z: PyTree[Array],
-    x: PyTree,
-    key: PRNGKeyArray,
-    *,
-    probes: int = 1,
+    field: Callable[..., Any], z: PyTree[Array], x: PyTree, key: PRNGKeyArray, *, probes: int = 1
 ) -> _Scalar:
     """`½ ‖J - Jᵀ‖_F² / n`, which vanishes for a gradient field (Laborieux & Zenke 2024, Jacobian homeostasis).
 
@@ -163,7 +159,7 @@ def spectral_penalty(
         which=None if transform is not None else "LM" if euler else "LR",
         transform=transform,
         left=True,
-        ncv=min(ncv, sum(leaf.size for leaf in jax.tree.leaves(z))),
+        ncv=min(ncv, optax.tree.size(z)),
         tol=tol,
         max_restarts=max_restarts,
         key=key,
@@ -219,7 +215,6 @@ def _learned(field: Any, z: PyTree, x: PyTree) -> PyTree:
 
 def _hutchinson(product: Callable, like: Array, key: PRNGKeyArray, probes: int) -> _Scalar:
     """`E ‖A v‖² / n` over random signs."""
-    if probes < 1:
-        raise ValueError(f"`probes` must be at least 1, got {probes}.")
+    check_steps(probes=probes)
     sample = lambda key: square(product(signs(key, like)))
     return jnp.mean(jax.vmap(sample)(jax.random.split(key, probes))) / like.size

@@ -35,8 +35,7 @@ def cap_norms(
             raise ValueError("`where` picks no trained weight of two axes or more.")
         return CapState([factor * jnp.linalg.norm(a) for a in weights])
 
-    def update(updates, state, params=None):
-        _need(params, "cap_norms")
+    def capping(state):
         caps = iter(state.caps)
 
         def capped(step, param):
@@ -44,13 +43,12 @@ def cap_norms(
                 return step
             cap, new = next(caps), param + step
             size = jnp.linalg.norm(new)
-            return (
-                new * jnp.minimum(1, cap / jnp.where(size > 0, size, 1)).astype(new.dtype) - param
-            )
+            share = jnp.minimum(1, cap / jnp.where(size > 0, size, 1))
+            return new * share.astype(new.dtype) - param
 
-        return _at(where, updates, params, capped), state
+        return capped
 
-    return optax.GradientTransformation(init, update)
+    return _projection("cap_norms", where, init, capping)
 
 
 def rails(low: float, high: float, *, where: Callable[[Any], Any]) -> optax.GradientTransformation:
@@ -72,22 +70,20 @@ def rails(low: float, high: float, *, where: Callable[[Any], Any]) -> optax.Grad
             )
         return optax.EmptyState()
 
+    railed = lambda step, param: jnp.clip(param + step, low, high) - param
+    return _projection("rails", where, init, lambda state: railed)
+
+
+def _projection(name, where, init, step_of) -> optax.GradientTransformation:
+    """Updates of what is at `where` replaced by `step_of(state)(update, parameter)`."""
+
     def update(updates, state, params=None):
-        _need(params, "rails")
-        railed = lambda step, param: jnp.clip(param + step, low, high) - param
-        return _at(where, updates, params, railed), state
+        if params is None:
+            raise ValueError(
+                f"`{name}` acts on parameters: call `update(updates, state, params)` with them."
+            )
+        old, now = where(updates), where(params)
+        new = jax.tree.map(step_of(state), old, now)
+        return new if old is updates else eqx.tree_at(where, updates, new), state
 
     return optax.GradientTransformation(init, update)
-
-
-def _at(where, updates, params, function):
-    old, now = where(updates), where(params)
-    new = jax.tree.map(function, old, now)
-    return new if old is updates else eqx.tree_at(where, updates, new)
-
-
-def _need(params: Any, name: str) -> None:
-    if params is None:
-        raise ValueError(
-            f"`{name}` acts on parameters: call `update(updates, state, params)` with them."
-        )

@@ -2,13 +2,15 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import numpy as np
 from jaxtyping import Array, PyTree
 from numpy.polynomial import chebyshev
+
+from ._spectrum import aligned
 
 NOTHING = "–"
 
@@ -53,8 +55,6 @@ class SpecialPoint(eqx.Module):
 
 def special_table(points: Sequence[SpecialPoint]) -> str:
     """Special points as text, one a line."""
-    if not points:
-        return "no special points"
     head = ("outcome", "parameter", "±", "status", "change", "frequency", "flow", "Euler")
     lines: list[Sequence[str]] = [head]
     for p in points:
@@ -62,17 +62,7 @@ def special_table(points: Sequence[SpecialPoint]) -> str:
         width = f"{abs(p.interval[1] - p.interval[0]) / 2:.0e}"
         value, frequency = f"{p.parameter:.12g}", f"{p.frequency:.8g}"
         lines.append([p.outcome, value, width, p.status, change, frequency, p.flow, p.euler])
-    return aligned(lines)
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the first one the head, as text."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = [
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
-    return "\n".join([text[0], "-" * max(map(len, text)), *text[1:]])
+    return aligned(lines) if points else "no special points"
 
 
 class BranchSample(NamedTuple):
@@ -89,122 +79,141 @@ class BranchSample(NamedTuple):
     unstable_euler: int
 
     @classmethod
-    def of(cls, parameter, state, slope, values, multipliers, converged):
+    def of(cls, parameter, point):
+        flow, multipliers, reliable = point.found
+        values: Any = np.asarray(flow.values)
         values = values[np.argsort(-values.real, kind="stable")]
-        multipliers = np.zeros(0, complex) if multipliers is None else multipliers
+        multipliers = np.zeros(0, complex) if multipliers is None else np.asarray(multipliers)
         multipliers = multipliers[np.argsort(-abs(multipliers), kind="stable")]
         # A mode that a symmetry keeps neutral is within rounding of zero, and must not count.
         neutral = float(np.finfo(values.dtype).eps) ** (2 / 3)
         unstable = int(np.sum(values.real > neutral * np.max(abs(values))))
         euler = int(np.sum(abs(multipliers) > 1 + neutral))
-        return cls(parameter, state, slope, values, multipliers, converged, unstable, euler)
+        slope, converged = float(point.tangent[1]), bool(point.converged & reliable)
+        modes = (values, multipliers, converged, unstable, euler)
+        return cls(float(parameter), point.y[0], slope, *modes)
+
+
+class Stretch(NamedTuple):
+    """A leg of a branch as the search sees it: `at(s)` are its samples, from `first` at s = 0, the branch's `number`-th,
+    to `last` at s = length; `tol` to which points are located on it."""
+
+    at: Callable[[float], Any]
+    length: float
+    first: Any
+    last: Any
+    number: int
+    tol: float
+
+    @property
+    def turns(self) -> bool:
+        """Whether the branch turns round in the parameter."""
+        return self.first.slope * self.last.slope < 0
 
 
 # Why counts and sorted growth rates. The classical test functions (Kuznetsov 2004, ch. 10; Govaerts 2000),
 # det J for folds and the bialternate product for Hopf points, need J, or a matrix of n(n-1)/2 rows. The few
 # leading eigenvalues are known at every point anyway, and, sorted, need not be traced through collisions.
-def special_points(
-    at: Callable[[float], BranchSample],
-    length: float,
-    first: BranchSample,
-    last: BranchSample,
-    index: int,
-    tol: float,
-    step: float | None,
-) -> list[SpecialPoint]:
-    """What happens on a leg of a branch, `at(s)` being its points from `first` at s = 0 to `last` at s = length.
+def crossings(leg: Stretch, values: Callable, rate: Callable, before: int, after: int):
+    """What crosses between two counts of unstable modes: for each the place, the test that is zero there, the
+    eigenvalue, and the change of the count, ±2 for a pair.
 
-    The i-th largest growth rate is a continuous function of s whatever the eigenvalues do, and changes sign where the
-    count of unstable modes passes i. So does the logarithm of the i-th largest modulus of a multiplier.
+    The i-th largest `rate` of the `values` of a sample is a continuous function of s whatever the eigenvalues do, and
+    changes sign where the count passes i.
     """
-    points = []
-    epsilon = 0.0 if step is None else step
+    up = 1 if after > before else -1
+    # Between the two counts: just these, by rank, change sides.
+    i, end = sorted((before, after))
+    while i < end:
+
+        def test(p, i=i):
+            return rate(values(p)[i])
+
+        found = locate(test, leg)
+        # The eigenvalue at the zero tells what crosses: a pair, or a real one.
+        among = values(found[1])
+        value = among[i]
+        # Why the root of eps: by so much rounding splits a double real eigenvalue into a complex pair.
+        small = np.sqrt(np.finfo(among.dtype).eps) * np.max(abs(among))
+        # Both of a pair cross at once: one point, and two ranks done.
+        count = 2 if abs(value.imag) > small else 1
+        yield found, test, value, count * up
+        i += count
+
+
+def log_modulus(multiplier):
+    # The logarithm, since moduli span many orders, and Brent's method interpolates.
+    return np.log(abs(multiplier))
+
+
+def slope(p):
+    return p.slope
+
+
+def special_points(leg: Stretch, step: float | None) -> list[SpecialPoint]:
+    """What happens on a leg of a branch: crossings of growth rates and, with a step, of moduli of multipliers."""
+    first, last, points = leg.first, leg.last, []
 
     def add(found, flow, euler, change, change_euler, value, frequency):
         s, there, interval, status = found
         if step is None:
             euler, change_euler = NOTHING, 0
         labels = (flow, euler, change, change_euler, status)
-        point = SpecialPoint(
-            there.parameter, interval, there.state, *labels, complex(value), float(frequency), index
-        )
+        about = (complex(value), float(frequency), leg.number)
+        point = SpecialPoint(there.parameter, interval, there.state, *labels, *about)
         points.append((s, point))
 
-    def search(test):
-        return locate(test, at, length, first, last, tol)
-
-    folds = first.slope * last.slope < 0
-    up = 1 if last.unstable > first.unstable else -1
-    i, end = sorted((first.unstable, last.unstable))
-    while i < end:
-
-        def growth(p, i=i):
-            return p.values[i].real
-
-        found = search(growth)
-        # The eigenvalue at the zero tells what crosses: a pair, or a real one, where the branch turns or not.
-        value = found[1].values[i]
-        if has_partner(value, found[1].values):
-            add(found, "Hopf", NOTHING, 2 * up, 0, value, abs(value.imag))
-            i += 2
-        elif folds:
-            add(found, "fold", "fold", up, up, value, 0)
-            i, folds = i + 1, False
+    folds, counts = leg.turns, (first.unstable, last.unstable)
+    for found, growth, value, change in crossings(leg, lambda p: p.values, np.real, *counts):
+        if abs(change) == 2:
+            add(found, "Hopf", NOTHING, change, 0, value, abs(value.imag))
+        elif folds:  # a real one, where the branch turns or not
+            add(found, "fold", "fold", change, change, value, 0)
+            folds = False
         else:
             if found[3] == "bracketed":
-                found, value = interpolate(growth, at, length, found, tol), 0
-            add(found, "branch point", "branch point", up, up, value, 0)
-            i += 1
+                found, value = interpolate(growth, leg, found), 0
+            add(found, "branch point", "branch point", change, change, value, 0)
     # Where the mode that crosses is not among the k, or another crosses back on the same leg.
     if folds:  # seen in the tangent alone
-        found = search(lambda p: p.slope)
-        value = min(found[1].values, key=abs)
-        add(found, "fold", "fold", 0, 0, value, 0)
+        found = locate(slope, leg)
+        add(found, "fold", "fold", 0, 0, min(found[1].values, key=abs), 0)
 
-    up = 1 if last.unstable_euler > first.unstable_euler else -1
-    i, end = sorted((first.unstable_euler, last.unstable_euler))
-    while i < end:
-        # The logarithm: moduli differ by orders of magnitude, and Brent's method interpolates.
-        found = search(lambda p, i=i: np.log(abs(p.multipliers[i])))
-        multiplier = found[1].multipliers[i]
+    epsilon, counts = 0.0 if step is None else step, (first.unstable_euler, last.unstable_euler)
+    for found, _, multiplier, change in crossings(
+        leg, lambda p: p.multipliers, log_modulus, *counts
+    ):
         value = (multiplier - 1) / epsilon
-        if has_partner(multiplier, found[1].multipliers):
+        if abs(change) == 2:
             frequency = abs(np.angle(multiplier)) / epsilon
-            add(found, NOTHING, "Neimark–Sacker", 0, 2 * up, value, frequency)
-            i += 2
-            continue
+            add(found, NOTHING, "Neimark–Sacker", 0, change, value, frequency)
         # -1 is out of reach of the flow: only a step that is too long takes a decaying real mode there.
-        if multiplier.real < 0:  # at +1 the flow changes too, and has been seen to
-            add(found, NOTHING, "flip", 0, up, value, np.pi / epsilon)
-        i += 1
+        elif multiplier.real < 0:  # at +1 the flow changes too, and has been seen to
+            add(found, NOTHING, "flip", 0, change, value, np.pi / epsilon)
     return [point for _, point in sorted(points, key=lambda pair: pair[0])]
-
-
-# Why the root of eps: by so much rounding splits a double real eigenvalue into a complex pair.
-def has_partner(value, among):
-    return abs(value.imag) > np.sqrt(np.finfo(among.dtype).eps) * np.max(abs(among))
 
 
 # Why Brent's method, and not Newton's on an extended system: the test is continuous, but has kinks where
 # eigenvalues change places; a bracket cannot be lost, and its width is an honest error.
-def locate(test, at, length, first, last, tol):
+def locate(test: Callable, leg: Stretch):
     """A zero of `test` by Brent's method: its place, the sample there, an interval of the parameter, the status."""
     import scipy.optimize  # here, since it takes long to import
 
     # Each sample is a corrector and a spectrum: none is computed twice.
-    seen = {0.0: (float(test(first)), first), length: (float(test(last)), last)}
+    length = leg.length
+    seen = {0.0: (float(test(leg.first)), leg.first), length: (float(test(leg.last)), leg.last)}
 
     def evaluate(s):
         if s not in seen:
-            sample = at(s)
+            sample = leg.at(s)
             if not sample.converged:
-                raise _NoPoint
+                raise ValueError("no point there")
             seen[s] = float(test(sample)), sample
         return seen[s][0]
 
     # No point there, or a zero within rounding of an end: then what was seen must do.
-    with contextlib.suppress(_NoPoint, ValueError):
-        scipy.optimize.brentq(evaluate, 0.0, length, xtol=tol)
+    with contextlib.suppress(ValueError):
+        scipy.optimize.brentq(evaluate, 0.0, length, xtol=leg.tol)
     # The narrowest bracket that any of the samples makes, not only the last of Brent's.
     rising = seen[length][0] > seen[0.0][0]
     below = [s for s, (value, _) in seen.items() if value == 0 or (value < 0) == rising]
@@ -213,17 +222,17 @@ def locate(test, at, length, first, last, tol):
     left, right = max(below, default=s), min(above, default=s)
     parameters = sorted(seen[s][1].parameter for s in (left, right))
     # Within rounding of a zero signs may be disordered: then the bracket is as wide as they are.
-    status = "converged" if abs(right - left) <= 2 * tol else "bracketed"
+    status = "converged" if abs(right - left) <= 2 * leg.tol else "bracketed"
     return s, seen[s][1], (parameters[0], parameters[1]), status
 
 
-def interpolate(test, at, length, found, tol):
+def interpolate(test: Callable, leg: Stretch, found):
     """A branch point from around it: at the point itself Newton's method meets a singular system, and two branches
     are one to within the root of its tolerance."""
     # An even number of nodes: none is in the middle, where the branch point is taken to be.
-    centre, radius, degree = found[0], max(0.5 * length, 0.01), 7
+    centre, radius, degree = found[0], max(0.5 * leg.length, 0.01), 7
     nodes = chebyshev.chebpts1(degree + 1)
-    samples = [at(centre + radius * node) for node in nodes]
+    samples = [leg.at(centre + radius * node) for node in nodes]
     if not all(sample.converged for sample in samples):
         return found
     heights = np.asarray([test(sample) for sample in samples], float)
@@ -234,7 +243,7 @@ def interpolate(test, at, length, found, tol):
 
     # A fit of lower degree through the same samples gives the error.
     place, other = root(degree), root(degree - 2)
-    width = max(abs(place - other) * radius, 0.5 * tol)
+    width = max(abs(place - other) * radius, 0.5 * leg.tol)
     # What each node weighs in the value of the interpolating polynomial at `place`.
     vander = chebyshev.chebvander(nodes, degree)
     weights = np.linalg.solve(vander.T, chebyshev.chebvander(place, degree)[0])
@@ -249,9 +258,5 @@ def interpolate(test, at, length, found, tol):
         state=jax.tree.map(there, *(sample.state for sample in samples)),
     )
     interval = (sample.parameter - pace * width, sample.parameter + pace * width)
-    status = "converged" if width <= 2 * tol else "bracketed"
+    status = "converged" if width <= 2 * leg.tol else "bracketed"
     return centre + radius * place, sample, interval, status
-
-
-class _NoPoint(Exception):
-    pass

@@ -6,6 +6,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarLike
 
@@ -44,17 +45,13 @@ class Check(eqx.Module):
         elif self.result != SpectrumResults.successful:
             verdict = "undecided: the eigenvalues did not converge"
         else:
-            verdict = (
-                f"the flow {_word(self.holds)} (largest growth rate {float(self.abscissa):+.4g})"
-            )
+            word = "stays" if self.holds else "leaves"
+            verdict = f"the flow {word} (largest growth rate {float(self.abscissa):+.4g})"
             if self.holds_euler is not None and self.multipliers is not None:
                 largest = float(jnp.abs(self.multipliers[0]))
-                verdict += f"; Euler {_word(self.holds_euler)} (largest |multiplier| {largest:.6g})"
+                word = "stays" if self.holds_euler else "leaves"
+                verdict += f"; Euler {word} (largest |multiplier| {largest:.6g})"
         return f"{verdict}\n{self.spectrum}"
-
-
-def _word(holds):
-    return "stays" if holds else "leaves"
 
 
 def check(
@@ -86,16 +83,14 @@ def check(
     """
     z = state.value if isinstance(state, Equilibrium) else state
     key = jax.random.key(0) if key is None else key
-    flow, multipliers, result = leading_modes(
-        field, z, x, step, k=k, transform=transform, ncv=ncv, key=key
-    )
+    settings = {"transform": transform, "k": k, "ncv": ncv, "key": key}
+    flow, multipliers, result = leading_modes(field, z, x, step, **settings)
     abscissa = jnp.max(flow.values.real)
     fixed = flow.force_residual <= jnp.asarray(tol, flow.force_residual.dtype)
     sure = fixed & (result == SpectrumResults.successful)
-    holds_euler = None if multipliers is None else sure & jnp.all(jnp.abs(multipliers) < 1)
     return Check(
         holds=sure & (abscissa < 0),
-        holds_euler=holds_euler,
+        holds_euler=None if multipliers is None else sure & jnp.all(jnp.abs(multipliers) < 1),
         fixed_point=fixed,
         residual=flow.force_residual,
         abscissa=abscissa,
@@ -111,17 +106,15 @@ def leading_modes(
     x: PyTree,
     step: ScalarLike | None,
     *,
-    k: int,
     transform: AbstractTransform | None,
-    ncv: int | None,
-    key: PRNGKeyArray,
+    k: int,
+    **settings: Any,
 ) -> tuple[Spectrum, Complex[Array, " k"] | None, SpectrumResults]:
     """The rightmost eigenvalues of J, those of `I + εJ` of largest magnitude, and whether all of them converged.
 
     The two searches differ: a fast mode far to the left is of no consequence to the flow and flips under Euler.
     """
-    k = min(k, sum(jnp.size(leaf) for leaf in jax.tree.leaves(z)))
-    settings: dict[str, Any] = {"k": k, "ncv": ncv, "key": key, "throw": False}
+    settings |= {"k": min(k, optax.tree.size(z)), "throw": False}
     flow = spectrum(field, z, x, transform=transform, step=step, **settings)
     if step is None:
         return flow, None, flow.result

@@ -42,62 +42,50 @@ def classify(branch: Branch, at: float | None = None) -> Classification:
       for it, whatever Euler lost before; only where the flow is stable is Euler to blame. A value that the branch,
       having turned in a fold, does not reach has no fixed point: "fold". By default, the first loss of all.
 
-    **Returns:** an `Classification`. **Raises:** `ValueError` if the branch does not begin stable, or never comes near `at`.
+    **Returns:** a `Classification`. **Raises:** `ValueError` if the branch does not begin stable, or never comes near `at`.
     """
-    euler = branch.unstable_euler is not None
-    flow_lost, euler_lost = int(branch.unstable[0]), 0
-    if branch.unstable_euler is not None:
-        euler_lost = int(branch.unstable_euler[0])
+    euler = branch.unstable_euler
+    flow_lost, euler_lost = int(branch.unstable[0]), 0 if euler is None else int(euler[0])
     if flow_lost or euler_lost:
         who = "the flow" if flow_lost else "the Euler map"
         raise ValueError(
             f"`branch` begins where {who} is unstable already: begin it at a parameter where the relaxation settles."
         )
+    fold = next((point for point in branch.special_points if point.type == "fold"), None)
+    points, reached = branch.special_points, True
+    if at is not None:
+        # The first pair of neighbouring points between which the parameter is `at`.
+        p = branch.parameters
+        inside = ((p[:-1] <= at) & (at <= p[1:])) | ((p[1:] <= at) & (at <= p[:-1]))
+        reached = bool(inside.any())
+        if not reached and fold is None:
+            low, high = float(p.min()), float(p.max())
+            raise ValueError(
+                f"`at` is {at}, but the branch runs from {low:.6g} to {high:.6g}, and not because it folds: continue it "
+                "further."
+            )
+        if reached:
+            segment = int(inside.argmax())
+            start = float(p[segment])
+            # Those before the branch first comes there.
+            points = [
+                point
+                for point in points
+                if point.index < segment
+                or (point.index == segment and abs(point.parameter - start) <= abs(at - start))
+            ]
     blamed = blamed_euler = None
-    for point in _up_to(branch, at):
+    for point in points:
         if flow_lost == 0 and point.flow != NOTHING:
             blamed = point
         if euler_lost == 0 and point.euler != NOTHING:
             blamed_euler = point
         flow_lost, euler_lost = flow_lost + point.change, euler_lost + point.change_euler
-        lost = flow_lost > 0 or euler_lost > 0 or point.type == "fold"
-        if at is None and lost:
-            return Classification(point.outcome, point, flow_lost, euler_lost if euler else None)
-    counts = flow_lost, euler_lost if euler else None
-    if at is not None and _segment(branch, at) is None:
-        return Classification("fold", _fold(branch), *counts)
+        if at is None and (flow_lost > 0 or euler_lost > 0 or point.type == "fold"):
+            counts = flow_lost, None if euler is None else euler_lost
+            return Classification(point.outcome, point, *counts)
+    counts = flow_lost, None if euler is None else euler_lost
+    if not reached:
+        return Classification("fold", fold, *counts)
     guilty = blamed if flow_lost > 0 else blamed_euler if euler_lost > 0 else None
     return Classification("global or basin" if guilty is None else guilty.outcome, guilty, *counts)
-
-
-def _segment(branch, at):
-    """The index of the first pair of neighbouring points between which the parameter is `at`."""
-    p = branch.parameters
-    inside = ((p[:-1] <= at) & (at <= p[1:])) | ((p[1:] <= at) & (at <= p[:-1]))
-    return int(inside.argmax()) if inside.any() else None
-
-
-def _fold(branch):
-    return next((point for point in branch.special_points if point.type == "fold"), None)
-
-
-def _up_to(branch, at):
-    """The special points before the branch first comes to `at`."""
-    if at is None:
-        return branch.special_points
-    segment = _segment(branch, at)
-    if segment is None:
-        if _fold(branch) is None:
-            low, high = float(branch.parameters.min()), float(branch.parameters.max())
-            raise ValueError(
-                f"`at` is {at}, but the branch runs from {low:.6g} to {high:.6g}, and not because it folds: continue it "
-                "further."
-            )
-        return branch.special_points
-    start = float(branch.parameters[segment])
-    return [
-        point
-        for point in branch.special_points
-        if point.index < segment
-        or (point.index == segment and abs(point.parameter - start) <= abs(at - start))
-    ]

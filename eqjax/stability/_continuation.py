@@ -1,5 +1,6 @@
 """`continuation`: a fixed point followed through a parameter, with all that befalls it on the way."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,30 +10,28 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree, ScalarLike
 
-from ..fields import Realified
+from ..analytic import is_complex
+from ..fields import Realified, check_positive
 from ..relaxation import NewtonKrylov, residual_ratio
 from ._bifurcation import BranchSample, SpecialPoint, special_points, special_table
 from ._check import leading_modes
 from ._jacobian import state_dtype
 from ._krylov_schur import AbstractTransform
-from ._parameter import find, replaced
+from ._parameter import Line
 from ._path import (
     AbstractPath,
     AbstractProblem,
-    Point,
     PseudoArclength,
-    checked_bounds,
     corrector,
     first_point,
     follow_path,
     product_at,
-    stack,
 )
 from ._spectrum import Spectrum, SpectrumResults
 
 
 class Branch(eqx.Module):
-    """A branch of fixed points, as `continuation` returns it. It prints as a special_table of its special points.
+    """A branch of fixed points, as `continuation` returns it. It prints as a table of its special points.
 
     - `parameters (m,)`, `states` (leading axis m), `residuals (m,)`: the points in order, and their force residuals.
     - `spectra`: a `Spectrum` with leading axis m, the rightmost modes at each.
@@ -70,22 +69,19 @@ class Branch(eqx.Module):
 class Problem(AbstractProblem):
     """A fixed point, F = 0."""
 
-    field: Any
+    line: Line
     x: PyTree
-    low: Float[Array, ""]
-    span: Float[Array, ""]
-    step: Float[Array, ""] | None
     solver: NewtonKrylov
-    transform: AbstractTransform | None
     key: PRNGKeyArray
-    index: int = eqx.field(static=True)
-    k: int = eqx.field(static=True)
-    ncv: int | None = eqx.field(static=True)
     max_steps: int = eqx.field(static=True)
+    k: int = eqx.field(static=True)
+    ncv: int | None = eqx.field(default=None, static=True)
+    step: Float[Array, ""] | None = None
+    transform: AbstractTransform | None = None
 
     def force(self, z, q):
-        """F at the parameter `low + q span`."""
-        return replaced(self.field, self.index, self.low + q * self.span)(0.0, z, self.x)
+        """F at q of the line."""
+        return self.line.at(q)(0.0, z, self.x)
 
     def equations(self, state, q, base):
         return self.force(state, q)
@@ -94,15 +90,9 @@ class Problem(AbstractProblem):
         return product_at(base)
 
     def findings(self, state, q, base):
+        settings = {"transform": self.transform, "k": self.k, "ncv": self.ncv, "key": self.key}
         flow, multipliers, result = leading_modes(
-            lambda t, z, x: self.force(z, q),
-            state,
-            None,
-            self.step,
-            k=self.k,
-            transform=self.transform,
-            ncv=self.ncv,
-            key=self.key,
+            lambda t, z, x: self.force(z, q), state, None, self.step, **settings
         )
         residual = residual_ratio(self.force(state, q), state)
         modes = Modes(flow, multipliers, result == SpectrumResults.successful)
@@ -169,55 +159,54 @@ def continuation(
     field is not finite at `z0`, or `z0` does not settle.
     """
     z0 = jax.tree.map(jnp.asarray, z0)
-    state_dtype(z0)
-    index, value = find(field, where)
-    # A number would be compiled in.
-    field = replaced(field, index, jnp.asarray(value, jnp.result_type(float)))
-    is_complex = any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(z0))
-    if is_complex:
-        field, z0 = Realified(field), Realified.split(z0)
-    shown = Realified.join if is_complex else lambda z: z
-    real = state_dtype(z0)
-    low, high = checked_bounds(bounds, value)
-    if isinstance(step, (int, float)) and not step > 0:
-        raise ValueError(f"`step` must be above 0, got {step}.")
-    eps = float(jnp.finfo(real).eps)
+    real = jnp.finfo(state_dtype(z0)).dtype
+    line, q = Line.of(field, where, bounds, real)
+    shown = lambda z: z
+    if is_complex(z0):
+        z0, shown = Realified.split(z0), Realified.join
+        line = dataclasses.replace(line, field=Realified(line.field))
+    check_positive(step=step)
     problem = Problem(
-        field=field,
+        line=line,
         x=x,
-        low=jnp.asarray(low, real),
-        span=jnp.asarray(high - low, real),
-        step=None if step is None else jnp.asarray(step, real),
         solver=corrector(real) if solver is None else solver,
-        transform=transform,
         key=jax.random.key(0) if key is None else key,
-        index=index,
+        max_steps=max_steps,
         k=k,
         ncv=ncv,
-        max_steps=max_steps,
+        step=None if step is None else jnp.asarray(step, real),
+        transform=transform,
     )
-    width = eps ** (2 / 3) if tol is None else tol
-    start = _begin(problem, z0, value, backwards)
+    force = jax.tree.leaves(_force(problem, z0, q))
+    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in force):
+        raise ValueError(
+            "`field` is not finite at `z0`: look for a NaN in `z0`, in `x` or in the parameters, or start elsewhere."
+        )
+    start = first_point(problem, z0, q, backwards)
+    if not start.converged:
+        raise ValueError(
+            f"`z0` does not settle: Newton's method ended at force residual {float(start.residual):.1e}. Either (a) "
+            "settle it first, by `equilibrium` or `relax`; (b) give more `max_steps`, or a `solver` with a larger "
+            "`restart` or a tolerance this dtype can reach; or (c) the field has no fixed point near."
+        )
     epsilon = None if problem.step is None else float(problem.step)
 
-    def examine(at, length, first, last, index):
-        return special_points(at, length, first, last, index, width, epsilon), ""
+    def stop(point, seen):
+        return callback and callback(seen.parameter, shown(point.y[0]), point.found.flow)
 
-    points, samples, special, ended = follow_path(
+    stacked, samples, special, ended = follow_path(
         problem,
         path,
         start,
-        sample=lambda point: _sample(problem, point),
-        examine=examine,
-        stop=None
-        if callback is None
-        else lambda p, s: callback(s.parameter, shown(p.y[0]), p.found.flow),
+        sample=lambda point: BranchSample.of(line.value(point.y[1]), point),
+        examine=lambda stretch: (special_points(stretch, epsilon), ""),
+        stop=stop,
         max_points=max_points,
+        tol=tol,
     )
-    stacked = stack(points)
     counts = np.asarray([(s.unstable, s.unstable_euler) for s in samples])
     return Branch(
-        parameters=problem.low + problem.span * stacked.y[1],
+        parameters=line.value(stacked.y[1]),
         states=shown(stacked.y[0]),
         residuals=stacked.residual,
         spectra=eqx.combine(stacked.found.flow, start.found.flow),
@@ -234,32 +223,3 @@ def continuation(
 @eqx.filter_jit
 def _force(problem, z, q):
     return problem.force(z, q)
-
-
-def _begin(problem, z0, value, backwards) -> Point:
-    """The first point, settled at the parameter's present value."""
-    q = (jnp.asarray(value, problem.low.dtype) - problem.low) / problem.span
-    force = jax.tree.leaves(_force(problem, z0, q))
-    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in force):
-        raise ValueError(
-            "`field` is not finite at `z0`: look for a NaN in `z0`, in `x` or in the parameters, or start elsewhere."
-        )
-    start = first_point(problem, z0, value, backwards)
-    if not start.converged:
-        raise ValueError(
-            f"`z0` does not settle: Newton's method ended at force residual {float(start.residual):.1e}. Either (a) "
-            "settle it first, by `equilibrium` or `relax`; (b) give more `max_steps`, or a `solver` with a larger "
-            "`restart` or a tolerance this dtype can reach; or (c) the field has no fixed point near."
-        )
-    return start
-
-
-def _sample(problem, point) -> BranchSample:
-    return BranchSample.of(
-        float(problem.low + problem.span * point.y[1]),
-        point.y[0],
-        float(point.tangent[1]),
-        np.asarray(point.found.flow.values),
-        None if point.found.multipliers is None else np.asarray(point.found.multipliers),
-        bool(point.converged & point.found.reliable),
-    )

@@ -11,28 +11,28 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree
 
+from ..fields import check_positive
 from ..relaxation import NewtonKrylov
 from ._cycle_points import CyclePoint, CycleSample, cycle_points, cycle_table
-from ._cycles import PeriodicOrbit, multipliers_resolved, turn
+from ._cycles import PeriodicOrbit, multipliers_resolved
 from ._hopf_point import hopf_point
 from ._jacobian import state_dtype
 from ._krylov_schur import eigenpairs, resolve
-from ._parameter import find, replaced
+from ._parameter import Line, replaced
 from ._path import (
     AbstractPath,
     AbstractProblem,
     PseudoArclength,
-    checked_bounds,
     corrector,
     first_point,
     follow_path,
     product_at,
-    stack,
 )
+from ._propagation import turn
 
 
 class CycleBranch(eqx.Module):
-    """A branch of cycles, as `cycle_continuation` returns it. It prints as a cycle_table of its special points.
+    """A branch of cycles, as `cycle_continuation` returns it. It prints as a table of its special points.
 
     - `parameters (m,)`, `states` (leading axis m), `periods (m,)`: a point of each cycle, in order, and its period T.
     - `amplitudes (m,)`: half the largest peak-to-peak excursion of any component.
@@ -73,30 +73,24 @@ class CycleBranch(eqx.Module):
 class Shooting(AbstractProblem):
     """A cycle: `z(T) = z` and a phase, for the state (z, ln T), z flat."""
 
-    field: Any
+    line: Line
     x: PyTree
-    low: Float[Array, ""]
-    span: Float[Array, ""]
     solver: NewtonKrylov
     integrator: dfx.AbstractSolver
     key: PRNGKeyArray
     unravel: Callable[[Array], PyTree] = eqx.field(static=True)
-    index: int = eqx.field(static=True)
     steps: int = eqx.field(static=True)
     k: int = eqx.field(static=True)
     ncv: int | None = eqx.field(static=True)
     max_steps: int = eqx.field(static=True)
 
-    # q runs from 0 to 1: tangents and steps know nothing of the parameter's units.
-    def at(self, q):
-        return replaced(self.field, self.index, self.low + q * self.span)
-
     def pace(self, z, q):
-        return ravel_pytree(self.at(q)(0.0, self.unravel(z), self.x))[0]
+        return ravel_pytree(self.line.at(q)(0.0, self.unravel(z), self.x))[0]
 
     def flow(self, z, period, q, *watched):
-        field, integrator = self.at(q), self.integrator
-        return turn(field, integrator, self.unravel, z, self.x, period, self.steps, *watched)
+        field, integrator = self.line.at(q), self.integrator
+        step = period / self.steps
+        return turn(field, integrator, self.unravel, z, self.x, step, self.steps, *watched)
 
     def equations(self, state, q, base):
         z, log_period = state
@@ -108,11 +102,7 @@ class Shooting(AbstractProblem):
     def inner(self, base):
         # The state is measured relative to its size; ln T, being relative already, as it is.
         inner = product_at(base[0])
-
-        def product(a, b):
-            return inner((a[0][0], a[1]), (b[0][0], b[1])) + a[0][1] * b[0][1]
-
-        return product
+        return lambda a, b: inner((a[0][0], a[1]), (b[0][0], b[1])) + a[0][1] * b[0][1]
 
     def findings(self, state, q, base):
         z, period = state[0], jnp.exp(state[1])
@@ -126,24 +116,12 @@ class Shooting(AbstractProblem):
         # On the plane across the flow the monodromy matrix is the derivative of the Poincaré map: the
         # multiplier 1 along the cycle is gone, and with it the defective pair that it forms in a fold.
         noise = across(jax.random.normal(self.key, z.shape, z.dtype))
-        pairs, _ = eigenpairs(
-            lambda v: across(monodromy(across(v))),
-            noise,
-            noise,
-            self.k,
-            resolve("LM", None),
-            self.ncv,
-            None,
-            1000,
-        )
+        product = lambda v: across(monodromy(across(v)))
+        largest = resolve("LM", None)
+        pairs, _ = eigenpairs(product, noise, noise, self.k, largest, self.ncv, None, 1000)
         # Extremes need all steps: watched in passing, the trajectory is never stored.
-        low, high = self.flow(
-            z,
-            period,
-            q,
-            lambda seen, z: (jnp.minimum(seen[0], z), jnp.maximum(seen[1], z)),
-            (z, z),
-        )
+        reached = lambda seen, z: (jnp.minimum(seen[0], z), jnp.maximum(seen[1], z))
+        low, high = self.flow(z, period, q, reached, (z, z))
         size = jnp.maximum(jnp.linalg.norm(z), 1)
         # A fixed point also returns, but does not move on the way. And a step as long as the cycle is small
         # may fall on its other side, where it moves the other way.
@@ -217,8 +195,8 @@ def cycle_continuation(
     - `key`: of the first Krylov vector, `jax.random.key(0)` by default.
 
     **Returns:** a `CycleBranch`. A change and its reversal between two neighbouring cycles are not seen: lower `most`.
-    A
-    cycle that shrinks to a fixed point ends in its `hopf_point`. Towards a homoclinic orbit, where the period diverges, `drift` tells when `steps` no longer suffice.
+    A cycle that shrinks to a fixed point ends in its `hopf_point`. Towards a homoclinic orbit, where the period
+    diverges, `drift` tells when `steps` no longer suffice.
 
     **Raises:** `ValueError` if the parameter is no scalar float leaf, the bounds are reversed or do not hold it, the
     state is complex or a single number, or no cycle is found from `orbit`.
@@ -231,32 +209,23 @@ def cycle_continuation(
         )
     if z0.size < 2:
         raise ValueError("`orbit` is of one number: on a line nothing returns.")
-    for name, value in (("steps", steps), ("k", k), ("max_steps", max_steps)):
-        if not value > 0:
-            raise ValueError(f"`{name}` must be above 0, got {value}.")
-    index, value = find(field, where)
-    # A number would be compiled in.
-    field = replaced(field, index, jnp.asarray(value, jnp.result_type(float)))
-    low, high = checked_bounds(bounds, value)
+    check_positive(steps=steps, k=k, max_steps=max_steps)
+    line, q = Line.of(field, where, bounds, real)
     problem = Shooting(
-        field=field,
+        line=line,
         x=x,
-        low=jnp.asarray(low, real),
-        span=jnp.asarray(high - low, real),
         solver=corrector(real) if newton is None else newton,
         integrator=solver,
         key=jax.random.key(0) if key is None else key,
         unravel=unravel,
-        index=index,
         steps=steps,
         # One direction is the flow's own.
         k=min(k, z0.size - 1),
         ncv=ncv,
         max_steps=max_steps,
     )
-    width = float(jnp.finfo(real).eps) ** (2 / 3) if tol is None else tol
     guess = z0, jnp.log(jnp.asarray(orbit.period, real))
-    start = first_point(problem, guess, value, backwards)
+    start = first_point(problem, guess, q, backwards)
     if not start.converged:
         raise ValueError(
             f"No cycle found from `orbit`: Newton's method ended at residual {float(start.residual):.1e}. Either (a) "
@@ -268,7 +237,7 @@ def cycle_continuation(
         turn = point.found
         multipliers = np.asarray(turn.multipliers)
         return CycleSample(
-            parameter=float(problem.low + problem.span * point.y[1]),
+            parameter=float(line.value(point.y[1])),
             state=(point.y[0][0], turn.period, turn.amplitude, turn.centre),
             slope=float(point.tangent[1]),
             multipliers=multipliers[np.argsort(-abs(multipliers), kind="stable")],
@@ -291,20 +260,17 @@ def cycle_continuation(
     # Small relative to the branch, and shrinking: one that begins at a Hopf point is small, too.
     largest = float(start.found.amplitude)
 
-    def examine(at, length, first, last, leg_index):
+    def examine(leg):
         nonlocal largest
-        special = cycle_points(at, length, first, last, leg_index, width, unravel)
-        before, now = float(first.state[2]), float(last.state[2])
+        special = cycle_points(leg, unravel)
+        before, now = float(leg.first.state[2]), float(leg.last.state[2])
         largest = max(largest, now)
         # A small cycle may be just passing: only a Hopf point where it is heading ends the branch.
-        hopf = None
-        if now < min(before, 0.05 * largest):
-            hopf = _hopf(problem, first, last, leg_index, where, x)
-        if hopf is None:
-            return special, ""
-        return [*special, hopf], "the cycle shrank to a fixed point"
+        if now < min(before, 0.05 * largest) and (hopf := _hopf(problem, leg, where)):
+            return [*special, hopf], "the cycle shrank to a fixed point"
+        return special, ""
 
-    points, samples, special, ended = follow_path(
+    stacked, samples, special, ended = follow_path(
         problem,
         path,
         start,
@@ -312,10 +278,10 @@ def cycle_continuation(
         examine=examine,
         stop=stop,
         max_points=max_points,
+        tol=tol,
     )
-    stacked = stack(points)
     return CycleBranch(
-        parameters=problem.low + problem.span * stacked.y[1],
+        parameters=line.value(stacked.y[1]),
         states=jax.vmap(unravel)(stacked.y[0][0]),
         periods=stacked.found.period,
         amplitudes=stacked.found.amplitude,
@@ -324,26 +290,27 @@ def cycle_continuation(
         residuals=stacked.residual,
         drift=stacked.found.drift,
         reliable=stacked.found.reliable,
-        special_points=tuple(special),
+        special_points=special,
         ended=ended,
     )
 
 
-def _hopf(problem, first, last, index, where, x) -> CyclePoint | None:
+def _hopf(problem, leg, where) -> CyclePoint | None:
     """The Hopf point to which a small cycle shrinks, if it is where that would be: the parameter goes with the square
     of the amplitude."""
+    first, last, line = leg.first, leg.last, problem.line
     _, period, after, centre = last.state
     before = first.state[2]
     change = last.parameter - first.parameter
     # Through the last two cycles, amplitude² as a line in the parameter, to where it is 0.
     expected = last.parameter + change * float(after**2 / (before**2 - after**2))
-    field = replaced(problem.field, problem.index, jnp.asarray(last.parameter))
+    field = replaced(line.field, line.index, jnp.asarray(last.parameter))
     frequency = 2 * np.pi / float(period)
     # From the cycle's middle, at its frequency: both are off by the square of the amplitude only.
     found = hopf_point(
         field,
         problem.unravel(centre),
-        x,
+        problem.x,
         where=where,
         frequency=jnp.asarray(frequency, period.dtype),
         k=problem.k + 1,
@@ -366,5 +333,5 @@ def _hopf(problem, first, last, index, where, x) -> CyclePoint | None:
         status="converged",
         multiplier=1 + 0j,
         frequency=omega,
-        index=index + 1,
+        index=leg.number + 1,
     )

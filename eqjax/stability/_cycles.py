@@ -7,15 +7,17 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 import optimistix as optx
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarLike
 
+from ..fields import check_positive
 from ..relaxation import NewtonKrylov
-from ._jacobian import state_dtype
+from ._jacobian import real_dtype
 from ._krylov_schur import Eigenpairs, eigenpairs, resolve
-from ._propagation import one_step
+from ._propagation import turn
 
 
 class PeriodicOrbit(eqx.Module):
@@ -92,28 +94,20 @@ def periodic_orbit(
     **Returns:** a `PeriodicOrbit`. Where Newton's method falls on a fixed point, which is a cycle of any period, it
     counts as not converged. **Raises:** `ValueError` on a complex state or a period or count that is not positive.
     """
-    dtype = state_dtype(z0)
-    if jnp.issubdtype(dtype, jnp.complexfloating):
-        raise ValueError(
-            "`z0` is complex: wrap the field in `eqjax.Realified` and pass `Realified.split(z0)`."
-        )
-    for name, value in (("period", period), ("steps", steps), ("max_steps", max_steps)):
-        if isinstance(value, (int, float)) and not value > 0:
-            raise ValueError(f"`{name}` must be above 0, got {value}.")
-    k = min(k, sum(jnp.size(leaf) for leaf in jax.tree.leaves(z0)))
+    dtype, k = real_dtype(z0), min(k, optax.tree.size(z0))
+    check_positive(period=period, steps=steps, max_steps=max_steps)
     key = jax.random.key(0) if key is None else key
     period = jnp.asarray(period, dtype)
     # Well above eps, for the rounding of all the steps of a turn enters z(T) - z(0).
     tol = jnp.asarray(float(jnp.finfo(dtype).eps) ** 0.75 if tol is None else tol, dtype)
     found = _periodic_orbit(field, z0, x, period, steps, k, ncv, tol, max_steps, solver, key)
     if throw:
-        period = eqx.error_if(
-            found.period,
+        found = eqx.error_if(
+            found,
             ~found.converged,
             "No cycle found near `z0` and `period`. Either (a) start nearer, from a state and period that a simulation "
             "shows; (b) allow more `max_steps`, or more `steps` of the integration; or (c) it fell on a fixed point.",
         )
-        found = eqx.tree_at(lambda orbit: orbit.period, found, period)
     return found
 
 
@@ -127,31 +121,6 @@ def multipliers_resolved(pairs: Eigenpairs) -> Bool[Array, ""]:
     return jnp.all(pairs.converged | (defects <= allowed))
 
 
-# Why steps of fixed length: their number does not depend on the state, so that z(T) is a smooth function of z
-# and T whose JVP is exact. Adaptive steps would jump by the tolerance from one iterate to the next, and
-# Newton's method would stall there.
-def turn(
-    field: Callable[..., Any],
-    solver: dfx.AbstractSolver,
-    unravel: Callable[[Array], PyTree],
-    z: Float[Array, " n"],
-    x: PyTree,
-    time: Array,
-    steps: int,
-    watch: Callable[[Any, Array], Any] = lambda seen, z: seen,
-    seen: Any = None,
-) -> Any:
-    """The flat state after `time`, in `steps` equal steps; or what `watch` made of those on the way, if given `seen`."""
-
-    def body(carry, _):
-        z, seen = carry
-        z = ravel_pytree(one_step(field, solver, unravel(z), x, time / steps))[0]
-        return (z, watch(seen, z)), None
-
-    end, told = jax.lax.scan(body, (z, seen), None, length=steps)[0]
-    return end if seen is None else told
-
-
 @eqx.filter_jit
 def _periodic_orbit(field, z0, x, period, steps, k, ncv, tol, max_steps, solver, key):
     flat, unravel = ravel_pytree(z0)
@@ -160,7 +129,7 @@ def _periodic_orbit(field, z0, x, period, steps, k, ncv, tol, max_steps, solver,
         return ravel_pytree(field(0.0, unravel(z), x))[0]
 
     def flow(z, period):
-        return turn(field, solver, unravel, z, x, period, steps)
+        return turn(field, solver, unravel, z, x, period / steps, steps)
 
     # A cycle may be entered at any of its points, and along it the monodromy matrix minus I is singular: the
     # phase condition picks one, and the period is the unknown that it determines. Its row has unit length, on
@@ -184,7 +153,7 @@ def _periodic_orbit(field, z0, x, period, steps, k, ncv, tol, max_steps, solver,
     size = jnp.linalg.norm(z)
     residual = jnp.linalg.norm(end - z) / jnp.maximum(size, 1)
     # A fixed point also returns, but does not move on the way.
-    # Relative to the state, and to the root of the tolerance: where z(T) - z is multipliers_resolved to tol only, slower
+    # Relative to the state, and to the root of the tolerance: where z(T) - z is resolved to tol only, slower
     # motion than that would not tell a cycle from a fixed point.
     moving = jnp.linalg.norm(force(z)) * jnp.abs(period) > jnp.sqrt(tol) * jnp.maximum(size, 1)
     # With a negative period the same cycle is run backwards, and the multipliers are inverted.

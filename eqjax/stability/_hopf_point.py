@@ -7,13 +7,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import optax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarLike
 
 from ..analytic import tree_held
+from ..fields import check_positive
 from ..relaxation import GMRES, residual_ratio
 from ._eigenvalue import quotient
-from ._jacobian import state_dtype
+from ._jacobian import real_dtype
 from ._krylov_schur import AbstractTransform
 from ._parameter import find_leaf, replaced
 from ._spectrum import spectrum
@@ -81,35 +83,28 @@ def hopf_point(
     is no scalar float leaf.
     """
     z0 = jax.tree.map(jnp.asarray, z0)
-    real = state_dtype(z0)
-    if jnp.issubdtype(real, jnp.complexfloating):
-        raise ValueError(
-            "`z0` is complex: wrap the field in `eqjax.Realified` and pass `Realified.split(z0)`."
-        )
-    if not max_steps > 0:
-        raise ValueError(f"`max_steps` must be above 0, got {max_steps}.")
+    real = real_dtype(z0)
+    check_positive(max_steps=max_steps)
     index, p = find_leaf(field, where)
     tol = jnp.asarray(float(jnp.finfo(real).eps) ** 0.75 if tol is None else tol, real)
     frequency = None if frequency is None else jnp.asarray(frequency, real)
     settings = {
-        "k": min(k, sum(leaf.size for leaf in jax.tree.leaves(z0))),
+        "k": min(k, optax.tree.size(z0)),
         "transform": transform,
         "ncv": ncv,
         "key": jax.random.key(0) if key is None else key,
     }
+    p = jnp.asarray(p, real)
     with jax.default_matmul_precision("highest"):
-        found = _hopf_point(
-            field, z0, jnp.asarray(p, real), x, frequency, index, tol, max_steps, settings
-        )
+        found = _hopf_point(field, z0, p, x, frequency, index, tol, max_steps, settings)
     if throw:
-        parameter = eqx.error_if(
-            found.parameter,
+        found = eqx.error_if(
+            found,
             ~found.converged,
             "No Hopf point found near `z0` and the parameter's present value. Either (a) start nearer, from a special "
             "point of `continuation`; (b) name the `frequency`, or search more modes (`k`, `ncv`, `transform`); (c) "
             "allow more `max_steps`, or a `tol` that this dtype can reach.",
         )
-        found = eqx.tree_at(lambda point: point.parameter, found, parameter)
     return found
 
 
@@ -162,15 +157,14 @@ def _hopf_point(field, z0, p0, x, frequency, index, tol, max_steps, settings):
         change = lx.linear_solve(operator, G, krylov, throw=False).value
         return jax.tree.map(jnp.subtract, y, change)
 
-    def residuals(y, value):
-        return residual_ratio(force(held, y), y[0]), jnp.abs(value.real) / jnp.abs(value)
+    def measured(y, value):
+        residual = residual_ratio(force(held, y), y[0])
+        # Relative to |μ|, since rates have units.
+        return residual, (residual <= tol) & (jnp.abs(value.real) / jnp.abs(value) <= tol)
 
     def unfinished(carry):
         y, (value, _, _, fine), taken = carry
-        first, second = residuals(y, value)
-        # Relative to |μ|, since rates have units.
-        done = (first <= tol) & (second <= tol)
-        return ~done & fine & jnp.isfinite(value.real) & (taken < max_steps)
+        return ~measured(y, value)[1] & fine & jnp.isfinite(value.real) & (taken < max_steps)
 
     def body(carry):
         y, (value, v, w, _), taken = carry
@@ -180,8 +174,7 @@ def _hopf_point(field, z0, p0, x, frequency, index, tol, max_steps, settings):
     target = jnp.full_like(tol, jnp.nan) if frequency is None else tree_held(frequency)
     carry = start, pair(start, target), jnp.asarray(0)
     y, (value, v, w, fine), _ = tree_held(jax.lax.while_loop(unfinished, body, carry))
-    residual, off = residuals(y, value)
-    converged = (residual <= tol) & (off <= tol) & fine
+    residual, done = measured(y, value)
     # Moves nothing, carries the derivative: see the docstring of `hopf_point`.
     z, p = stepped((field, x), y, v, w)
     return HopfPoint(
@@ -191,5 +184,5 @@ def _hopf_point(field, z0, p0, x, frequency, index, tol, max_steps, settings):
         state=z,
         eigenvalue=value,
         residual=residual,
-        converged=converged,
+        converged=done & fine,
     )

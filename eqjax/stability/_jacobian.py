@@ -49,6 +49,16 @@ def jacobian(field: Callable[..., Any], z: PyTree[Array], x: PyTree = None) -> J
     )
 
 
+def real_dtype(z: PyTree[Array], name: str = "z0") -> Any:
+    """The `state_dtype` of a state that must be real."""
+    dtype = state_dtype(z)
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        raise ValueError(
+            f"`{name}` is complex: wrap the field in `eqjax.Realified` and pass `Realified.split({name})`."
+        )
+    return dtype
+
+
 def state_dtype(z: PyTree[Array]) -> Any:
     """The one floating-point dtype, real or complex, of a state."""
     dtypes = {jnp.asarray(leaf).dtype for leaf in jax.tree.leaves(z)}

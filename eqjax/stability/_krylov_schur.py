@@ -9,10 +9,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float, Inexact, Int, PRNGKeyArray, PyTree, ScalarLike
 
-from ..analytic import matmul
+from ..analytic import is_complex, matmul
+from ..fields import check_steps, on_complex_vectors
 from ._host import eigen, on_host, truncate
 
 # What "most wanted first" means; written with methods that NumPy and JAX arrays share.
@@ -142,7 +144,7 @@ def krylov_schur(
     differentiable; see `eigenvalue`.
     """
     transform = resolve(which, transform)
-    check_sizes(k, ncv, max_restarts, sum(jnp.size(leaf) for leaf in jax.tree.leaves(start)))
+    check_sizes(k, ncv, max_restarts, optax.tree.size(start))
     # An array, so that another tolerance does not compile anew.
     tol = None if tol is None else jnp.asarray(tol)
     return _krylov_schur(mv, start, k, transform, ncv, tol, max_restarts, key)
@@ -181,18 +183,14 @@ def check_sizes(k: int, ncv: int | None, max_restarts: int, n: int) -> None:
             f"`ncv` must be at least k + 2 = {k + 2} to leave room to search, got {ncv}. Leave it out, or try "
             f"ncv={max(2 * k + 1, 20)}."
         )
-    if max_restarts < 1:
-        raise ValueError(f"`max_restarts` must be at least 1, got {max_restarts}.")
+    check_steps(max_restarts=max_restarts)
 
 
 def unravel_complex(unravel: Callable, rows: Complex[Array, "k n"]) -> PyTree[Array]:
     """Complex vectors in the structure of a state that may be real."""
     probe = jax.eval_shape(unravel, jax.ShapeDtypeStruct(rows.shape[1:], rows.real.dtype))
-    if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(probe)):
-        return jax.vmap(unravel)(rows)
-    return jax.tree.map(
-        jax.lax.complex, *(jax.vmap(unravel)(part) for part in (rows.real, rows.imag))
-    )
+    each = jax.vmap(unravel)
+    return each(rows) if is_complex(probe) else on_complex_vectors(each)(rows)
 
 
 class Subspace(NamedTuple):
@@ -280,12 +278,6 @@ def judged(defects, values, magnitude, restarts, tol) -> tuple[Array, Array]:
     return defects / jnp.where(extent > 0, extent, 1), converged
 
 
-def on_complex_vectors(mv: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """A real product on complex vectors."""
-    # Not one complex product: the field may not take a complex state, nor be holomorphic.
-    return lambda v: jax.lax.complex(mv(v.real), mv(v.imag))
-
-
 class Decomposition(NamedTuple):
     """A Krylov decomposition `A V = V S + v bᴴ` (Stewart 2001) of `size` vectors.
 
@@ -307,47 +299,27 @@ def decompose(operator, start, noise, *, k, which, ncv, tol, max_restarts) -> De
     """Restart until the leading `k` Ritz values (`k + 1` where a pair would be cut) have converged."""
     m, eps = ncv, float(jnp.finfo(start.dtype).eps)
     reduce = functools.partial(truncate, k=k, rank=WHICH[which], eps=eps)
-    real = jnp.finfo(start.dtype).dtype
-    integer = jax.ShapeDtypeStruct((), jnp.int32)
-    shapes = (
-        jax.ShapeDtypeStruct((m, m), start.dtype),
-        jax.ShapeDtypeStruct((m + 1, m), start.dtype),
-        integer,
-        integer,
-        integer,
-    )
+    tol, zero = jnp.asarray(tol, jnp.finfo(start.dtype).dtype), jnp.asarray(0, jnp.int32)
+    basis = jnp.zeros((m + 1, start.size), start.dtype).at[0].set(unit(start))
+    projection = jnp.zeros((m + 1, m), start.dtype)
+    shapes = jax.eval_shape(lambda: (projection[:m], projection, zero, zero, zero))
 
     def cycle(state):
-        basis, projection, products = expand(
-            operator,
-            state.basis,
-            state.projection,
-            state.size,
-            # Lest a space that is exhausted twice be offered the same vector.
-            jnp.roll(noise, m * state.restarts),
-        )
+        basis, projection, size, _, _, products, restarts = state
+        # Lest a space that is exhausted twice be offered the same vector.
+        fresh = jnp.roll(noise, m * restarts)
+        basis, projection, more = expand(operator, basis, projection, size, fresh)
         # The host must know, for the last restart keeps the wanted vectors only.
-        last = state.restarts + 1 >= max_restarts
-        rotation, projection, size, wanted, done = on_host(
-            reduce, shapes, projection, jnp.asarray(tol, real), last.astype(jnp.int32)
-        )
+        last = (restarts + 1 >= max_restarts).astype(jnp.int32)
+        rotation, projection, size, wanted, done = on_host(reduce, shapes, projection, tol, last)
         # A Schur form is block triangular, so the columns kept still satisfy A V = V S + v bᴴ with the last
         # vector as v: nothing need be multiplied anew.
         kept = jnp.zeros_like(basis).at[:m].set(rotation.T @ basis[:m]).at[size].set(basis[m])
-        products = state.products + products
-        return Decomposition(kept, projection, size, wanted, done > 0, products, state.restarts + 1)
+        done, products = done > 0, products + more
+        return Decomposition(kept, projection, size, wanted, done, products, restarts + 1)
 
-    zero = jnp.asarray(0, jnp.int32)
     # A compiled loop: all but the small Schur forms stays on the device, under `jit` and `vmap`.
-    state = Decomposition(
-        jnp.zeros((m + 1, start.size), start.dtype).at[0].set(unit(start)),
-        jnp.zeros((m + 1, m), start.dtype),
-        zero,
-        zero,
-        jnp.asarray(False),
-        zero,
-        zero,
-    )
+    state = Decomposition(basis, projection, zero, zero, jnp.asarray(False), zero, zero)
     return jax.lax.while_loop(lambda s: ~s.done, cycle, state)
 
 

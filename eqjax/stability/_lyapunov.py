@@ -7,12 +7,14 @@ import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
-from ._jacobian import state_dtype
-from ._propagation import one_step
+from ..fields import check_positive, check_steps
+from ._jacobian import real_dtype
+from ._propagation import one_step, turn
 
 # Means over blocks: single steps are correlated, and their spread would claim too much.
 _BLOCKS = 10
@@ -79,20 +81,19 @@ def lyapunov(
     **Returns:** a `Lyapunov`; NaN where the trajectory left to infinity. **Raises:** `ValueError` on counts that
     make no sense, or a complex state.
     """
-    _check_real(z0)
-    n = sum(jnp.size(leaf) for leaf in jax.tree.leaves(z0))
+    real, n = real_dtype(z0), optax.tree.size(z0)
     k = n if k is None else k
     if not 1 <= k <= n:
         raise ValueError(f"`k` must lie between 1 and the size of the state, {n}, got {k}.")
-    _check_step(step)
+    check_positive(step=step)
     if every < 1 or transient < 0 or transient % every or steps < 1 or steps % (_BLOCKS * every):
         raise ValueError(
             f"`steps` must be a positive multiple of {_BLOCKS} times `every`, and `transient` a multiple of `every`, got "
             f"steps={steps}, transient={transient}, every={every}."
         )
     key = jax.random.key(0) if key is None else key
-    step = jnp.asarray(step, state_dtype(z0))
-    return _lyapunov(field, z0, x, step, steps // every, transient // every, every, k, solver, key)
+    step, cycles = jnp.asarray(step, real), steps // every
+    return _lyapunov(field, z0, x, step, cycles, transient // every, every, k, solver, key)
 
 
 # Why QR on the way. Free tangent vectors all turn into the fastest direction, and grow or vanish
@@ -104,7 +105,7 @@ def _lyapunov(field, z0, x, step, cycles, transient, every, k, solver, key):
     flat, unravel = ravel_pytree(z0)
 
     def forward(z):
-        return ravel_pytree(one_step(field, solver, unravel(z), x, step))[0]
+        return one_step(field, solver, unravel, z, x, step)
 
     def stretch(carry, _):
         z, frame = carry
@@ -153,36 +154,16 @@ def finite_time_exponents(
 
     **Arguments:** as for `lyapunov`. **Raises:** `ValueError` on a step or count that makes no sense.
     """
-    _check_real(z0)
-    _check_step(step)
-    if steps < 1:
-        raise ValueError(f"`steps` must be at least 1, got {steps}.")
-    step = jnp.asarray(step, state_dtype(z0))
-    return _finite_time(field, z0, x, step, steps, solver)
+    real = real_dtype(z0)
+    check_positive(step=step)
+    check_steps(steps=steps)
+    return _finite_time(field, z0, x, jnp.asarray(step, real), steps, solver)
 
 
 @eqx.filter_jit
 def _finite_time(field, z0, x, step, steps, solver):
     flat, unravel = ravel_pytree(z0)
 
-    def forward(z):
-        def body(z, _):
-            return ravel_pytree(one_step(field, solver, unravel(z), x, step))[0], None
-
-        return jax.lax.scan(body, z, None, length=steps)[0]
-
     # Singular values, not eigenvalues: what grows need not come back in its own direction.
-    propagator = jax.jacfwd(forward)(flat)
+    propagator = jax.jacfwd(lambda z: turn(field, solver, unravel, z, x, step, steps))(flat)
     return jnp.log(jnp.linalg.svd(propagator, compute_uv=False)) / (steps * step)
-
-
-def _check_real(z0):
-    if jnp.issubdtype(state_dtype(z0), jnp.complexfloating):
-        raise ValueError(
-            "`z0` is complex: wrap the field in `eqjax.Realified` and pass `Realified.split(z0)`."
-        )
-
-
-def _check_step(step: Any) -> None:
-    if isinstance(step, (int, float)) and not step > 0:
-        raise ValueError(f"`step` must be above 0, got {step}.")

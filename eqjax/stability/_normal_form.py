@@ -7,12 +7,15 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import optax
 from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarLike
 
+from ..fields import on_complex_vectors
 from ..relaxation import GMRES
-from ._krylov_schur import AbstractTransform, on_complex_vectors
+from ._jacobian import real_dtype
+from ._krylov_schur import AbstractTransform
 from ._spectrum import SpectrumResults, spectrum
 
 
@@ -73,15 +76,9 @@ def hopf_normal_form(
 
     **Returns:** a `HopfNormalForm`, NaN where no complex pair was found.
     """
-    if any(jnp.iscomplexobj(leaf) for leaf in jax.tree.leaves(z)):
-        raise ValueError(
-            "`z` is complex: wrap the field in `eqjax.Realified` and pass `Realified.split(z)`."
-        )
-    key = jax.random.key(0) if key is None else key
-    k = min(k, sum(jnp.size(leaf) for leaf in jax.tree.leaves(z)))
-    found = spectrum(
-        field, z, x, k=k, transform=transform, ncv=ncv, left=True, key=key, throw=throw
-    )
+    real_dtype(z, "z")
+    settings = {"transform": transform, "ncv": ncv, "key": key, "throw": throw}
+    found = spectrum(field, z, x, k=min(k, optax.tree.size(z)), left=True, **settings)
     return _normal_form(field, z, x, found, rtol)
 
 

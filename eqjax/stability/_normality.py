@@ -6,8 +6,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
+from ..fields import check_positive
 from ._host import criss_cross, on_host, sum_of_squares
 from ._jacobian import Jacobian, jacobian
 from ._krylov_schur import check_sizes, krylov_schur, norm
@@ -24,6 +26,10 @@ class Estimate(eqx.Module):
         return f"{self.value} ± {self.error}"
 
 
+# Why J - Jᵀ itself is applied, and not the difference of two quadratic forms that has the same mean: every
+# sample is a square, at least 0 and small where the field is nearly symmetric, instead of a difference of
+# large numbers. The norms share their probes, so that in the ratio much of the noise cancels.
+@eqx.filter_jit
 def asymmetry(
     field: Callable[..., Any],
     z: PyTree[Array],
@@ -43,27 +49,16 @@ def asymmetry(
 
     **Returns:** an `Estimate`, the error a standard error (delta method).
     """
-    check_probes(probes)
-    with jax.default_matmul_precision(precision):
-        return _asymmetry(field, z, x, probes, key)
 
-
-# Why J - Jᵀ itself is applied, and not the difference of two quadratic forms that has the same mean: every
-# sample is a square, at least 0 and small where the field is nearly symmetric, instead of a difference of
-# large numbers. The norms share their probes, so that in the ratio much of the noise cancels.
-@eqx.filter_jit
-def _asymmetry(field, z, x, probes, key):
-    J = jacobian(field, z, x)
-
-    def sample(key):
-        v = signs(key, J.force)
+    def sample(J, v):
         image, reflected = J.mv(v), J.adjoint(v)
         return square(0.5 * (image - reflected)), square(image)
 
-    part, whole = jax.lax.map(sample, jax.random.split(key, probes))
+    part, whole = _sampled(sample, field, z, x, probes, key, precision)
     return _root_ratio(part, whole, power=0.5)
 
 
+@eqx.filter_jit
 def commutator(
     field: Callable[..., Any],
     z: PyTree[Array],
@@ -81,21 +76,12 @@ def commutator(
 
     **Arguments, returns:** as for `asymmetry`, at four products a probe.
     """
-    check_probes(probes)
-    with jax.default_matmul_precision(precision):
-        return _commutator(field, z, x, probes, key)
 
-
-@eqx.filter_jit
-def _commutator(field, z, x, probes, key):
-    J = jacobian(field, z, x)
-
-    def sample(key):
-        v = signs(key, J.force)
+    def sample(J, v):
         image = J.mv(v)
         return square(J.adjoint(image) - J.mv(J.adjoint(v))), square(image)
 
-    part, whole = jax.lax.map(sample, jax.random.split(key, probes))
+    part, whole = _sampled(sample, field, z, x, probes, key, precision)
     # The norm enters squared, where the mean of squares would be biased: the value is taken from the means.
     ratio = _root_ratio(part, whole**2, power=0.25)  # an error only to first order: see below
     total = jnp.mean(whole)
@@ -103,6 +89,7 @@ def _commutator(field, z, x, probes, key):
     return Estimate(value, ratio.error)
 
 
+@eqx.filter_jit
 def henrici(
     field: Callable[..., Any],
     z: PyTree[Array],
@@ -116,12 +103,7 @@ def henrici(
     use `commutator`, which bounds it. Rounding leaves about the root of eps.
     """
     with jax.default_matmul_precision(precision):
-        return _henrici(field, z, x)
-
-
-@eqx.filter_jit
-def _henrici(field, z, x):
-    dense = jacobian(field, z, x).dense()
+        dense = jacobian(field, z, x).dense()
     total = jnp.sum(jnp.abs(dense) ** 2)
     shape = jax.ShapeDtypeStruct((), total.dtype)
     # Two numbers of the size of ‖J‖² cancel: hence eigenvalues in float64, and the 0 below.
@@ -129,6 +111,7 @@ def _henrici(field, z, x):
     return jnp.sqrt(jnp.maximum(departure, 0) / jnp.where(total > 0, total, 1))
 
 
+@eqx.filter_jit
 def numerical_abscissa(
     field: Callable[..., Any],
     z: PyTree[Array],
@@ -151,29 +134,18 @@ def numerical_abscissa(
     **Returns:** an `Estimate`; the error is the residual, within which an eigenvalue of a symmetric matrix is certain to
     lie. It is large if the search was given up.
     """
-    n = sum(jnp.size(leaf) for leaf in jax.tree.leaves(z))
-    check_sizes(1, ncv, max_restarts, n)
+    check_sizes(1, ncv, max_restarts, optax.tree.size(z))
     with jax.default_matmul_precision(precision):
-        return _numerical_abscissa(field, z, x, ncv, tol, max_restarts, key)
-
-
-@eqx.filter_jit
-def _numerical_abscissa(field, z, x, ncv, tol, max_restarts, key):
-    return fastest_growth(jacobian(field, z, x), ncv, tol, max_restarts, key)[0]
+        return fastest_growth(jacobian(field, z, x), ncv, tol, max_restarts, key)[0]
 
 
 # Why Krylov and not a power iteration: on an indefinite symmetric matrix that finds the largest |λ|, in a
 # decaying field the fastest decay.
 def fastest_growth(J: Jacobian, ncv: int, tol: Any, max_restarts: int, key: PRNGKeyArray):
     """The numerical abscissa as an `Estimate`, and the unit vector that grows so fast."""
-
-    def symmetric(v):
-        return 0.5 * (J.mv(v) + J.adjoint(v))
-
-    start = J.random(key)
-    pairs = krylov_schur(
-        symmetric, start, k=1, ncv=ncv, tol=tol, max_restarts=max_restarts, key=key
-    )
+    symmetric, start = lambda v: 0.5 * (J.mv(v) + J.adjoint(v)), J.random(key)
+    search = {"ncv": ncv, "tol": tol, "max_restarts": max_restarts, "key": key}
+    pairs = krylov_schur(symmetric, start, k=1, **search)
     v = pairs.vectors[0]
     # Of a symmetric matrix it is real, but for the rounding of a complex routine.
     v = v if jnp.iscomplexobj(start) else v.real
@@ -184,6 +156,7 @@ def fastest_growth(J: Jacobian, ncv: int, tol: Any, max_restarts: int, key: PRNG
     return Estimate(value, norm(image - value.astype(v.dtype) * v)), v
 
 
+@eqx.filter_jit
 def pseudospectral_abscissa(
     field: Callable[..., Any],
     z: PyTree[Array],
@@ -200,26 +173,24 @@ def pseudospectral_abscissa(
 
     **Arguments:** as for `spectrum`; `epsilon` > 0, in the units of J.
     """
-    if isinstance(epsilon, (int, float)) and not epsilon > 0:
-        raise ValueError(f"`epsilon` must be above 0, got {epsilon}.")
+    check_positive(epsilon=epsilon)
     with jax.default_matmul_precision(precision):
-        return _pseudospectral_abscissa(field, z, x, epsilon)
-
-
-@eqx.filter_jit
-def _pseudospectral_abscissa(field, z, x, epsilon):
-    dense = jacobian(field, z, x).dense()
+        dense = jacobian(field, z, x).dense()
     real = jnp.finfo(dense.dtype).dtype
     shape = jax.ShapeDtypeStruct((), real)
     return on_host(criss_cross, shape, dense, jnp.asarray(epsilon, real))
 
 
-def check_probes(probes: int) -> None:
-    """Refuse a number of probes that has no standard error."""
-    if probes < 2:
+def _sampled(sample, field, z, x, probes, key, precision):
+    """`sample(J, v)` for random signs v."""
+    if probes < 2:  # which has no standard error
         raise ValueError(
             f"`probes` must be at least 2, for an error bar, got {probes}. Try probes=64."
         )
+    with jax.default_matmul_precision(precision):
+        J = jacobian(field, z, x)
+        draws = jax.random.split(key, probes)
+        return jax.lax.map(lambda key: sample(J, signs(key, J.force)), draws)
 
 
 # Why signs and not Gaussians: the estimate has the least variance with them (Hutchinson 1990).

@@ -7,7 +7,44 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
+
+
+class Line(eqx.Module):
+    """A field along one of its parameters, `low + q span`: tangents and steps know nothing of the parameter's units."""
+
+    field: Any
+    low: Float[Array, ""]
+    span: Float[Array, ""]
+    index: int = eqx.field(static=True)
+
+    @classmethod
+    def of(cls, field: Any, where: Callable[[Any], Any], bounds: tuple[Any, Any], dtype: Any):
+        """The line between `bounds`, if they are in order and hold the present value; and where that is on it."""
+        index, value = find(field, where)
+        low, high = (float(bound) for bound in bounds)
+        if not (low < high and np.isfinite([low, high]).all()):
+            raise ValueError(
+                f"`bounds` must be (low, high) with low < high, both finite, got {tuple(bounds)}. To follow the branch "
+                "downwards pass backwards=True."
+            )
+        if not low <= value <= high:
+            raise ValueError(
+                f"`bounds` {(low, high)} do not hold the parameter's present value, {value:.6g}, where the branch begins. "
+                "Widen them, or set it by `eqx.tree_at(where, field, value)` and begin at a solution there."
+            )
+        # A number would be compiled in.
+        field = replaced(field, index, jnp.asarray(value, jnp.result_type(float)))
+        line = cls(field, jnp.asarray(low, dtype), jnp.asarray(high - low, dtype), index)
+        return line, (jnp.asarray(value, dtype) - line.low) / line.span
+
+    def value(self, q: Array) -> Array:
+        """The parameter."""
+        return self.low + q * self.span
+
+    def at(self, q: Array) -> Any:
+        """The field there."""
+        return replaced(self.field, self.index, self.value(q))
 
 
 def find(field: Any, where: Callable[[Any], Any]) -> tuple[int, float]:

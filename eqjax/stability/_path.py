@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import optimistix as optx
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from ..relaxation import GMRES, NewtonKrylov
+from ._bifurcation import Stretch
+from ._parameter import Line
 
 
 class AbstractPath(eqx.Module):
@@ -58,11 +60,10 @@ class Natural(AbstractPath):
 
 
 class AbstractProblem(eqx.Module):
-    """What is solved along a branch, `G(state; q) = 0` with the parameter `low + q span`; the rest of it stays the same,
-    and so one compiled function serves all points."""
+    """What is solved along a branch, `G(state; q) = 0` at q of the `line`; the rest of it stays the same, and so one
+    compiled function serves all points."""
 
-    low: eqx.AbstractVar[Float[Array, ""]]
-    span: eqx.AbstractVar[Float[Array, ""]]
+    line: eqx.AbstractVar[Line]
     solver: eqx.AbstractVar[NewtonKrylov]
     max_steps: eqx.AbstractVar[int]
 
@@ -158,61 +159,42 @@ class Leg(NamedTuple):
     direction: PyTree[Array]
     normal: PyTree[Array]
     length: float
-    end: Point
 
     def at(self, s: float) -> Point:
-        length = jnp.asarray(s, self.problem.low.dtype)
+        length = jnp.asarray(s, self.base[1].dtype)
         return advance(self.problem, self.base, self.direction, self.normal, length)
 
 
-def next_leg(problem, path, last, length) -> tuple[Leg | None, float, str]:
-    """The next step, how long to make the one after it, and why the branch ends, if it does."""
-
-    def go(direction, normal, length):
-        size = jnp.asarray(length, problem.low.dtype)
-        end = advance(problem, last.y, direction, normal, size)
-        return Leg(problem, last.y, direction, normal, length, end)
-
+def next_leg(problem, path, last, length) -> tuple[tuple[Leg, Point] | None, float, str]:
+    """The next step and where it ends, how long to make the one after it, and why the branch ends, if it does."""
     while length >= path.least:
         direction, normal = path.frame(last.tangent)
-        leg = go(direction, normal, length)
-        turn = float(jnp.arccos(jnp.clip(leg.end.turned, -1, 1)))
+        leg = Leg(problem, last.y, direction, normal, length)
+        end = leg.at(length)
+        turn = float(jnp.arccos(jnp.clip(end.turned, -1, 1)))
         # A corrector that converges may have jumped to another branch: then the tangent turns, as it does
         # where the step is too long for the curve. `not`, so that NaN is refused.
-        if not leg.end.converged or not turn <= path.turn:
+        if not end.converged or not turn <= path.turn:
             length = 0.5 * length
             continue
-        q, before = float(leg.end.y[1]), float(last.y[1])
+        q, before = float(end.y[1]), float(last.y[1])
         # The last step is taken in the parameter, and so ends at the bound itself.
         if not 0 <= q <= 1:
             bound = float(np.clip(q, 0, 1))
+            # If the last point is on the bound itself there is no leg to it.
+            if bound == before:
+                return None, length, "left the bounds"
             direction, normal = _along_parameter(last.tangent)
             if float(normal[1]) * (bound - before) < 0:  # it turned between the two points
                 direction, normal = (jax.tree.map(jnp.negative, d) for d in (direction, normal))
-            # If the last point is on the bound itself there is no leg to it.
-            leg = go(direction, normal, abs(bound - before)) if bound != before else leg
-            return leg if leg.end.converged and bound != before else None, length, "left the bounds"
+            leg = Leg(problem, last.y, direction, normal, abs(bound - before))
+            end = leg.at(leg.length)
+            return (leg, end) if end.converged else None, length, "left the bounds"
         # Longer only if tangent and corrector both found it easy; what a failure halved stays so.
-        if turn < path.turn / 3 and leg.end.newton_steps <= 5:
+        if turn < path.turn / 3 and end.newton_steps <= 5:
             length = min(1.5 * length, path.most)
-        return leg, length, ""
+        return (leg, end), length, ""
     return None, length, "stopped: no shorter step could be corrected"
-
-
-def checked_bounds(bounds: tuple[Any, Any], value: float) -> tuple[float, float]:
-    """`bounds` as floats, if they are in order and hold the parameter's present value."""
-    low, high = (float(bound) for bound in bounds)
-    if not (low < high and np.isfinite([low, high]).all()):
-        raise ValueError(
-            f"`bounds` must be (low, high) with low < high, both finite, got {tuple(bounds)}. To follow the branch "
-            "downwards pass backwards=True."
-        )
-    if not low <= value <= high:
-        raise ValueError(
-            f"`bounds` {(low, high)} do not hold the parameter's present value, {value:.6g}, where the branch begins. "
-            "Widen them, or set it by `eqx.tree_at(where, field, value)` and begin at a solution there."
-        )
-    return low, high
 
 
 def corrector(dtype: Any) -> NewtonKrylov:
@@ -221,14 +203,10 @@ def corrector(dtype: Any) -> NewtonKrylov:
     return NewtonKrylov(float(jnp.finfo(dtype).eps) ** 0.75, restart=60, krylov_steps=240)
 
 
-def first_point(
-    problem: AbstractProblem, state: PyTree[Array], value: float, backwards: bool
-) -> Point:
+def first_point(problem: AbstractProblem, state: PyTree[Array], q: Array, backwards: bool) -> Point:
     """The solution at the parameter's present value, from a state near it; perhaps not converged."""
-    real = problem.low.dtype
-    q = (jnp.asarray(value, real) - problem.low) / problem.span
     # The normal lies along the parameter and the step is 0: plain Newton at the present value.
-    ahead = jax.tree.map(jnp.zeros_like, state), jnp.asarray(-1.0 if backwards else 1.0, real)
+    ahead = jax.tree.map(jnp.zeros_like, state), jnp.asarray(-1.0 if backwards else 1.0, q.dtype)
     nothing = jax.tree.map(jnp.zeros_like, ahead)
     return advance(problem, (state, q), nothing, ahead, jnp.zeros_like(q))
 
@@ -239,42 +217,40 @@ def follow_path(
     start: Point,
     *,
     sample: Callable[[Point], Any],
-    examine: Callable[..., tuple[list, str]],
-    stop: Callable[[Point, Any], Any] | None,
+    examine: Callable[[Stretch], tuple[list, str]],
+    stop: Callable[[Point, Any], Any],
     max_points: int,
-) -> tuple[list[Point], list[Any], list[Any], str]:
-    """The branch from `start`: its points, their samples, what `examine` found between them, and why it ends.
+    tol: float | None,
+) -> tuple[Any, list[Any], tuple, str]:
+    """The branch from `start`: its points, stacked, their samples, what `examine` found between them, and why it ends.
 
-    `examine(at, length, first, last, index)` is given the leg from one sample to the next, `at(s)` being the sample at
-    any distance along it; it returns special points and, should the branch end at `last`, why.
+    `examine` is given the stretch from one sample to the next; it returns special points and, should the branch end
+    there, why.
     """
     points, samples, special = [start], [sample(start)], []
+    width = float(jnp.finfo(start.y[1].dtype).eps) ** (2 / 3) if tol is None else tol
     length, ended = path.first, ""
     while True:
-        if stop is not None and stop(points[-1], samples[-1]):
+        if stop(points[-1], samples[-1]):
             ended = ended or "stopped by the callback"
         if len(points) >= max_points:
             ended = ended or f"stopped after {max_points} points"
         if ended:
             break
         # A Python loop: the number of points is not known, and each is one call of a compiled function.
-        leg, length, ended = next_leg(problem, path, points[-1], length)
-        if leg is None:
+        taken, length, ended = next_leg(problem, path, points[-1], length)
+        if taken is None:
             break
-        last = sample(leg.end)
-        found, cut = examine(
-            lambda s, leg=leg: sample(leg.at(s)), leg.length, samples[-1], last, len(points) - 1
-        )
+        leg, end = taken
+        at, last = lambda s, leg=leg: sample(leg.at(s)), sample(end)
+        stretch = Stretch(at, leg.length, samples[-1], last, len(points) - 1, width)
+        found, cut = examine(stretch)
         special += found
-        points.append(leg.end)
+        points.append(end)
         samples.append(last)
         ended = ended or cut
-    return points, samples, special, ended
-
-
-def stack(points: list[Point]) -> Any:
-    """The points' arrays, with a leading axis."""
-    return jax.tree.map(lambda *a: jnp.stack(a), *(eqx.filter(p, eqx.is_array) for p in points))
+    arrays = (eqx.filter(point, eqx.is_array) for point in points)
+    return jax.tree.map(lambda *a: jnp.stack(a), *arrays), samples, tuple(special), ended
 
 
 def _along_parameter(tangent):

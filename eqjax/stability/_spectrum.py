@@ -2,19 +2,21 @@
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import optimistix as optx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree, ScalarLike
 
 from .. import relaxation
 from ..analytic import matmul
+from ..fields import check_positive
 from ._jacobian import jacobian, state_dtype
 from ._krylov_schur import (
     AbstractTransform,
@@ -121,19 +123,20 @@ class Spectrum(eqx.Module):
         }
         if self.step is not None:
             columns["|multiplier|"] = _column(jnp.abs(self.multipliers))
-        cells = [[name, *column] for name, column in columns.items()]
-        widths = [max(map(len, column)) for column in cells]
-        lines = [
-            "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-            for line in zip(*cells, strict=True)
-        ]
-        lines.insert(1, "-" * len(lines[0]))
+        cells = ([name, *column] for name, column in columns.items())
         step = "" if self.step is None else f"step {float(self.step):.4g}, "
-        lines.append(
+        return (
+            f"{aligned(list(zip(*cells, strict=True)), str.rjust)}\n"
             f"{step}force residual {float(self.force_residual):.1e}, {int(self.products)} products, "
             f"{int(self.restarts)} restarts"
         )
-        return "\n".join(lines)
+
+
+def aligned(lines: Sequence[Sequence[str]], justify: Callable = str.ljust) -> str:
+    """Rows of cells, the first one the head, as text."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["  ".join(map(justify, line, widths)).rstrip() for line in lines]
+    return "\n".join([text[0], "-" * max(map(len, text)), *text[1:]])
 
 
 def per_sample(batched: Any) -> str:
@@ -188,12 +191,11 @@ def spectrum(
 
     Not differentiable: see `eigenvalue`.
     """
-    if isinstance(step, (int, float)) and not step > 0:
-        raise ValueError(f"`step` must be above 0, got {step}.")
+    check_positive(step=step)
     transform = resolve(which, transform)
     key = jax.random.key(0) if key is None else key
     real = jnp.finfo(state_dtype(z)).dtype
-    check_sizes(k, ncv, max_restarts, sum(jnp.size(leaf) for leaf in jax.tree.leaves(z)))
+    check_sizes(k, ncv, max_restarts, optax.tree.size(z))
     # Arrays, so that another step or tolerance does not compile anew.
     step = None if step is None else jnp.asarray(step, real)
     tol = None if tol is None else jnp.asarray(tol, real)
@@ -201,8 +203,7 @@ def spectrum(
         found = _spectrum(field, z, x, k, transform, left, ncv, tol, max_restarts, start, key)
     found = eqx.tree_at(lambda s: s.step, found, step, is_leaf=lambda leaf: leaf is None)
     if throw:
-        values = found.result.error_if(found.values, found.result != SpectrumResults.successful)
-        found = eqx.tree_at(lambda s: s.values, found, values)
+        return found.result.error_if(found, found.result != SpectrumResults.successful)
     return found
 
 
@@ -233,10 +234,8 @@ def _spectrum(field, z, x, k, transform, left, ncv, tol, max_restarts, start, ke
         dual_to_itself = abs(jnp.sum(rows * pairs.vectors, axis=1) - 1) < 1e-3
         well_posed = size < 0.1 / jnp.finfo(size.dtype).eps
         left_vectors = unravel_complex(J.unravel, rows.conj())
-        converged, products = (
-            converged & fine & dual_to_itself & well_posed,
-            products + other.products,
-        )
+        converged &= fine & dual_to_itself & well_posed
+        products += other.products
     finite = jnp.all(jnp.isfinite(J.force)) & jnp.all(jnp.isfinite(pairs.residuals))
     failed = SpectrumResults.where(
         finite, SpectrumResults.eigenpairs_not_converged, SpectrumResults.jacobian_not_finite

@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ._bifurcation import SpecialPoint
 from ._continuation import Branch, Problem
 from ._jacobian import state_dtype
-from ._parameter import find, replaced
+from ._parameter import Line, find, replaced
 from ._path import advance, corrector, product_at
 from ._spectrum import spectrum
 
@@ -55,8 +56,8 @@ def switch(
     low = jnp.asarray(point.parameter, real)
     span = jnp.asarray(jnp.ptp(branch.parameters), real)
     here = jax.tree.map(jnp.asarray, point.state)
-    count = sum(leaf.size for leaf in jax.tree.leaves(here))
-    found = spectrum(replaced(field, index, low), here, x, k=min(k, count), key=key, throw=False)
+    k = min(k, optax.tree.size(here))
+    found = spectrum(replaced(field, index, low), here, x, k=k, key=key, throw=False)
     nearest = jnp.argmin(jnp.abs(found.values))
     null = jax.tree.map(lambda leaf: leaf[nearest].real, found.vectors), jnp.zeros_like(low)
 
@@ -68,27 +69,15 @@ def switch(
     along = _unit(jax.tree.map(jnp.subtract, after, before), inner)
     overlap = inner(along, null)
     aside = _unit(jax.tree.map(lambda n, a: n - overlap * a, null, along), inner)
-    problem = Problem(
-        field=field,
-        x=x,
-        low=low,
-        span=span,
-        step=None,
-        solver=corrector(real),
-        transform=None,
-        key=key,
-        index=index,
-        k=1,
-        ncv=None,
-        max_steps=20,
-    )
+    line = Line(field, low, span, index)
+    problem = Problem(line=line, x=x, solver=corrector(real), key=key, max_steps=20, k=1)
     base = here, jnp.zeros_like(low)
     new = advance(problem, base, aside, aside, jnp.asarray(size, real))
     if not new.converged:
         raise ValueError(
             f"`switch` found no point on another branch: force residual {float(new.residual):.1e}. Try another `size`."
         )
-    return replaced(field, index, low + span * new.y[1]), new.y[0]
+    return line.at(new.y[1]), new.y[0]
 
 
 def _unit(pair, inner):
