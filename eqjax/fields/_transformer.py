@@ -27,10 +27,9 @@ def _sublayers(
     second: type,
     width: int,
     heads: int,
-    *,
-    qknorm: bool = False,
-    residual_scale: float = 1.0,
-    expansion: int = 4,
+    qknorm: bool,
+    residual_scale: float,
+    expansion: int,
     key: PRNGKeyArray,
 ) -> tuple[LayerNorm, Any, LayerNorm, Any]:
     """Both sublayers of a block, each after its norm."""
@@ -66,9 +65,18 @@ class ThickBlock(AbstractSplitField):
     attention_gain: Float[Array, ""] = hyperparameter()
 
     def __init__(
-        self, width: int, heads: int, *, leak: float = 1.0, attention_gain: float = 1.0, **settings
+        self,
+        width: int,
+        heads: int,
+        *,
+        leak: float = 1.0,
+        attention_gain: float = 1.0,
+        qknorm: bool = False,
+        residual_scale: float = 1.0,
+        expansion: int = 4,
+        key: PRNGKeyArray,
     ):
-        parts = _sublayers(Attention, MLP, width, heads, **settings)
+        parts = _sublayers(Attention, MLP, width, heads, qknorm, residual_scale, expansion, key)
         self.norm1, self.attention, self.norm2, self.mlp = parts
         self.leak, self.attention_gain = scalar(leak), scalar(attention_gain)
 
@@ -110,9 +118,20 @@ class EnergyBlock(AbstractEnergyField):
     attention_gain: Float[Array, ""] = hyperparameter()
 
     def __init__(
-        self, width: int, heads: int, *, leak: float = 1.0, attention_gain: float = 1.0, **settings
+        self,
+        width: int,
+        heads: int,
+        *,
+        leak: float = 1.0,
+        attention_gain: float = 1.0,
+        qknorm: bool = False,
+        residual_scale: float = 1.0,
+        expansion: int = 4,
+        key: PRNGKeyArray,
     ):
-        parts = _sublayers(AttentionEnergy, HopfieldEnergy, width, heads, **settings)
+        parts = _sublayers(
+            AttentionEnergy, HopfieldEnergy, width, heads, qknorm, residual_scale, expansion, key
+        )
         self.norm1, self.attention, self.norm2, self.memory = parts
         self.leak, self.attention_gain = scalar(leak), scalar(attention_gain)
 
@@ -149,9 +168,14 @@ class RealBlock(AbstractSplitField):
         leak: float = 1.0,
         attention_gain: float = 1.0,
         nonreciprocity: float = 1.0,
-        **settings,
+        qknorm: bool = False,
+        residual_scale: float = 1.0,
+        expansion: int = 4,
+        key: PRNGKeyArray,
     ):
-        parts = _sublayers(Attention, HopfieldEnergy, width, heads, **settings)
+        parts = _sublayers(
+            Attention, HopfieldEnergy, width, heads, qknorm, residual_scale, expansion, key
+        )
         self.norm1, self.attention, self.norm2, self.memory = parts
         self.leak, self.attention_gain = scalar(leak), scalar(attention_gain)
         self.nonreciprocity = scalar(nonreciprocity)

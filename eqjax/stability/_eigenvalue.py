@@ -6,22 +6,29 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Complex, PyTree
+from jaxtyping import Array, Complex, PRNGKeyArray, PyTree, ScalarLike
 
 from ..analytic import is_complex
 from ..fields import on_complex_vectors
+from ._krylov_schur import AbstractTransform
 from ._spectrum import SpectrumResults, spectrum
 
 
-@eqx.filter_jit
 def eigenvalue(
     field: Callable[..., Any],
     z: PyTree[Array],
     x: PyTree = None,
     *,
+    which: str | None = None,
+    transform: AbstractTransform | None = None,
     k: int = 1,
+    ncv: int | None = None,
+    tol: ScalarLike | None = None,
+    max_restarts: int = 1000,
+    start: PyTree[Array] | None = None,
+    key: PRNGKeyArray | None = None,
+    throw: bool = True,
     precision: str | None = "highest",
-    **settings: Any,
 ) -> Complex[Array, ""]:
     """The first eigenvalue μ that `spectrum` finds, differentiable in the parameters of the field, `z` and `x`.
 
@@ -36,9 +43,23 @@ def eigenvalue(
     `jax.grad`. Where eigenvalues coincide there is no derivative. With `throw=False` the derivative is NaN where
     the eigenvectors did not converge. Once differentiable only.
     """
+    settings = {
+        "which": which,
+        "transform": transform,
+        "k": k,
+        "ncv": ncv,
+        "tol": tol,
+        "start": start,
+    }
+    settings |= {"max_restarts": max_restarts, "key": key, "throw": throw, "precision": precision}
+    return _eigenvalue(field, z, x, settings)
+
+
+@eqx.filter_jit
+def _eigenvalue(field, z, x, settings):
     # Whatever the field closes over becomes visible to differentiation.
     force = eqx.filter_closure_convert(lambda z, x: field(0.0, z, x), z, x)
-    return _implicit((force, z, x), settings={"k": k, "precision": precision, **settings})
+    return _implicit((force, z, x), settings=settings)
 
 
 @eqx.filter_custom_jvp
@@ -55,8 +76,11 @@ def _(primals, tangents, *, settings):
     v, w = (jax.tree.map(lambda leaf: leaf[0], u) for u in (found.vectors, found.left_vectors))
 
     with jax.default_matmul_precision(settings["precision"]):
-        value = lambda problem: quotient(problem[0], problem[1], problem[2], v, w)
-        _, derivative = eqx.filter_jvp(value, (problem,), (tangent,))
+        _, derivative = eqx.filter_jvp(
+            lambda problem: quotient(problem[0], problem[1], problem[2], v, w),
+            (problem,),
+            (tangent,),
+        )
     # A factor, because a `where` would turn NaN into zero in reverse mode.
     usable = jnp.where(found.result == SpectrumResults.successful, 1, jnp.nan)
     return found.values[0], usable.astype(derivative.dtype) * derivative
