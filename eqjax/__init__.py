@@ -4,6 +4,7 @@ back by settling again.
 How a field settles and how it learns is here at once; the other rooms load at their first use, the applications
 `language`, `memory`, `resonance`, `recipes`, `plots` and `showcase` with what their extras bring."""
 
+import importlib as _importlib
 import importlib.metadata as _metadata
 from typing import TYPE_CHECKING as _TYPE_CHECKING
 
@@ -13,7 +14,6 @@ from . import (
     gradients as gradients,
     relaxation as relaxation,
 )
-from ._extras import lazily as _lazily
 from .analytic import (
     cross_entropy as cross_entropy,
     squared_error as squared_error,
@@ -69,7 +69,14 @@ if _TYPE_CHECKING:
     )
 
 __version__ = _metadata.version("eqjax")
-__getattr__, __dir__ = _lazily(
-    __name__,
-    "stability homeostasis training language memory resonance recipes plots showcase",
-)
+_LAZY = "stability homeostasis training language memory resonance recipes plots showcase".split()
+
+
+def __getattr__(name: str):
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return _importlib.import_module(f"{__name__}.{name}")
+
+
+def __dir__():
+    return sorted({*(name for name in globals() if not name.startswith("_")), *_LAZY})

@@ -46,18 +46,14 @@ def progress_bar(
 
 def train_with_bar(run: Run, progress: Progress, name: str) -> Any:
     """`train`, drawn on a progress bar."""
-    task = progress.add_task(
-        name, total=run.recipe.steps, completed=int(run.state.step), loss="–", residual="–"
-    )
+    steps, done = run.recipe.steps, int(run.state.step)
+    task = progress.add_task(name, total=steps, completed=done, loss="–", residual="–")
 
     def on_step(step: int, values: dict[str, float]) -> None:
         if "loss" in values:
-            progress.update(
-                task,
-                completed=step,
-                loss=f"{values['loss']:.3f}",
-                residual=f"{values.get('free_residual', float('nan')):.0e}",
-            )
+            residual = f"{values.get('free_residual', float('nan')):.0e}"
+            loss = f"{values['loss']:.3f}"
+            progress.update(task, completed=step, loss=loss, residual=residual)
 
     return run.train(on_step=on_step)
 
@@ -66,18 +62,14 @@ def float64_probe(run: Run) -> dict[str, float]:
     """AsymEP's gradient against the oracle in float64 at the run's present parameters."""
     with jax.enable_x64(True):
         model = tree_cast(run.model, jnp.float64)
-        accept = Accept(1e-6, 1e-3)
-        free = Anderson(rtol=1e-9)
-        asymep = AsymEP(free=free, nudged=Anderson(rtol=1e-7), accept=accept)
-        oracle = OracleAdjoint(free=free, adjoint_solver=GMRES(rtol=1e-9), accept=accept)
-        estimate, cosine, error = on_common_samples(
-            model, cross_entropy, probe_batch(run), asymep, oracle
-        )
-        return {
-            "cosine": float(cosine),
-            "relative_error": float(error),
-            "accepted": float(estimate.report.summary()["accepted"]),
-        }
+        shared = {"free": Anderson(rtol=1e-9), "accept": Accept(1e-6, 1e-3)}
+        asymep = AsymEP(nudged=Anderson(rtol=1e-7), **shared)
+        oracle = OracleAdjoint(adjoint_solver=GMRES(rtol=1e-9), **shared)
+        batch = probe_batch(run)
+        estimate, cosine, error = on_common_samples(model, cross_entropy, batch, asymep, oracle)
+        accepted = estimate.report.summary()["accepted"]
+        told = {"cosine": cosine, "relative_error": error, "accepted": accepted}
+        return {name: float(value) for name, value in told.items()}
 
 
 def measure(run: Run, outcome: Any) -> dict[str, Any]:
@@ -87,13 +79,14 @@ def measure(run: Run, outcome: Any) -> dict[str, Any]:
     first, last = probes[0], probes[-1]
     logged = [line for line in lines if "loss" in line]
     validation = run.evaluate(run.validation_ids)
+    blind = run.evaluate(run.validation_ids, model=without_attention(run.model))
+    mean = lambda name: sum(line[name] for line in logged) / len(logged)
+    arrays = [x for x in jax.tree.leaves(run.model) if isinstance(x, jax.Array) and x.ndim]
     row = {
         "objective": run.estimator.objective,
         "train": run.evaluate(run.train_ids).cross_entropy,
         "validation": validation.cross_entropy,
-        "validation_alpha0": run.evaluate(
-            run.validation_ids, model=without_attention(run.model)
-        ).cross_entropy,
+        "validation_alpha0": blind.cross_entropy,
         "validation_tokens": validation.tokens,
         "validation_unsettled": validation.unsettled,
         "free_residual": last["probe_free_residual"],
@@ -102,23 +95,20 @@ def measure(run: Run, outcome: Any) -> dict[str, Any]:
         "cosine_last": last["probe_cosine"],
         "relative_error_first": first["probe_relative_error"],
         "relative_error_last": last["probe_relative_error"],
-        "field_evaluations": sum(x["field_evaluations"] for x in logged) / len(logged),
-        "accepted": sum(x["accepted"] for x in logged) / len(logged),
+        "field_evaluations": mean("field_evaluations"),
+        "accepted": mean("accepted"),
         "seconds_per_step": outcome.seconds_per_step,
         "compile_seconds": outcome.compile_seconds,
         "memory_mib": outcome.memory_bytes / 2**20,
-        "parameters": sum(
-            x.size for x in jax.tree.leaves(run.model) if isinstance(x, jax.Array) and x.ndim
-        ),
+        "parameters": sum(x.size for x in arrays),
     }
     if run.recipe.estimator != "bptt":
-        qualifying = [
-            p
-            for p in probes
-            if p["probe_accepted"] >= SAMPLES
+        settled = lambda p: (
+            p["probe_accepted"] >= SAMPLES
             and p["probe_free_residual"] <= FREE
             and p["probe_adjoint_residual"] <= ADJOINT
-        ]
+        )
+        qualifying = list(filter(settled, probes))
         row["checkpoints"] = len(probes)
         row["probe_accepted_lowest"] = min(p["probe_accepted"] for p in probes)
         row["checkpoints_qualifying"] = len(qualifying)
@@ -129,19 +119,15 @@ def measure(run: Run, outcome: Any) -> dict[str, Any]:
 def environment(seed: int) -> dict[str, Any]:
     """Versions, device and revision: what a figure needs to be repeated."""
     packages = ("eqjax", "jax", "equinox", "diffrax", "optimistix", "lineax", "optax")
+    versions = {name: importlib.metadata.version(name) for name in packages}
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
-        revision = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        revision = done.stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         revision = None
     return {
-        "versions": {name: importlib.metadata.version(name) for name in packages}
-        | {"python": platform.python_version()},
+        "versions": versions | {"python": platform.python_version()},
         "device": str(jax.devices()[0].device_kind),
         "platform": platform.platform(),
         "seed": seed,
@@ -218,19 +204,15 @@ def demo(config: TrainConfig, *, console: Console | None = None) -> dict[str, An
         for name, title in ESTIMATORS.items():
             run = Run.start(dataclasses.replace(config, out=out / name, estimator=name))
             if not runs:
-                console.print(
-                    f"Text: {run.material.source}; {len(run.tokenizer.characters)} characters."
-                )
-            outcome = train_with_bar(run, progress, title)
-            rows[title], runs[title] = measure(run, outcome), run
+                letters = run.tokenizer.characters
+                console.print(f"Text: {run.material.source}; {len(letters)} characters.")
+            rows[title], runs[title] = measure(run, train_with_bar(run, progress, title)), run
             prompt = run.tokenizer.encode("\n") if "\n" in run.tokenizer.characters else [0]
             samples[title] = sample(run, prompt, 200, temperature=0.8, seed=config.seed)
         run = runs["AsymEP"]
         probe = float64_probe(run)
-    baselines = {
-        "unigram": unigram_entropy(run.validation_ids),
-        "bigram": bigram_cross_entropy(run.train_ids, run.validation_ids, run.tokenizer.size),
-    }
+    bigram = bigram_cross_entropy(run.train_ids, run.validation_ids, run.tokenizer.size)
+    baselines = {"unigram": unigram_entropy(run.validation_ids), "bigram": bigram}
     result = {
         "table": rows,
         "baselines": baselines,
@@ -241,21 +223,19 @@ def demo(config: TrainConfig, *, console: Console | None = None) -> dict[str, An
         "says": verdict(rows, baselines),
         **environment(config.seed),
     }
-    lines = {
-        title: read_metrics(out / name / "metrics.jsonl") for name, title in ESTIMATORS.items()
-    }
-    with (out / "metrics.jsonl").open("w", encoding="utf-8") as file:
+    metrics = "metrics.jsonl"
+    lines = {title: read_metrics(out / name / metrics) for name, title in ESTIMATORS.items()}
+    with (out / metrics).open("w", encoding="utf-8") as file:
         for title, entries in lines.items():
             file.writelines(json.dumps({"estimator": title} | e) + "\n" for e in entries)
-    (out / "comparison.json").write_text(
-        json.dumps(plain(result), indent=1, ensure_ascii=False, allow_nan=False), "utf-8"
-    )
+    text = json.dumps(plain(result), indent=1, ensure_ascii=False, allow_nan=False)
+    (out / "comparison.json").write_text(text, "utf-8")
     plots.save(plots.training(lines, baselines=baselines), out / "curves.png")
 
     console.print(comparison_table(rows))
     console.print(
         f"Validation text: unigram entropy {baselines['unigram']:.3f} (no context-free model can pass it), "
-        f"bigram cross-entropy {baselines['bigram']:.3f} nats/char."
+        f"bigram cross-entropy {bigram:.3f} nats/char."
     )
     console.print(
         f"The last AsymEP checkpoint in float64: cosine {probe['cosine']:.9f}, relative error "

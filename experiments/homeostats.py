@@ -29,11 +29,10 @@ import eqjax as ej
 from eqjax.fields._parts import MLP, Attention, LayerNorm
 from eqjax.language import Embedding, Readout, tiles
 from eqjax.recipes import TrainConfig
-from eqjax.recipes._equilibrium_build import build_optimiser
 from eqjax.recipes._examine import settle, windows
+from eqjax.recipes._schedule import build_optimiser
 from eqjax.stability._propagation import euler_map
-from eqjax.training import Run, read_metrics
-from eqjax.training._metrics import plain
+from eqjax.training import Run, plain, read_metrics
 
 SIZES = {
     "short": {

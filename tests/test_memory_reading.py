@@ -14,7 +14,7 @@ from eqjax.analytic import cross_entropy
 from eqjax.language import adapters, lora, quantise
 from eqjax.memory import memory_parameters, reply, segment_loss
 from eqjax.memory._attention_memory import Fused, SlotRecall
-from eqjax.memory._recurrence import ShortTermMemory
+from eqjax.memory._memory_gpt2 import ShortTermMemory
 
 # Reading
 

@@ -1,10 +1,10 @@
-"""What more than one command checks before it begins."""
+"""What more than one command does."""
 
 import dataclasses
 import re
 from typing import Any
 
-from ..training import AbstractRecipe, Run
+from ..training import Run, TrainingReport
 
 
 def as_flags(message: str, command: Any) -> str:
@@ -18,8 +18,6 @@ def _flags(command: Any) -> set[str]:
     found = set()
     for field in dataclasses.fields(command):
         value = getattr(command, field.name, None)
-        if value is None and field.default_factory is not dataclasses.MISSING:
-            value = field.default_factory()
         if dataclasses.is_dataclass(value):
             found |= _flags(value)
         elif field.default is not dataclasses.MISSING:  # what has none is positional
@@ -27,16 +25,24 @@ def _flags(command: Any) -> set[str]:
     return found
 
 
-def begun(command: Any) -> Run:
-    """The run that a training command starts, or goes on with."""
+def trained(command: Any, *told: str) -> tuple[Run, TrainingReport]:
+    """The run that a training command starts, or goes on with, and what its training measured; a bar shows what is `told`."""
+    from rich.console import Console
+
+    from ..demo import progress_bar, train_with_bar
+
     if not command.resume:
-        return Run.start(command.settings)
-    recipe: type[AbstractRecipe] = type(command.settings)
-    if command.settings != recipe():
+        run = Run.start(command.settings)
+    elif command.settings != type(command.settings)():
         raise ValueError(
             "--resume goes on with the settings of its run and takes no others; leave the other flags out."
         )
-    return Run.open(command.resume, [recipe])
+    else:
+        run = Run.open(command.resume, [type(command.settings)])
+    console = Console()
+    console.print(f"Text: {run.material.source}; writing to {run.recipe.out}.")
+    with progress_bar(console, *told) as progress:
+        return run, train_with_bar(run, progress, getattr(run.recipe, "estimator", "gpt2"))
 
 
 def check_prompt(prompt: str) -> None:

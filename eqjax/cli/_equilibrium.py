@@ -1,15 +1,16 @@
 """The commands for equilibrium models: `eqjax demo | train | evaluate | sample | compare | spectrum | continue | run`."""
 
 import dataclasses
+import math
 import typing
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from .. import showcase
 from ..recipes import EstimatorName, TrainConfig
-from ..showcase import HammingShow, HHShow, HopfieldShow, KuramotoShow, LIFShow, ParityShow, XorShow
-from ._checks import begun, check_prompt, encoded
+from ._checks import check_prompt, encoded, trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,9 +45,7 @@ class TrainCommand:
     was stopped, by whatever means, goes on with --resume FOLDER, to the same parameters bit for bit.
     """
 
-    settings: tyro.conf.OmitArgPrefixes[TrainConfig] = dataclasses.field(
-        default_factory=TrainConfig
-    )
+    settings: TrainConfig = TrainConfig()
     config: Path | None = None
     """A YAML file of settings; flags given beside it win."""
     resume: Path | None = None
@@ -157,13 +156,13 @@ class RunCommand:
     """Show a known result: prints the measured figures beside the known ones and saves the pictures. Seconds each."""
 
     show: (
-        Annotated[HopfieldShow, tyro.conf.subcommand("hopfield")]
-        | Annotated[XorShow, tyro.conf.subcommand("xor")]
-        | Annotated[HammingShow, tyro.conf.subcommand("hamming")]
-        | Annotated[ParityShow, tyro.conf.subcommand("parity")]
-        | Annotated[HHShow, tyro.conf.subcommand("hh")]
-        | Annotated[LIFShow, tyro.conf.subcommand("lif")]
-        | Annotated[KuramotoShow, tyro.conf.subcommand("kuramoto")]
+        Annotated[showcase.HopfieldShow, tyro.conf.subcommand("hopfield")]
+        | Annotated[showcase.XorShow, tyro.conf.subcommand("xor")]
+        | Annotated[showcase.HammingShow, tyro.conf.subcommand("hamming")]
+        | Annotated[showcase.ParityShow, tyro.conf.subcommand("parity")]
+        | Annotated[showcase.HHShow, tyro.conf.subcommand("hh")]
+        | Annotated[showcase.LIFShow, tyro.conf.subcommand("lif")]
+        | Annotated[showcase.KuramotoShow, tyro.conf.subcommand("kuramoto")]
     )
     """Which."""
 
@@ -171,38 +170,19 @@ class RunCommand:
 def _demo(command: DemoCommand) -> None:
     from ..demo import demo
 
+    quarter = max(1, command.steps // 4)
     demo(
         TrainConfig(
-            out=command.out,
-            text=command.text,
-            steps=command.steps,
-            seed=command.seed,
-            width=command.width,
-            heads=command.heads,
-            length=command.length,
+            **vars(command),
             embedding_scale=3.0,  # learns faster than the default, and settles as long as a demo lasts
             probe_every=max(1, command.steps // 8),
-            evaluate_every=max(1, command.steps // 4),
-            save_every=max(1, command.steps // 4),
-            evaluate_windows=512,
+            evaluate_every=quarter,
+            save_every=quarter,
         )
     )
 
 
-def _train(command: TrainCommand) -> None:
-    from rich.console import Console
-
-    from ..demo import progress_bar, train_with_bar
-
-    run = begun(command)
-    console = Console()
-    console.print(f"Text: {run.material.source}; writing to {run.recipe.out}.")
-    with progress_bar(console) as progress:
-        outcome = train_with_bar(run, progress, run.recipe.estimator)
-    _report(run, outcome)
-
-
-def _report(run, outcome) -> None:
+def _report(run, outcome=None) -> None:
     from ..language import bigram_cross_entropy, unigram_entropy
 
     result = run.evaluate(run.validation_ids)
@@ -211,13 +191,9 @@ def _report(run, outcome) -> None:
         f"validation cross-entropy {result.cross_entropy:.4f} nats/char over {result.tokens} characters "
         f"(bigram {bigram:.3f}, unigram entropy {unigram_entropy(run.validation_ids):.3f}); "
         f"median force residual {result.residual:.1e}"
-        + (
-            ""
-            if result.unsettled != result.unsettled
-            else f", unsettled windows {result.unsettled:.1%}"
-        )
+        + ("" if math.isnan(result.unsettled) else f", unsettled windows {result.unsettled:.1%}")
     )
-    if outcome is not None and outcome.memory_bytes:
+    if outcome and outcome.memory_bytes:
         print(f"{outcome.seconds_per_step:.3f} s/step, {outcome.memory_bytes / 2**20:.0f} MiB/step")
         if outcome.skipped:
             print(f"{outcome.skipped} updates were left out: no sample of their batch was accepted")
@@ -234,7 +210,7 @@ def _evaluate(command: EvaluateCommand) -> None:
         gain = run.model.field.attention_gain  # pyright: ignore[reportAttributeAccessIssue]
         new = jnp.asarray(command.attention_gain, gain.dtype)
         run.state = eqx.tree_at(lambda s: s.model.field.attention_gain, run.state, new)
-    _report(run, None)
+    _report(run)
 
 
 def _sample(command: SampleCommand) -> None:
@@ -265,16 +241,10 @@ def _compare(command: CompareCommand) -> None:
     steps = [int(n) for n in _numbers("--nudged-steps", command.nudged_steps)]
     betas = _numbers("--beta", command.beta)
     run = open_run(command.run, TrainConfig, step=command.step)
-    config = dataclasses.replace(run.recipe, batch=command.batch)
-    run.recipe = config
-    table = compare(
-        run.model,
-        cross_entropy,
-        probe_batch(run),
-        _variants(config, names, steps, betas),
-        reference=reference_oracle(config),
-        repeats=3,
-    )
+    run.recipe = config = dataclasses.replace(run.recipe, batch=command.batch)
+    variants, oracle = _variants(config, names, steps, betas), reference_oracle(config)
+    batch = probe_batch(run)
+    table = compare(run.model, cross_entropy, batch, variants, reference=oracle, repeats=3)
     print(table)
     (command.run / "compare.json").write_text(json.dumps(table.to_dict(), indent=1), "utf-8")
     save(comparison(table), command.run / "compare.png")
@@ -296,14 +266,11 @@ def _spectrum(command: SpectrumCommand) -> None:
     worst = int(jnp.argmax(found.abscissa))
     print(f"Window {worst} of {command.windows}, Euler step {step:g}:")
     print(jax.tree.map(lambda leaf: leaf[worst], found))
-    fixed, flow, euler = (
-        f"{int(jnp.sum(held))} of {command.windows}"
-        for held in (found.fixed_point, found.holds, jnp.asarray(found.holds_euler))
-    )
-    low, high = float(found.abscissa.min()), float(found.abscissa.max())
+    share = lambda held: f"{int(jnp.sum(jnp.asarray(held)))} of {command.windows}"
     print(
-        f"Fixed points found: {fixed} windows; the flow stays at {flow}, Euler at {euler}. "
-        f"Largest growth rate {low:+.4g} to {high:+.4g}."
+        f"Fixed points found: {share(found.fixed_point)} windows; the flow stays at {share(found.holds)}, "
+        f"Euler at {share(found.holds_euler)}. "
+        f"Largest growth rate {float(found.abscissa.min()):+.4g} to {float(found.abscissa.max()):+.4g}."
     )
     save(command.run / "spectrum.zip", found.spectrum)
     plots.save(plots.spectrum(found.spectrum, step=step), command.run / "spectrum.png")
@@ -339,27 +306,17 @@ def _continue(command: ContinueCommand) -> None:
             callback=told,
         )
     print(branch)
-    begun = branch.unstable[0] or (branch.unstable_euler is not None and branch.unstable_euler[0])
-    if begun:
-        print(
-            "It begins unstable: --start it where the model settles to learn how stability is lost."
-        )
+    cure = "It begins unstable: --start it where the model settles to learn how stability is lost."
+    if branch.unstable[0] or (branch.unstable_euler is not None and branch.unstable_euler[0]):
+        print(cure)
     else:
         first = classify(branch)
-        lost = f"First loss of stability: {first}." if first.point else "It is stable all along."
-        print(lost)
+        print(f"First loss of stability: {first}." if first.point else "It is stable all along.")
         if first.point and command.bounds[0] <= trained <= command.bounds[1]:
             print(f"At the trained value {trained:g}: {classify(branch, at=trained)}.")
     save(command.run / "branch.zip", branch)
-    figure = plots.branch(branch, labels=(command.parameter, "‖z‖"))
-    plots.save(figure, command.run / "branch.png")
+    plots.save(plots.branch(branch, labels=(command.parameter, "‖z‖")), command.run / "branch.png")
     print(f"Written to {command.run}: branch.zip, branch.png.")
-
-
-def _run(command: RunCommand) -> None:
-    from ..showcase import present
-
-    present(command.show)
 
 
 def _opened(command: SpectrumCommand | ContinueCommand):
@@ -409,21 +366,18 @@ def _variants(config: TrainConfig, names: list[str], steps: list[int], betas: li
                     label += f" β={beta:g}"
                     nudge = dataclasses.replace(nudge, radius=None, beta=jnp.asarray(beta))
                 # A sweep is there to see what goes wrong: nothing is left out for its adjoint.
-                variants[label] = eqx.tree_at(
-                    lambda e: (e.nudged, e.accept.adjoint_residual),
-                    estimator,
-                    (nudge, float("inf")),
-                )
+                where = lambda e: (e.nudged, e.accept.adjoint_residual)
+                variants[label] = eqx.tree_at(where, estimator, (nudge, float("inf")))
     return variants
 
 
 COMMANDS = {
     DemoCommand: _demo,
-    TrainCommand: _train,
+    TrainCommand: lambda command: _report(*trained(command)),
     EvaluateCommand: _evaluate,
     SampleCommand: _sample,
     CompareCommand: _compare,
     SpectrumCommand: _spectrum,
     ContinueCommand: _continue,
-    RunCommand: _run,
+    RunCommand: lambda command: showcase.present(command.show),
 }

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from ..recipes import AeonSettings, ARLLSettings, GPT2Settings
-from ._checks import begun, check_prompt, encoded
+from ._checks import check_prompt, encoded, trained
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -19,9 +19,7 @@ class GPT2TrainCommand:
     in model/ what Hugging Face's transformers read. A run that was stopped goes on with --resume FOLDER.
     """
 
-    settings: tyro.conf.OmitArgPrefixes[GPT2Settings] = dataclasses.field(
-        default_factory=GPT2Settings
-    )
+    settings: GPT2Settings = GPT2Settings()
     config: Path | None = None
     """A YAML file of settings; flags given beside it win."""
     resume: Path | None = None
@@ -35,9 +33,7 @@ class AeonCommand(GPT2TrainCommand):
     The run's folder gets config.yaml, metrics.jsonl and checkpoints, which --resume goes on from.
     """
 
-    settings: tyro.conf.OmitArgPrefixes[AeonSettings] = dataclasses.field(
-        default_factory=AeonSettings
-    )
+    settings: AeonSettings = AeonSettings()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,9 +43,7 @@ class ARLLCommand(GPT2TrainCommand):
     The run's folder is as of `eqjax gpt2 train`.
     """
 
-    settings: tyro.conf.OmitArgPrefixes[ARLLSettings] = dataclasses.field(
-        default_factory=ARLLSettings
-    )
+    settings: ARLLSettings = ARLLSettings()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,16 +106,9 @@ class GPT2Command:
 
 
 def _train(command: GPT2TrainCommand) -> None:
-    from rich.console import Console
-
-    from ..demo import progress_bar, train_with_bar
     from ..language import bigram_cross_entropy
 
-    run = begun(command)
-    console = Console()
-    console.print(f"Text: {run.material.source}; writing to {run.recipe.out}.")
-    with progress_bar(console, "loss {task.fields[loss]}") as progress:
-        outcome = train_with_bar(run, progress, "gpt2")
+    run, outcome = trained(command, "loss {task.fields[loss]}")
     entropy = run.evaluate(run.validation_ids).cross_entropy
     bigram = bigram_cross_entropy(run.train_ids, run.validation_ids, run.tokenizer.size)
     print(f"validation cross-entropy {entropy:.4f} nats/token (bigram {bigram:.3f})")

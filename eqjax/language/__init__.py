@@ -15,11 +15,16 @@ from ._attend import (
 )
 from ._bpe import BPETokenizer as BPETokenizer, train_bpe as train_bpe
 from ._corpus import (
+    CharTokenizer as CharTokenizer,
     Corpus as Corpus,
+    Streams as Streams,
+    batches as batches,
     bigram_cross_entropy as bigram_cross_entropy,
     cache_folder as cache_folder,
     load_corpus as load_corpus,
     read_text as read_text,
+    split as split,
+    tiles as tiles,
     tiny_shakespeare as tiny_shakespeare,
     unigram_entropy as unigram_entropy,
 )
@@ -29,7 +34,13 @@ from ._equilibrium_lm import (
     equilibrium_lm as equilibrium_lm,
     without_attention as without_attention,
 )
-from ._generate import SettledContinuation as SettledContinuation, generate as generate
+from ._generate import (
+    Continuation as Continuation,
+    Sampler as Sampler,
+    SettledContinuation as SettledContinuation,
+    autoregress as autoregress,
+    generate as generate,
+)
 from ._gpt2 import (
     GPT2 as GPT2,
     GPT2Block as GPT2Block,
@@ -53,10 +64,9 @@ from ._lora import (
     load_adapters as load_adapters,
     lora as lora,
     merge as merge,
+    quantise as quantise,
     save_adapters as save_adapters,
 )
-from ._quantise import quantise as quantise
-from ._sampling import Continuation as Continuation, Sampler as Sampler, autoregress as autoregress
 from ._sequences import (
     DecoderLayer as DecoderLayer,
     EncoderLayer as EncoderLayer,
@@ -67,11 +77,4 @@ from ._sequences import (
     look_ahead_mask as look_ahead_mask,
     padding_mask as padding_mask,
     sinusoidal_positions as sinusoidal_positions,
-)
-from ._tokens import (
-    CharTokenizer as CharTokenizer,
-    Streams as Streams,
-    batches as batches,
-    split as split,
-    tiles as tiles,
 )

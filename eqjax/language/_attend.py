@@ -75,17 +75,11 @@ class DotProduct(eqx.Module):
                 f'`DotProduct("cudnn")` is for float16 and bfloat16, got queries of {heads.query.dtype}. Cast the model '
                 "(`eqjax.tree_cast`), or attend by `DotProduct()`."
             )
+        # Causal is a word that Flash attention understands better than a mask.
+        how = {"mask": None if causal else seen[None], "is_causal": causal, "scale": 1.0}
+        arrays = heads.query, heads.key, heads.value
         with jax.numpy_dtype_promotion("standard"):  # inside, half precision meets float32
-            mixed = jax.nn.dot_product_attention(
-                heads.query,
-                heads.key,
-                heads.value,
-                mask=None if causal else seen[None],
-                is_causal=causal,  # a word that Flash attention understands better than a mask
-                scale=1.0,
-                implementation=kind,
-            )
-        return mixed, None
+            return jax.nn.dot_product_attention(*arrays, implementation=kind, **how), None
 
 
 class DroppedOut(eqx.Module):
@@ -134,10 +128,7 @@ class Cache(eqx.Module):
     length: Int[Array, ""]
 
     def written(
-        self,
-        key: Float[Array, "l t h d"],
-        value: Float[Array, "l t h d"],
-        valid: Bool[Array, " t"],
+        self, key: Float[Array, "l t h d"], value: Float[Array, "l t h d"], valid: Bool[Array, " t"]
     ) -> "Cache":
         """The cache with t more tokens."""
         return Cache(

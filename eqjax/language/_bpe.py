@@ -92,8 +92,7 @@ class BPETokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids, int32; `<|endoftext|>` in the text becomes its one token."""
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return np.array(ids, np.int32)
+        return np.array(self._tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
     def decode(self, ids) -> str:
         """The text of token ids, special tokens included; `ValueError` for an id that is none."""

@@ -1,4 +1,4 @@
-"""Text from a model: an equilibrium model settles for every token, a GPT-2 reads on in its cache."""
+"""Text from a model: how the next token is chosen; an equilibrium model settles for each, a GPT-2 reads on in its cache."""
 
 import functools
 from collections.abc import Callable
@@ -7,13 +7,112 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, ScalarLike
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, ScalarLike
 
 from ..fields import AbstractEquilibriumModel
 from ..relaxation import Anderson, equilibrium
 from ._attend import Attend
 from ._gpt2 import GPT2, known
-from ._sampling import Continuation, Sampler, autoregress
+
+
+class Sampler(eqx.Module):
+    """Draws a token from logits: `sampler(logits (V,), key) -> token`.
+
+    **Arguments:**
+
+    - `temperature`: logits are divided by it; 0 takes the likeliest token.
+    - `top_k`: only the k likeliest tokens (Fan et al. 2018). `top_p`: of these, the fewest likeliest ones that
+      together have probability p (Holtzman et al. 2020), at least one. None: no limit.
+
+    Filters apply in this order. All three may be numbers or arrays: changing them does not recompile.
+    """
+
+    temperature: Array
+    top_k: Array | None
+    top_p: Array | None
+
+    def __init__(
+        self,
+        temperature: ScalarLike = 1.0,
+        top_k: ScalarLike | None = None,
+        top_p: ScalarLike | None = None,
+    ):
+        for name, value, good, allowed in (
+            ("temperature", temperature, lambda t: t >= 0, "not negative"),
+            ("top_k", top_k, lambda k: k >= 1, "at least 1, or None"),
+            ("top_p", top_p, lambda p: 0 < p <= 1, "in (0, 1], or None"),
+        ):
+            if isinstance(value, (int, float)) and not good(value):
+                raise ValueError(f"`{name}` must be {allowed}, got {value}.")
+        self.temperature = jnp.asarray(temperature, jnp.result_type(float))
+        self.top_k = None if top_k is None else jnp.asarray(top_k, jnp.int32)
+        self.top_p = None if top_p is None else jnp.asarray(top_p, jnp.result_type(float))
+
+    def filtered(self, logits: Float[Array, " v"]) -> Float[Array, " v"]:
+        """The logits over the temperature, `-inf` for tokens that are not drawn."""
+        warmth = jnp.where(self.temperature == 0, 1, self.temperature)
+        logits = logits / warmth.astype(logits.dtype)
+        if self.top_k is not None:
+            k = jnp.clip(self.top_k, 1, logits.size)
+            logits = jnp.where(logits >= jnp.sort(logits)[-k], logits, -jnp.inf)
+        if self.top_p is not None:
+            order = jnp.argsort(logits)
+            below = jnp.cumsum(jax.nn.softmax(logits[order]))
+            kept = (below > 1 - self.top_p.astype(logits.dtype)).at[-1].set(True)
+            logits = jnp.where(jnp.zeros_like(kept).at[order].set(kept), logits, -jnp.inf)
+        return logits
+
+    def __call__(self, logits: Float[Array, " v"], key: PRNGKeyArray) -> Int[Array, ""]:
+        drawn = jax.random.categorical(key, self.filtered(logits))
+        return jnp.where(self.temperature == 0, jnp.argmax(logits), drawn).astype(jnp.int32)
+
+
+class Continuation(eqx.Module):
+    """New tokens, int32 `(n,)`, of which the first `length` were written; the rest repeat the (last) stop token."""
+
+    tokens: Int[Array, " n"]
+    length: Int[Array, ""]
+
+
+def autoregress(
+    read: Callable[[Int[Array, ""], PyTree], tuple[Float[Array, " v"], PyTree]],
+    logits: Float[Array, " v"],
+    state: PyTree,
+    count: int,
+    *,
+    sampler: Callable[[Any, Any], Int[Array, ""]],
+    key: PRNGKeyArray,
+    stop: ScalarLike | Int[Array, " s"] | tuple[int, ...] | None = None,
+) -> tuple[Continuation, Float[Array, " v"], PyTree]:
+    """Draw a token, read it, and again, in one `while_loop`.
+
+    **Arguments:**
+
+    - `read`: callable `(token, state) -> (logits (V,), state)`: what follows the token, and what is remembered.
+    - `logits`, `state`: after the prompt. `count`: most tokens to draw.
+    - `sampler`: such as a `Sampler`; token i is drawn with the key `fold_in(key, i)`.
+    - `stop`: the token, or tokens, after which to stop; it is written, and read, too.
+
+    **Returns:** the `Continuation`, and the logits and the state after its last token.
+    """
+    if count < 1:
+        raise ValueError(f"`count` must be at least 1, got {count}.")
+    ends = jnp.append(-1, jnp.asarray(() if stop is None else stop, jnp.int32))  # -1: no token
+
+    def running(carry):
+        i, token, *_ = carry
+        return (i < count) & (jnp.all(token != ends) | (i == 0))
+
+    def step(carry):
+        i, _, tokens, logits, state = carry
+        token = sampler(logits, jax.random.fold_in(key, i))
+        logits, state = read(token, state)
+        return i + 1, token, tokens.at[i].set(token), logits, state
+
+    zero = jnp.zeros((), jnp.int32)
+    start = zero, zero, jnp.full(count, jnp.maximum(ends[-1], 0)), logits, state
+    length, _, tokens, logits, state = jax.lax.while_loop(running, step, start)
+    return Continuation(tokens, length), logits, state
 
 
 @functools.singledispatch
@@ -98,18 +197,15 @@ def _settled(
         window = jnp.where(full, jnp.roll(window, -1), window)
         window = window.at[jnp.minimum(filled, length - 1)].set(token)
         fresh = model.initial(model.encode(window))
-        state = jax.tree.map(
-            lambda z, z0: jnp.where(good & ~full, z, jnp.where(good, jnp.roll(z, -1, axis=0), z0)),
-            settled.value,
-            fresh,
-        )
+        moved = lambda z: jnp.where(full, jnp.roll(z, -1, axis=0), z)
+        chosen = lambda z, z0: jnp.where(good, moved(z), z0)
+        state = jax.tree.map(chosen, settled.value, fresh)
         return (window, jnp.minimum(filled + 1, length), state), (token, settled.residual)
 
+    start = window, jnp.asarray(filled), state
     with jax.default_matmul_precision("highest"):
-        _, (tokens, residual) = jax.lax.scan(
-            step, (window, jnp.asarray(filled), state), jax.random.split(key, count)
-        )
-    return SettledContinuation(tokens, residual)
+        _, told = jax.lax.scan(step, start, jax.random.split(key, count))
+    return SettledContinuation(*told)
 
 
 @generate.register(GPT2)
@@ -119,13 +215,11 @@ def _continued(
     count: int,
     *,
     key: PRNGKeyArray,
-    temperature: ScalarLike = 1.0,
-    top_k: ScalarLike | None = None,
-    top_p: ScalarLike | None = None,
     stop: ScalarLike | Int[Array, " s"] | tuple[int, ...] | None = None,
     mask: Bool[Array, " p"] | None = None,
     cache: bool = True,
     attend: Attend | None = None,
+    **sampling: Any,
 ) -> Continuation:
     _check(prompt, count)
     limit = model.config.n_positions
@@ -137,7 +231,7 @@ def _continued(
     valid = jnp.ones(prompt.shape, bool) if mask is None else mask
     read_on = _cached if cache else _reread
     stop = jnp.asarray(model.config.ends if stop is None else stop, jnp.int32)
-    prompt, sampler = known(model, prompt, valid), Sampler(temperature, top_k, top_p)
+    prompt, sampler = known(model, prompt, valid), Sampler(**sampling)
     return read_on(model, prompt, valid, count, sampler, key, stop, attend)
 
 
@@ -161,10 +255,8 @@ def _reread(model, prompt, valid, count, sampler, key, stop, attend):
 
     def read(token, state):
         window, valid = state
-        window = jnp.append(window[1:], token)
-        valid = jnp.append(valid[1:], True)
+        window, valid = jnp.append(window[1:], token), jnp.append(valid[1:], True)
         return model(window, mask=valid, attend=attend)[-1], (window, valid)
 
-    logits = model(prompt, mask=valid, attend=attend)[-1]
-    state = prompt, valid
+    logits, state = model(prompt, mask=valid, attend=attend)[-1], (prompt, valid)
     return autoregress(read, logits, state, count, sampler=sampler, key=key, stop=stop)[0]

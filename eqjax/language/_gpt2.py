@@ -1,5 +1,6 @@
 """GPT-2 (Radford et al. 2019), whose blocks are written once and told how to attend (see `attend`)."""
 
+import abc
 import itertools
 import math
 from typing import Any
@@ -13,7 +14,31 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from .. import analytic
 from ._attend import Attend, Cache, Cached, DotProduct, DroppedOut, Heads, at_least_float32, dropout
 from ._gpt2_config import ACTIVATIONS, GPT2Config
-from ._linear import AbstractLinear, Linear
+
+
+class AbstractLinear(eqx.Module):
+    """An affine map of `(t, i)` to `(t, o)`; in a stack of blocks its arrays have a leading layer axis."""
+
+    @abc.abstractmethod
+    def __call__(self, x: Float[Array, "t i"]) -> Float[Array, "t o"]:
+        """The map of every row."""
+
+    @abc.abstractmethod
+    def plain(self) -> "Linear":
+        """The same map as a `Linear`."""
+
+
+class Linear(AbstractLinear):
+    """`x W + b`, with `W (i, o)` as in GPT-2's `Conv1D`."""
+
+    weight: Float[Array, "*l i o"]
+    bias: Float[Array, "*l o"]
+
+    def __call__(self, x: Float[Array, "t i"]) -> Float[Array, "t o"]:
+        return x @ self.weight + self.bias[None]
+
+    def plain(self) -> "Linear":
+        return self
 
 
 class GPT2Norm(eqx.Module):
@@ -38,10 +63,8 @@ class SelfAttention(eqx.Module):
 
     def project(self, x: Float[Array, "t c"]) -> list[Float[Array, "t h d"]]:
         """Queries (not scaled), keys and values."""
-        return [
-            part.reshape(x.shape[0], self.heads, -1)
-            for part in jnp.split(self.c_attn(x), 3, axis=-1)
-        ]
+        parts = jnp.split(self.c_attn(x), 3, axis=-1)
+        return [part.reshape(x.shape[0], self.heads, -1) for part in parts]
 
 
 class GPT2MLP(eqx.Module):
@@ -105,6 +128,7 @@ class GPT2(eqx.Module):
     def init(config: GPT2Config, key: PRNGKeyArray) -> "GPT2":
         """GPT-2's initialisation: N(0, .02²), projections onto the residual stream `/ sqrt(2 L)`, biases 0."""
         layers, c, inner = config.n_layer, config.n_embd, config.inner
+        tied, epsilon = config.tie_word_embeddings, config.layer_norm_epsilon
         shapes = {
             "wte": (config.vocab_size, c),
             "wpe": (config.n_positions, c),
@@ -112,24 +136,18 @@ class GPT2(eqx.Module):
             "attn.c_proj": (layers, c, c),
             "c_fc": (layers, c, inner),
             "mlp.c_proj": (layers, inner, c),
-            "lm_head": (0 if config.tie_word_embeddings else config.vocab_size, c),
+            "lm_head": (0 if tied else config.vocab_size, c),
         }
         # One draw for all: every other one would be compiled anew.
         ends = list(itertools.accumulate(map(math.prod, shapes.values())))
         draws = config.initializer_range * jax.random.normal(key, (ends[-1],))
         parts = dict(zip(shapes, jnp.split(draws, ends[:-1]), strict=True))
-
-        def matrix(name):
-            return parts[name].reshape(shapes[name])
+        matrix = lambda name: parts[name].reshape(shapes[name])
+        norm = lambda *stack: GPT2Norm(jnp.ones((*stack, c)), jnp.zeros((*stack, c)), epsilon)
 
         def linear(name):
             weight = matrix(name) * ((2 * layers) ** -0.5 if name.endswith("c_proj") else 1)
             return Linear(weight, jnp.zeros((layers, weight.shape[-1])))
-
-        def norm(*stack):
-            return GPT2Norm(
-                jnp.ones((*stack, c)), jnp.zeros((*stack, c)), config.layer_norm_epsilon
-            )
 
         attn = SelfAttention(linear("c_attn"), linear("attn.c_proj"), heads=config.n_head)
         mlp = GPT2MLP(linear("c_fc"), linear("mlp.c_proj"), config.activation_function)
@@ -138,7 +156,7 @@ class GPT2(eqx.Module):
             wpe=matrix("wpe"),
             blocks=GPT2Block(norm(layers), attn, norm(layers), mlp),
             ln_f=norm(),
-            lm_head=None if config.tie_word_embeddings else matrix("lm_head"),
+            lm_head=None if tied else matrix("lm_head"),
             config=config,
         )
 
@@ -193,18 +211,11 @@ class GPT2(eqx.Module):
             if attend is None and self.config.attn_pdrop > 0:
                 attend, extra = DroppedOut(self.config.attn_pdrop), others
         chosen = DotProduct() if attend is None else attend
+        shared = {"mask": mask, "rate": self.config.resid_pdrop}
 
         def layer(h, inputs):
             block, scale, extra, key = inputs
-            return eqx.combine(block, static)(
-                h,
-                chosen,
-                extra,
-                scale=scale,
-                mask=mask,
-                rate=self.config.resid_pdrop,
-                key=key,
-            )
+            return eqx.combine(block, static)(h, chosen, extra, scale=scale, key=key, **shared)
 
         if gradient_checkpointing:
             layer = jax.checkpoint(layer, prevent_cse=False)  # a scan prevents it already
@@ -241,19 +252,13 @@ class GPT2(eqx.Module):
             tokens = jnp.where(mask, tokens, 0)  # padding may be anything
             positions = counted(mask) if positions is None else positions
         h = dropout(self.embed(tokens, positions), self.config.embd_pdrop, drop)
-        h, _ = self.run(
-            h, attend, mask=seen, key=key, gradient_checkpointing=gradient_checkpointing
-        )
-        return self.unembed(h)
+        how = {"key": key, "gradient_checkpointing": gradient_checkpointing}
+        return self.unembed(self.run(h, attend, mask=seen, **how)[0])
 
-    def hidden(
-        self, tokens: Int[Array, " t"], *, attend: Attend | None = None
-    ) -> Float[Array, "n t c"]:
+    def hidden(self, tokens: Int[Array, " t"]) -> Float[Array, "n t c"]:
         """The hidden states that enter each of the L blocks, and those that leave the last: `(L + 1, t, C)`."""
-        chosen = DotProduct() if attend is None else attend
-        last, entered = self.run(
-            self.embed(tokens), lambda heads, extra: (chosen(heads, extra)[0], heads.hidden)
-        )
+        kept = lambda heads, _: (DotProduct()(heads)[0], heads.hidden)
+        last, entered = self.run(self.embed(tokens), kept)
         return jnp.concatenate([entered, last[None]])
 
     def cache(self, size: int | None = None) -> Cache:
@@ -279,7 +284,12 @@ class GPT2(eqx.Module):
         """
         new = jnp.ones(tokens.shape, bool) if mask is None else mask
         full = cache.length + new.size > cache.valid.size
-        length = eqx.error_if(cache.length, full, _FULL)
+        length = eqx.error_if(
+            cache.length,
+            full,
+            "the cache has no room for these tokens: make a larger one with `model.cache(size)`, or start a new one with "
+            "the last tokens.",
+        )
         chosen = Cached(DotProduct() if attend is None else attend, cache.valid, length, new)
         positions = counted(new, jnp.sum(cache.valid, dtype=jnp.int32))
         h = self.embed(jnp.where(new, tokens, 0), positions)
@@ -296,12 +306,6 @@ def known(model: GPT2, prompt: Int[Array, " p"], mask: Bool[Array, " p"]) -> Int
         f"`prompt` has tokens outside of the model's vocabulary, 0 … {model.config.vocab_size - 1}. Do they come from "
         "another tokenizer?",
     )
-
-
-_FULL = (
-    "the cache has no room for these tokens: make a larger one with `model.cache(size)`, or start a new one with "
-    "the last tokens."
-)
 
 
 def _rows(table: Float[Array, "n c"], index: Int[Array, " t"]) -> Float[Array, "t c"]:

@@ -18,13 +18,11 @@ ACTIVATIONS = {
     "tanh": jax.numpy.tanh,
 }
 # What a config.json may say that changes no logit of a language model.
-_IRRELEVANT = set(
-    (
-        "_name_or_path architectures chunk_size_feed_forward dtype gradient_checkpointing id2label is_decoder "
-        "label2id n_ctx output_attentions output_hidden_states output_past pad_token_id problem_type "
-        "reorder_and_upcast_attn return_dict task_specific_params torch_dtype transformers_version use_cache"
-    ).split()
-)
+_IRRELEVANT = (
+    "_name_or_path architectures chunk_size_feed_forward dtype gradient_checkpointing id2label is_decoder "
+    "label2id n_ctx output_attentions output_hidden_states output_past pad_token_id problem_type "
+    "reorder_and_upcast_attn return_dict task_specific_params torch_dtype transformers_version use_cache"
+).split()
 # What would change them, with the only value understood here.
 _REQUIRED = {
     "model_type": "gpt2",
@@ -115,10 +113,8 @@ class GPT2Config:
     def score_scales(self) -> tuple[float, ...]:
         """What every layer's queries are multiplied by."""
         width = (self.n_embd // self.n_head) ** -0.5 if self.scale_attn_weights else 1.0
-        return tuple(
-            width / (layer + 1 if self.scale_attn_by_inverse_layer_idx else 1)
-            for layer in range(self.n_layer)
-        )
+        by_layer = self.scale_attn_by_inverse_layer_idx
+        return tuple(width / (layer + 1 if by_layer else 1) for layer in range(self.n_layer))
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "GPT2Config":
@@ -134,9 +130,8 @@ class GPT2Config:
                     "Is it the folder of a GPT-2 language model?"
                 )
         known = {field.name for field in dataclasses.fields(cls)}
-        unknown = set(settings) - known - _IRRELEVANT - set(_REQUIRED)
-        unknown = sorted(name for name in unknown if not name.startswith("summary_"))
-        if unknown:
+        unknown = set(settings) - known - {*_IRRELEVANT, *_REQUIRED}
+        if unknown := sorted(name for name in unknown if not name.startswith("summary_")):
             warnings.warn(
                 f"config.json has settings that GPT-2 does not, and they are ignored: {', '.join(unknown)}.",
                 stacklevel=2,

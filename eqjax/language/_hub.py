@@ -48,8 +48,7 @@ def load_gpt2(source: str | os.PathLike, *, dtype: DTypeLike | None = None) -> G
         )
     config = GPT2Config.from_dict(read_json(path))
     with _opened(folder) as tensors:
-        model = _filled(config, tensors, dtype)
-    return model
+        return _filled(config, tensors, dtype)
 
 
 def save_gpt2(
@@ -173,17 +172,13 @@ def _opened(folder: Path) -> Iterator[dict[str, Any]]:
     if (folder / _WHOLE).is_file():
         shards = [_WHOLE]
     elif (folder / _INDEX).is_file():
-        index = read_json(folder / _INDEX).get("weight_map", {})
-        shards = sorted(set(index.values()))
+        shards = sorted(set(read_json(folder / _INDEX).get("weight_map", {}).values()))
     else:
         raise ValueError(f"{folder} has neither {_WHOLE} nor {_INDEX}.{_cure(folder)}")
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(opened(folder / shard)) for shard in shards]
-        yield {
-            name.removeprefix("transformer."): (file, name)
-            for file in files
-            for name in list(file.keys())
-        }
+        pairs = [(file, name) for file in files for name in list(file.keys())]
+        yield {name.removeprefix("transformer."): (file, name) for file, name in pairs}
 
 
 def _cure(folder: Path) -> str:
@@ -206,10 +201,8 @@ def _shards(tensors: dict[str, np.ndarray], limit: int) -> dict[str, list[str]]:
         room -= tensor.nbytes
     if len(groups) == 1:
         return {_WHOLE: groups[0]}
-    number = "{:05d}".format
-    return {
-        _SHARD.format(number(i), number(len(groups))): group for i, group in enumerate(groups, 1)
-    }
+    shard = lambda i: _SHARD.format(f"{i:05d}", f"{len(groups):05d}")
+    return {shard(i): group for i, group in enumerate(groups, 1)}
 
 
 def _empty(config: GPT2Config) -> GPT2:
@@ -246,11 +239,9 @@ def _filled(config: GPT2Config, tensors: dict[str, Any], dtype: DTypeLike | None
 
     def fill(path, leaf):
         nonlocal dtype
-        names = _names(path, config)
-        if _is_stacked(path):
-            array = np.stack([read(name, leaf.shape[1:]) for name in names])
-        else:
-            array = read(names[0], leaf.shape)
+        names, stacked = _names(path, config), _is_stacked(path)
+        parts = [read(name, leaf.shape[1:] if stacked else leaf.shape) for name in names]
+        array = np.stack(parts) if stacked else parts[0]
         if dtype is None:  # the first tensor speaks for all
             dtype = jax.dtypes.canonicalize_dtype(array.dtype)
         return jnp.asarray(array, dtype)
@@ -263,12 +254,8 @@ def _filled(config: GPT2Config, tensors: dict[str, Any], dtype: DTypeLike | None
                 "the file has a lm_head.weight that differs from wte.weight, but config.json ties them. Set "
                 '"tie_word_embeddings": false there to use both.'
             )
-    left = sorted(
-        name
-        for name in set(tensors) - used
-        if not re.fullmatch(r"h\.\d+\.attn\.(bias|masked_bias)", name)  # the causal mask
-    )
-    if left:
+    mask = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # the causal one
+    if left := sorted(name for name in set(tensors) - used if not mask.fullmatch(name)):
         raise ValueError(
             f"the file has tensors for which config.json has no place: {', '.join(left[:5])}"
             f"{', …' if len(left) > 5 else ''}. Does it belong to another model?"

@@ -1,9 +1,11 @@
-"""Low-rank adapters on the linear maps of a model (LoRA, Hu et al. 2022), in peft's format on disk."""
+"""Other kinds of linear maps in a model: low-rank adapters (LoRA, Hu et al. 2022), in peft's format on disk, and frozen 4-bit
+weights, NormalFloat-4 in blocks (QLoRA, Dettmers et al. 2023)."""
 
 import json
 import math
 import os
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any, TypeVar
 
 import equinox as eqx
@@ -11,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
-from ._gpt2 import GPT2
+from ._gpt2 import GPT2, AbstractLinear, Linear
 from ._hub import opened, read_json, replacing
-from ._linear import AbstractLinear, Linear
 
 _Model = TypeVar("_Model", bound=PyTree)
 _WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_BLOCK = 64
 
 
 class AdaptedLinear(AbstractLinear):
@@ -71,10 +73,9 @@ def lora(
         found.append(name)
         weight = eqx.filter_eval_shape(lambda n: n.plain(), node).weight
         *layers, i, o = weight.shape
-        a = jax.random.uniform(
-            jax.random.fold_in(key, len(found)), (*layers, i, rank), minval=-1, maxval=1
-        )
-        a, b = a * i**-0.5, jnp.zeros((*layers, rank, o))
+        own = jax.random.fold_in(key, len(found))
+        a = i**-0.5 * jax.random.uniform(own, (*layers, i, rank), minval=-1, maxval=1)
+        b = jnp.zeros((*layers, rank, o))
         return AdaptedLinear(node, a.astype(weight.dtype), b.astype(weight.dtype), scale)
 
     adapted = each_linear(adapt, model)
@@ -101,9 +102,7 @@ def adapters(model: PyTree) -> PyTree[bool]:
 
 def merge(model: _Model) -> _Model:
     """The same model with plain linear maps: adapters added to the weights, 4-bit weights written out."""
-    return each_linear(
-        lambda _, node: node.plain() if isinstance(node, AbstractLinear) else node, model
-    )
+    return each_linear(lambda _, node: node.plain() if _is_linear(node) else node, model)
 
 
 def save_adapters(model: GPT2, folder: str | os.PathLike) -> None:
@@ -114,11 +113,11 @@ def save_adapters(model: GPT2, folder: str | os.PathLike) -> None:
         )
     found = adapted_maps(model)
     shapes = {(node.a.shape[-1], node.scale) for node in found.values()}
+    if not found:
+        raise ValueError("`model` has no adapters: make some with `lora`.")
     if len(shapes) != 1:
         raise ValueError(
-            "`model` has no adapters: make some with `lora`."
-            if not found
-            else "`model` has adapters of several ranks or scales; peft's format here holds one."
+            "`model` has adapters of several ranks or scales; peft's format here holds one."
         )
     ((rank, scale),) = shapes
     tensors = {}
@@ -180,13 +179,12 @@ def load_adapters(model: GPT2, folder: str | os.PathLike) -> GPT2:
         def fill(path, node):
             if not isinstance(node, AdaptedLinear):
                 return node
-            a, b = (
-                jnp.asarray(
-                    np.stack([read(_dotted(path), i, letter, old) for i in range(len(old))]),
-                    old.dtype,
-                )
-                for letter, old in (("A", node.a), ("B", node.b))
-            )
+
+            def stacked(letter, old):
+                layers = [read(_dotted(path), i, letter, old) for i in range(len(old))]
+                return jnp.asarray(np.stack(layers), old.dtype)
+
+            a, b = stacked("A", node.a), stacked("B", node.b)
             return AdaptedLinear(node.base, a, b, node.scale)
 
         model = each_linear(fill, model)
@@ -202,25 +200,21 @@ def load_adapters(model: GPT2, folder: str | os.PathLike) -> GPT2:
 _PLAIN = {
     "peft_type": ("LORA",),
     "bias": (None, "none"),
-    "use_dora": (None, False),
-    "rank_pattern": (None, {}),
-    "alpha_pattern": (None, {}),
-    "modules_to_save": (None, []),
-    "layers_to_transform": (None, []),
-    "layer_replication": (None, []),
-    "lora_bias": (None, False),
-    "use_qalora": (None, False),
-    "trainable_token_indices": (None, []),
-    "target_parameters": (None, []),
+    **dict.fromkeys(("use_dora", "lora_bias", "use_qalora"), (None, False)),
+    **dict.fromkeys(("rank_pattern", "alpha_pattern"), (None, {})),
+    **dict.fromkeys(("modules_to_save", "layers_to_transform", "layer_replication"), (None, [])),
+    **dict.fromkeys(("trainable_token_indices", "target_parameters"), (None, [])),
     "alora_invocation_tokens": (None, []),
 }
 
 
 def each_linear(function: Any, model: Any) -> Any:
     """`function(path, node)` of every linear map in the model, and of every leaf outside of them."""
-    return jax.tree_util.tree_map_with_path(
-        function, model, is_leaf=lambda node: isinstance(node, AbstractLinear)
-    )
+    return jax.tree_util.tree_map_with_path(function, model, is_leaf=_is_linear)
+
+
+def _is_linear(node: Any) -> bool:
+    return isinstance(node, AbstractLinear)
 
 
 def _dotted(path: tuple[Any, ...]) -> str:
@@ -229,14 +223,8 @@ def _dotted(path: tuple[Any, ...]) -> str:
 
 def _paths(model: Any) -> dict[str, AbstractLinear]:
     """Every linear map of the model by its path, such as `blocks.attn.c_attn`."""
-    found = {}
-
-    def note(path, node):
-        if isinstance(node, AbstractLinear):
-            found[_dotted(path)] = node
-
-    each_linear(note, model)
-    return found
+    nodes = jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_linear)
+    return {_dotted(path): node for path, node in nodes if _is_linear(node)}
 
 
 def adapted_maps(model: Any) -> dict[str, AdaptedLinear]:
@@ -248,3 +236,63 @@ def _name(path: str, layer: int, letter: str) -> str:
     """peft's name of one layer's tensor."""
     inside = path.removeprefix("blocks.")
     return f"base_model.model.transformer.h.{layer}.{inside}.lora_{letter}.weight"
+
+
+def _levels() -> tuple[float, ...]:
+    quantile, tail = NormalDist().inv_cdf, (1 - 1 / 30 + 1 - 1 / 32) / 2
+    below, above = ([quantile(tail + (0.5 - tail) * i / n) for i in range(n)] for n in (7, 8))
+    return tuple(x / above[0] for x in (*(-q for q in below), 0.0, *reversed(above)))
+
+
+# Quantiles of a normal distribution, 7 below and 8 above an exact 0, scaled to [-1, 1] (appendix E of the paper).
+NF4 = _levels()
+
+
+class QuantisedLinear(AbstractLinear):
+    """`x W + b` with W in 4 bits: `codes` holds two of the 16 levels in a byte, `largest` scales blocks of 64."""
+
+    codes: UInt8[Array, "*l n half"]
+    largest: Float[Array, "*l n"] = eqx.field(metadata={"hyperparameter": True})
+    bias: Float[Array, "*l o"] = eqx.field(metadata={"hyperparameter": True})
+    inputs: int = eqx.field(static=True)
+
+    def __call__(self, x: Float[Array, "t i"]) -> Float[Array, "t o"]:
+        return self.plain()(x)
+
+    def plain(self) -> Linear:
+        codes = jnp.stack([self.codes >> 4, self.codes & 15], axis=-1)
+        values = jnp.asarray(NF4, self.largest.dtype)[codes.astype(jnp.int32)]
+        *layers, n, half, _ = values.shape
+        shape = (*layers, self.inputs, self.bias.shape[-1])
+        values = values.reshape(*layers, n, 2 * half) * self.largest[..., None]
+        values = values.reshape(*layers, -1)[..., : math.prod(shape[-2:])]
+        return Linear(values.reshape(shape), self.bias)
+
+
+def _quantised(linear: Linear) -> QuantisedLinear:
+    *layers, i, o = linear.weight.shape
+    flat = linear.weight.reshape(*layers, i * o)
+    flat = jnp.pad(flat, [(0, 0)] * len(layers) + [(0, -(i * o) % _BLOCK)])
+    blocks = flat.reshape(*layers, -1, _BLOCK)
+    largest = jnp.max(jnp.abs(blocks), axis=-1)
+    levels = jnp.asarray(NF4, blocks.dtype)
+    unit = blocks / jnp.where(largest == 0, 1, largest)[..., None]
+    # The nearest level is found by the midpoints between them.
+    codes = jnp.searchsorted((levels[1:] + levels[:-1]) / 2, unit).astype(jnp.uint8)
+    pairs = codes.reshape(*codes.shape[:-1], -1, 2)
+    return QuantisedLinear((pairs[..., 0] << 4) | pairs[..., 1], largest, linear.bias, i)
+
+
+def quantise(model: _Model) -> _Model:
+    """The model with its linear maps in frozen 4-bit weights, also those under adapters.
+
+    Embeddings, layer norms and biases stay as they are. A weight takes 4 bits and 1/64 number. Training leaves the
+    quantised maps alone; `lora(quantise(model), …)` is QLoRA, `merge` writes the weights out again.
+    """
+
+    def small(_, node):
+        if isinstance(node, AdaptedLinear):
+            return AdaptedLinear(small(_, node.base), node.a, node.b, node.scale)
+        return _quantised(node) if isinstance(node, Linear) else node
+
+    return each_linear(small, model)

@@ -130,9 +130,7 @@ def _joined(heads: Heads, slots: Slots) -> Heads:
     """The tokens with the slots in front. A key's log-salience is one more coordinate, where queries have a 1."""
     bias = jnp.log(jnp.where(slots.valid, slots.salience, 1)).astype(heads.key.dtype)
     bias = jnp.concatenate([bias, jnp.zeros(heads.key.shape[0], bias.dtype)])
-    key, value = (
-        jnp.concatenate(pair) for pair in ((slots.key, heads.key), (slots.value, heads.value))
-    )
+    key = jnp.concatenate([slots.key, heads.key])
     bias = jnp.broadcast_to(bias[:, None, None], (*key.shape[:2], 1))
     one = jnp.ones((*heads.query.shape[:2], 1), heads.query.dtype)
     seen = heads.visible()
@@ -140,7 +138,7 @@ def _joined(heads: Heads, slots: Slots) -> Heads:
     return heads._replace(
         query=jnp.concatenate([heads.query, one], axis=-1),
         key=jnp.concatenate([key, bias], axis=-1),
-        value=value,
+        value=jnp.concatenate([slots.value, heads.value]),
         mask=jnp.concatenate([slots_seen, seen], axis=1),
     )
 
@@ -180,21 +178,14 @@ class AttentionWithMemory(AbstractRemembering):
 
         self.ln = GPT2Norm(jnp.ones(width, dtype), jnp.zeros(width, dtype), 1e-5)
         self.attn = SelfAttention(linear(k1, 3 * width), linear(k2, width), heads)
+        kept = {"capacity": capacity, "eviction": eviction, "horizon": horizon}
         self.recall = SlotRecall.init(
-            heads,
-            width,
-            capacity=capacity,
-            eviction=eviction,
-            horizon=horizon,
-            threshold=threshold,
-            dtype=dtype,
-            key=k3,
+            heads, width, threshold=threshold, dtype=dtype, key=k3, **kept
         )
 
     def memory(self) -> Memory:
         """An empty memory."""
-        weight = self.recall.weight
-        heads = self.attn.heads
+        weight, heads = self.recall.weight, self.attn.heads
         slots = Slots.empty((self.recall.capacity,), heads, weight.shape[-1] // heads, weight.dtype)
         return Memory.empty(slots, None, None)
 
@@ -222,5 +213,4 @@ class AttentionWithMemory(AbstractRemembering):
             (self.recall, memory.slots),  # pyright: ignore[reportArgumentType]
         )
         slots = self.recall.write(slots, key, value, salience, new, memory)
-        y = x + self.attn.c_proj(mixed.reshape(x.shape[0], -1))
-        return y, memory.after(new, slots=slots)
+        return x + self.attn.c_proj(mixed.reshape(x.shape[0], -1)), memory.after(new, slots=slots)

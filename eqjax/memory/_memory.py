@@ -15,7 +15,7 @@ import safetensors.numpy
 from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
 
 from ..language import opened, replacing
-from ._slots import Slots
+from ._slots import Slots, along
 
 _FORMAT = "eqjax memory 1"
 
@@ -49,11 +49,7 @@ class Memory(eqx.Module):
     def reset(self, where: Bool[ArrayLike, "*b"] = True) -> "Memory":
         """The empty memory; of a batch of memories `(B, …)`, only those that the mask `where (B,)` marks are emptied."""
         mask = jnp.asarray(where)
-
-        def clear(leaf):
-            marked = mask.reshape(mask.shape + (1,) * (leaf.ndim - mask.ndim))
-            return jnp.where(marked, jnp.zeros_like(leaf), leaf)
-
+        clear = lambda leaf: jnp.where(along(mask, leaf), jnp.zeros_like(leaf), leaf)
         return jax.tree.map(clear, self)
 
 
@@ -66,11 +62,8 @@ class AbstractRemembering(eqx.Module):
 
     def check(self, memory: Memory) -> Memory:
         """The memory itself; `ValueError` for one that this model does not have."""
-        ours, theirs = (
-            jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", tree)
-            for tree in (eqx.filter_eval_shape(self.memory), memory)
-        )
-        if ours != theirs:
+        kinds = lambda tree: jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", tree)
+        if kinds(eqx.filter_eval_shape(self.memory)) != kinds(memory):
             raise ValueError(
                 "`memory` is not one of this model, or of a whole batch: start with `model.memory()`, and for a batch "
                 "of sequences use `jax.vmap`."
@@ -90,19 +83,15 @@ def save_memory(memory: Memory, path: str | os.PathLike, model: AbstractRemember
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"`path` {path} is a folder. Give the name of a file.")
-    wanted, arrays = _arrays(model.memory()), _arrays(memory)
-    _fits(arrays, wanted, "`memory` is not a memory of `model`")
+    arrays = _arrays(memory)
+    _fits(arrays, _arrays(model.memory()), "`memory` is not a memory of `model`")
     for name, array in arrays.items():
         if jnp.issubdtype(array.dtype, jnp.inexact) and not jnp.isfinite(array).all():
             raise ValueError(
                 f"`memory` is spoilt: at `{name}` it holds numbers that are not finite, and would for ever. Go on from "
                 "the one before, which is still in the file if it was saved there."
             )
-    about = {
-        "format": _FORMAT,
-        "model": fingerprint(model),
-        "sha256": _digest(arrays),
-    }
+    about = {"format": _FORMAT, "model": fingerprint(model), "sha256": _digest(arrays)}
     with replacing(path.parent) as fresh:
         safetensors.numpy.save_file(arrays, fresh / path.name, metadata=about)
 
@@ -129,9 +118,8 @@ def load_memory(path: str | os.PathLike, model: AbstractRemembering) -> Memory:
             "another configuration. Load the model that wrote it, or start with `model.memory()`."
         )
     _fits(arrays, _arrays(empty), f"{path} is the memory of another model")
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.asarray(arrays[jax.tree_util.keystr(path)], leaf.dtype), empty
-    )
+    stored = lambda path, leaf: jnp.asarray(arrays[jax.tree_util.keystr(path)], leaf.dtype)
+    return jax.tree_util.tree_map_with_path(stored, empty)
 
 
 def fingerprint(model: AbstractRemembering) -> str:
@@ -159,16 +147,16 @@ def _digest(arrays: dict[str, np.ndarray], about: str = "") -> str:
 def _fits(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], complaint: str) -> None:
     """`ValueError` unless the arrays are the wanted ones, all with the same batch axes in front or none."""
     batches = set()
+    kind = lambda a: "nothing" if a is None else f"{a.dtype.name}{list(a.shape)}"
     for name in sorted(found.keys() | wanted.keys()):
-        ours, theirs = (
-            f"{d[name].dtype.name}{list(d[name].shape)}" if name in d else "nothing"
-            for d in (wanted, found)
-        )
-        if name in found and name in wanted and found[name].dtype == wanted[name].dtype:
-            extra = found[name].ndim - wanted[name].ndim
-            if extra >= 0 and found[name].shape[extra:] == wanted[name].shape:
-                batches.add(found[name].shape[:extra])
+        ours, theirs = wanted.get(name), found.get(name)
+        if ours is not None and theirs is not None and theirs.dtype == ours.dtype:
+            extra = theirs.ndim - ours.ndim
+            if extra >= 0 and theirs.shape[extra:] == ours.shape:
+                batches.add(theirs.shape[:extra])
                 continue
-        raise ValueError(f"{complaint}: at `{name}` it has {theirs}, where {ours} is wanted.")
+        raise ValueError(
+            f"{complaint}: at `{name}` it has {kind(theirs)}, where {kind(ours)} is wanted."
+        )
     if len(batches) > 1:
         raise ValueError(f"{complaint}: its arrays disagree on the batch, {sorted(batches)}.")

@@ -9,15 +9,67 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from ..language import GPT2, Cache, Cached, DotProduct, adapted_maps, counted
+from .. import analytic
+from ..language import GPT2, Cache, Cached, DotProduct, RecurrentLayer, adapted_maps, counted
 from ._attention_memory import Fused, SlotRecall
 from ._memory import AbstractRemembering, Memory
-from ._recurrence import ShortTermMemory
 from ._slots import AbstractEviction, Slots
 
 Cell = Callable[..., Any]
+
+
+class ShortTermMemory(eqx.Module):
+    """`h + gate · (r W)`, where r is what a recurrent cell makes of the normalised h. The gate starts at 0: the identity.
+
+    The state comes in and goes out, so that one segment or many give the same.
+
+    **Arguments:** `cell`: such as `equinox.nn.GRUCell`, `equinox.nn.LSTMCell` or `eqjax.language.SimpleRNNCell`, called as
+    `cell(width, units, key=key)`. `width`: C. `units`: of the cell, C by default. `dtype`: of everything.
+    """
+
+    recurrent: RecurrentLayer
+    weight: Float[Array, "r c"]
+    gate: Float[Array, " c"]
+
+    def __init__(
+        self,
+        cell: Cell,
+        width: int,
+        *,
+        units: int | None = None,
+        dtype: DTypeLike | None = None,
+        key: PRNGKeyArray,
+    ):
+        units, dtype = units or width, jnp.result_type(float) if dtype is None else dtype
+        k1, k2 = jax.random.split(key)
+        self.recurrent = analytic.tree_cast(RecurrentLayer(cell(width, units, key=k1)), dtype)
+        self.weight = jax.random.normal(k2, (units, width), dtype) * units**-0.5
+        self.gate = jnp.zeros(width, dtype)
+
+    def initial(self) -> PyTree[Array]:
+        """The state before the first token, all zero."""
+        return self.recurrent.initial()
+
+    def __call__(
+        self, h: Float[Array, "t c"], state: PyTree[Array], mask: Bool[Array, " t"]
+    ) -> tuple[Float[Array, "t c"], PyTree[Array]]:
+        """**Arguments:** `h (t, C)`; `state`; `mask (t,)`: false for padding, at which the state stands still.
+
+        **Returns:** the new hidden states, and the state after the last token.
+        """
+
+        def cell(inputs, state):
+            x, real = inputs
+            new = self.recurrent.cell(x, state)
+            return jax.tree.map(lambda a, b: jnp.where(real, a, b), new, state)
+
+        state, states = RecurrentLayer(cell)((analytic.layer_norm(h), mask), state)
+        # Of a state in several parts, as the pair of an LSTM, the first is the output.
+        r = jax.tree.leaves(states)[0]
+        return h + self.gate[None] * (r @ self.weight), state
 
 
 class Segment(eqx.Module):
@@ -78,26 +130,14 @@ class MemoryGPT2(AbstractRemembering):
             )
         keys = jax.random.split(key, 3)
         self.gpt2 = gpt2
-        self.early, self.late = (
-            None
-            if cell is None
-            else ShortTermMemory(cell, config.n_embd, units=units, dtype=dtype, key=k)
-            for cell, k in ((early, keys[0]), (late, keys[1]))
+        kept = {"capacity": capacity, "eviction": eviction, "horizon": horizon}
+        kept |= {"threshold": threshold, "layers": (len(layers),), "dtype": dtype, "key": keys[2]}
+        made = lambda cell, key: (
+            cell and ShortTermMemory(cell, config.n_embd, units=units, dtype=dtype, key=key)
         )
-        self.layers = () if capacity == 0 else layers
-        self.recall = None
-        if capacity:
-            self.recall = SlotRecall.init(
-                config.n_head,
-                config.n_embd,
-                layers=(len(layers),),
-                capacity=capacity,
-                eviction=eviction,
-                horizon=horizon,
-                threshold=threshold,
-                dtype=dtype,
-                key=keys[2],
-            )
+        self.early, self.late = made(early, keys[0]), made(late, keys[1])
+        self.layers = layers if capacity else ()
+        self.recall = SlotRecall.init(config.n_head, config.n_embd, **kept) if capacity else None
 
     def memory(self) -> Memory:
         """An empty memory."""
@@ -163,12 +203,8 @@ class MemoryGPT2(AbstractRemembering):
         Where the segment has no room left, an error at run time.
         """
         full = segment.cache.length + tokens.shape[0] > segment.cache.valid.size
-        segment = eqx.error_if(
-            segment,
-            full,
-            "the segment has no room for these tokens: `close` it and `open` another.",
-        )
-        return self._extend(tokens, segment, mask)
+        told = "the segment has no room for these tokens: `close` it and `open` another."
+        return self._extend(tokens, eqx.error_if(segment, full, told), mask)
 
     def _extend(self, tokens, segment, mask):
         memory, cache = segment.memory, segment.cache
@@ -212,10 +248,10 @@ class MemoryGPT2(AbstractRemembering):
 
     def _runs(self) -> Iterator[tuple[bool, int, int]]:
         """The layers in runs of those that remember and those that do not."""
-        flags = range(self.gpt2.config.n_layer)
-        for remembers, run in itertools.groupby(flags, lambda layer: layer in self.layers):
-            run = list(run)
-            yield remembers, run[0], run[-1] + 1
+        every = range(self.gpt2.config.n_layer)
+        for remembers, run in itertools.groupby(every, lambda layer: layer in self.layers):
+            start, *more = run
+            yield remembers, start, start + len(more) + 1
 
 
 def memory_parameters(model: MemoryGPT2) -> PyTree[bool]:

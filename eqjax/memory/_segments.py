@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, ScalarLike
 
-from ..analytic import logsumexp
+from ..analytic import cross_entropy
 from ..language import Continuation, Sampler, autoregress, generate, known
 from ._memory import Memory
 from ._memory_gpt2 import MemoryGPT2
@@ -41,8 +41,7 @@ def segment_loss(
     def read(memory, inputs):
         tokens, targets, mask, weight = inputs
         logits, memory = model(tokens, memory, mask=mask)
-        picked = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-        losses = jnp.where(mask, logsumexp(logits) - picked, 0)
+        losses = jnp.where(mask, jax.vmap(cross_entropy)(logits, targets), 0)
         weight = mask if weight is None else weight
         return memory, (jnp.sum(losses * weight.astype(losses.dtype)), jnp.sum(weight))
 
@@ -57,11 +56,9 @@ def reply(
     count: int,
     *,
     key: PRNGKeyArray,
-    temperature: ScalarLike = 1.0,
-    top_k: ScalarLike | None = None,
-    top_p: ScalarLike | None = None,
     stop: ScalarLike | Int[Array, " s"] | tuple[int, ...] | None = None,
     mask: Bool[Array, " p"] | None = None,
+    **sampling: Any,
 ) -> tuple[Continuation, Memory]:
     """Answer `prompt` by `count` tokens, with all that is in `memory`; what was read and said is remembered.
 
@@ -69,7 +66,7 @@ def reply(
     the next segment begins. The answer ends its segment.
 
     **Arguments:** `prompt (p,)`, at least one token; `memory`: such as `model.memory()`; `mask (p,)`: false for padding, which
-    stands on the left; the others as in `generate`.
+    stands on the left; the others, `temperature`, `top_k` and `top_p` among them, as in `generate`.
 
     **Returns:** the `Continuation`, and the memory to answer the next prompt with.
     """
@@ -79,47 +76,31 @@ def reply(
         )
     mask = jnp.ones(prompt.shape, bool) if mask is None else mask
     stop = jnp.asarray(model.gpt2.config.ends if stop is None else stop, jnp.int32)
-    sampler = Sampler(temperature, top_k, top_p)
-    prompt = known(model.gpt2, prompt, mask)
+    sampler, prompt = Sampler(**sampling), known(model.gpt2, prompt, mask)
     return _reply(model, prompt, mask, memory, count, sampler, key, stop)
 
 
 @eqx.filter_jit
 def _reply(model, prompt, mask, memory, count, sampler, key, stop):
     limit = model.gpt2.config.n_positions
-    whole = (
-        (prompt.size - 1) // limit * limit
-    )  # the answer goes on with a segment of at least one token
+    whole = (prompt.size - 1) // limit * limit  # the answer goes on with at least one token
     segments = prompt[:whole].reshape(-1, limit), mask[:whole].reshape(-1, limit)
-    memory, _ = lax.scan(
-        lambda memory, part: (model(part[0], memory, mask=part[1])[1], None), memory, segments
-    )
+    read_all = lambda memory, part: (model(part[0], memory, mask=part[1])[1], None)
+    memory, _ = lax.scan(read_all, memory, segments)
     logits, segment = model.extend(prompt[whole:], model.open(memory), mask=mask[whole:])
 
-    def turn(segment):
-        return model.open(model.close(segment))
-
     def read(token, segment):
-        full = segment.cache.length == limit
-        segment = lax.cond(full, turn, lambda segment: segment, segment)
+        turn = lambda segment: model.open(model.close(segment))
+        segment = lax.cond(segment.cache.length == limit, turn, lambda same: same, segment)
         logits, segment = model.extend(token[None], segment)
         return logits[-1], segment
 
-    continuation, _, segment = autoregress(
-        read, logits[-1], segment, count, sampler=sampler, key=key, stop=stop
-    )
+    how = {"sampler": sampler, "key": key, "stop": stop}
+    continuation, _, segment = autoregress(read, logits[-1], segment, count, **how)
     return continuation, model.close(segment)
 
 
 @generate.register(MemoryGPT2)
-def _(
-    model: MemoryGPT2,
-    prompt: Int[Array, " p"],
-    count: int,
-    *,
-    key: PRNGKeyArray,
-    memory: Memory | None = None,
-    **settings: Any,
-) -> Continuation:
+def _(model: MemoryGPT2, prompt: Any, count: int, *, memory: Memory | None = None, **settings: Any):
     memory = model.memory() if memory is None else memory
-    return reply(model, prompt, memory, count, key=key, **settings)[0]
+    return reply(model, prompt, memory, count, **settings)[0]

@@ -41,11 +41,9 @@ class Slots(eqx.Module):
         segment: Int[Array, ""],
     ) -> "Slots":
         """What t tokens would put into slots; those that are not `valid` are never written."""
-        unread = jnp.zeros(valid.shape, jnp.int32)
+        mass, reads = jnp.zeros_like(salience), jnp.zeros(valid.shape, jnp.int32)
         segments = jnp.broadcast_to(segment, valid.shape)
-        return Slots(
-            key, value, valid, salience, written, segments, jnp.zeros_like(salience), unread
-        )
+        return Slots(key, value, valid, salience, written, segments, mass, reads)
 
     @staticmethod
     def empty(shape: tuple[int, ...], heads: int, width: int, dtype: DTypeLike) -> "Slots":
@@ -62,7 +60,7 @@ class Slots(eqx.Module):
         """These slots with `new` at `index`; unchanged if it is not valid."""
         here = (jnp.arange(self.valid.size, dtype=jnp.int32) == index) & new.valid
         # A choice and not a scatter: in a loop over tokens, all leaves are then one kernel.
-        return jax.tree.map(lambda a, b: jnp.where(_along(here, a), b[None], a), self, new)
+        return jax.tree.map(lambda a, b: jnp.where(along(here, a), b[None], a), self, new)
 
     def first(self, rank: Array) -> Int[Array, ""]:
         """An empty slot, or if there is none the one of the lowest `rank (S,)`; of equals the oldest."""
@@ -78,12 +76,12 @@ class Slots(eqx.Module):
     def since(self, segment: Int[Array, ""]) -> "Slots":
         """The same slots, those written before `segment` held fixed under differentiation."""
         recent = self.segment >= segment
-        cut = lambda leaf: jnp.where(_along(recent, leaf), leaf, lax.stop_gradient(leaf))
+        cut = lambda leaf: jnp.where(along(recent, leaf), leaf, lax.stop_gradient(leaf))
         kept = cut(self.key), cut(self.value), cut(self.salience)
         return eqx.tree_at(lambda s: (s.key, s.value, s.salience), self, kept)
 
 
-def _along(mask: Bool[Array, "*s"], leaf: Array) -> Bool[Array, "..."]:
+def along(mask: Bool[Array, "*s"], leaf: Array) -> Bool[Array, "..."]:
     """A mask of slots, to be broadcast against one of their leaves."""
     return mask.reshape(mask.shape + (1,) * (leaf.ndim - mask.ndim))
 
@@ -180,8 +178,7 @@ def write(slots: Slots, tokens: Slots, eviction: AbstractEviction) -> Slots:
     index = jnp.arange(both.valid.size, dtype=jnp.int32)
     named = eqx.tree_at(lambda s: (s.key, s.value), lax.stop_gradient(both), (index, index))
     size = slots.valid.size
-    source = _one_by_one(named[:size], named[size:], eviction).key
-    return both[source]
+    return both[_one_by_one(named[:size], named[size:], eviction).key]
 
 
 def _one_by_one(slots: Slots, tokens: Slots, eviction: AbstractEviction) -> Slots:

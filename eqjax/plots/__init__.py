@@ -5,14 +5,13 @@ from .._extras import require as _require
 
 _require("plots")
 
-
 from ._figure import save as save
 from ._learning import comparison as comparison, residuals as residuals, training as training
-from ._memories import recall as recall
 from ._neurons import (
     f_i_curve as f_i_curve,
     order_parameter as order_parameter,
     raster as raster,
+    recall as recall,
     trace as trace,
 )
 from ._stability import (

@@ -1,7 +1,10 @@
-"""What all pictures share: how they are written, and how their curves are told apart."""
+"""What all pictures share: their panels, how their curves are told apart, and how they are written."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 
 _STYLE = (("C0", "-"), ("C1", "--"), ("C2", ":"), ("C3", "-."))
@@ -15,6 +18,17 @@ def save(figure: Figure, path: str | Path) -> None:
     temporary.replace(path)
 
 
-def styles(n: int) -> list[tuple[str, str]]:
-    """Colour and line of n curves, different in black and white too."""
-    return [_STYLE[i % len(_STYLE)] for i in range(n)]
+def panels(width: Any, height: Any, *shape: int, **settings: Any) -> tuple[Figure, Any]:
+    """A figure and its axes, each with a light grid; rows and columns by default one."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    found = figure.subplots(*shape, **settings)
+    for axes in np.ravel(found):
+        axes.grid(alpha=0.3)
+    return figure, found
+
+
+def styled(curves: Mapping[str, Any]) -> Iterator[tuple[Any, dict[str, str]]]:
+    """Every curve with its label, colour and line, different in black and white too."""
+    for i, (name, curve) in enumerate(curves.items()):
+        colour, line = _STYLE[i % len(_STYLE)]
+        yield curve, {"label": name, "color": colour, "linestyle": line}

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ._figure import styles
+from ._figure import panels, styled
 
 
 def residuals(curves: Mapping[str, tuple[Any, Any]], *, title: str = "") -> Figure:
@@ -14,12 +15,10 @@ def residuals(curves: Mapping[str, tuple[Any, Any]], *, title: str = "") -> Figu
 
     **Arguments:** `curves`: name to `(evaluations, residuals)`, each 1-D.
     """
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot()
-    for (name, (x, y)), (colour, line) in zip(curves.items(), styles(len(curves)), strict=True):
-        axes.semilogy(np.asarray(x), np.asarray(y), color=colour, linestyle=line, label=name)
+    figure, axes = panels(6, 4)
+    for (x, y), look in styled(curves):
+        axes.semilogy(np.asarray(x), np.asarray(y), **look)
     axes.set(xlabel="field evaluations", ylabel="force residual ‖F‖/‖z‖", title=title)
-    axes.grid(alpha=0.3)
     axes.legend()
     return figure
 
@@ -32,12 +31,12 @@ def training(
     **Arguments:** `runs`: name to the lines of its `metrics.jsonl`. `baselines`: name to a cross-entropy, drawn as a
     level line.
     """
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    loss, residual, cosine = figure.subplots(1, 3)
-    for (name, lines), (colour, style) in zip(runs.items(), styles(len(runs)), strict=True):
-        draw = {"color": colour, "linestyle": style, "label": name}
+    figure, (loss, residual, cosine) = panels(13, 4, 1, 3)
+    for lines, draw in styled(runs):
+        name = draw["label"]
         loss.plot(*_series(lines, "loss"), **draw, alpha=0.8)
-        loss.plot(*_series(lines, "validation"), color=colour, marker="o", linestyle="none")
+        dots = {"color": draw["color"], "marker": "o", "linestyle": "none"}
+        loss.plot(*_series(lines, "validation"), **dots)
         residual.semilogy(*_series(lines, "free_residual"), **draw | {"label": f"{name}, free"})
         if len(_series(lines, "adjoint_residual")[0]):
             thin = draw | {"label": f"{name}, adjoint", "linewidth": 0.8, "alpha": 0.7}
@@ -46,19 +45,12 @@ def training(
         # The distance from 1 is what there is to see; below the resolution of float32 it is noise.
         cosine.semilogy(steps, np.maximum(1 - cosines, 1e-8), marker="o", **draw)
     for i, (name, level) in enumerate((baselines or {}).items()):
-        loss.axhline(level, color="0.5", linewidth=0.8)
-        loss.annotate(
-            name, (1 - 0.28 * i, level), xycoords=("axes fraction", "data"), ha="right", va="bottom"
-        )
+        _level(loss, level, name, 1 - 0.28 * i)
     loss.set(xlabel="step", ylabel="cross-entropy (nats/char)", title="loss (dots: validation)")
     residual.set(xlabel="step", ylabel="relative residual", title="worst accepted residual")
     cosine.set(xlabel="step", ylabel="1 - cosine", title="gradient against the exact oracle")
-    cosine.axhline(1e-3, color="0.5", linewidth=0.8)
-    cosine.annotate(
-        "cosine 0.999", (1, 1e-3), xycoords=("axes fraction", "data"), ha="right", va="bottom"
-    )
+    _level(cosine, 1e-3, "cosine 0.999", 1)
     for axes in (loss, residual, cosine):
-        axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     return figure
 
@@ -69,15 +61,14 @@ def comparison(table: Any) -> Figure:
     **Arguments:** `table`: what `eqjax.compare` returns.
     """
     rows = table.rows
-    figure = Figure(figsize=(12, 1.4 + 0.32 * len(rows)), layout="constrained")
-    panels = figure.subplots(1, 3, sharey=True)
+    figure, found = panels(12, 1.4 + 0.32 * len(rows), 1, 3, sharey=True)
     columns = (
         ("relative_error", f"relative error against {table.reference}"),
         ("adjoint_residual", "worst adjoint residual"),
         ("field_evaluations", "field evaluations"),
     )
     places = np.arange(len(rows))
-    for axes, (column, label) in zip(panels, columns, strict=True):
+    for axes, (column, label) in zip(found, columns, strict=True):
         values = np.array([getattr(row, column) for row in rows], float)
         shown = np.isfinite(values) & (values > 0)
         for objective, colour in (("equilibrium", "C0"), ("finite horizon", "C1")):
@@ -86,10 +77,15 @@ def comparison(table: Any) -> Figure:
         if shown.any():
             axes.set_xscale("log")
         axes.set(xlabel=label, ylim=(len(rows) - 0.5, -0.5))
-        axes.grid(alpha=0.3)
-    panels[0].set_yticks(places, [row.estimator for row in rows])
-    panels[2].legend(title="objective", fontsize=8)
+    found[0].set_yticks(places, [row.estimator for row in rows])
+    found[2].legend(title="objective", fontsize=8)
     return figure
+
+
+def _level(axes: Axes, level: Any, name: str, place: Any) -> None:
+    axes.axhline(level, color="0.5", linewidth=0.8)
+    where = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+    axes.annotate(name, (place, level), **where)
 
 
 def _series(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:

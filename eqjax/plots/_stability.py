@@ -1,6 +1,6 @@
 """How a field loses its fixed points: branches, spectra, cycles and flows on the plane."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..stability import Branch, CycleBranch, Spectrum
+from ._figure import panels
 
 _MARKERS = {
     "fold": "s",
@@ -37,42 +38,26 @@ def branch(
     of the two axes.
     """
     value = _norm if value is None else value
-    along = np.array([float(value(_at(branch.states, i))) for i in range(branch.parameters.size)])
-    points = branch.special_points
-    figure = Figure(figsize=(9, 6), layout="constrained")
-    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    at = lambda i: jax.tree.map(lambda a: a[i], branch.states)
+    along = [float(value(at(i))) for i in range(branch.parameters.size)]
+    figure, (above, below) = panels(9, 6, 2, 1, sharex=True, height_ratios=(2, 1))
     euler = branch.unstable_euler
-    # Between neighbouring points the counts change at the special points, and the line there.
-    nodes = []
-    for i, p in enumerate(np.asarray(branch.parameters)):
-        counts = [int(branch.unstable[i]), 0 if euler is None else int(euler[i])]
-        nodes.append((p, along[i], _look(*counts)))
-        for point in (s for s in points if s.index == i):
-            counts[0] += point.change
-            counts[1] += 0 if euler is None else point.change_euler
-            nodes.append((point.parameter, float(value(point.state)), _look(*counts)))
-    _draw_runs(above, nodes)
-    for point in points:
-        text = point.flow if euler is None else f"flow: {point.flow}, Euler: {point.euler}"
-        _mark(above, point.type, point.parameter, float(value(point.state)), text)
+    said = lambda p: p.flow if euler is None else f"flow: {p.flow}, Euler: {p.euler}"
+    _draw(above, branch, along, lambda point: float(value(point.state)), said, euler)
     parameters = np.asarray(branch.parameters)
-    below.plot(
-        parameters, np.max(np.real(np.asarray(branch.spectra.values)), axis=1), label="max Re μ"
-    )
+    growth = np.max(np.real(np.asarray(branch.spectra.values)), axis=1)
+    below.plot(parameters, growth, label="max Re μ")
     if branch.multipliers is not None:
         size = np.max(np.abs(np.asarray(branch.multipliers)), axis=1)
         below.plot(parameters, size - 1, "C1-", label="max |λ| - 1")
-    for point in points:
+    for point in branch.special_points:
         below.axvline(point.parameter, color="0.8", linewidth=0.8, zorder=0)
     below.axhline(0, color="0.3", linewidth=0.8)
     above.set(ylabel=labels[1])
     below.set(xlabel=labels[0], ylabel="growth")
     below.legend(fontsize=8)
-    figure.legend(
-        *above.get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=8
-    )
-    for axes in (above, below):
-        axes.grid(alpha=0.3)
+    handles = above.get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=2, fontsize=8)
     return figure
 
 
@@ -86,8 +71,7 @@ def spectrum(spectrum: Spectrum, *, step: float | None = None) -> Figure:
     values = np.asarray(spectrum.values).ravel()
     if step is None and spectrum.step is not None:
         step = float(np.ravel(np.asarray(spectrum.step))[0])
-    figure = Figure(figsize=(7, 5.5), layout="constrained")
-    axes = figure.add_subplot()
+    figure, axes = panels(7, 5.5)
     re, im = np.real(values), np.imag(values)
     grows = re > 0
     leaves = ~grows & (abs(1 + (step or 0) * values) > 1)
@@ -106,12 +90,10 @@ def spectrum(spectrum: Spectrum, *, step: float | None = None) -> Figure:
         angle = np.linspace(0, 2 * np.pi, 2001)
         circle = (np.exp(1j * angle) - 1) / step
         axes.fill(circle.real, circle.imag, color="C0", alpha=0.08)
-        axes.plot(
-            circle.real, circle.imag, "C0-", linewidth=1, label=f"|1 + εμ| = 1, ε = {step:.4g}"
-        )
+        name = f"|1 + εμ| = 1, ε = {step:.4g}"
+        axes.plot(circle.real, circle.imag, "C0-", linewidth=1, label=name)
     axes.set(xlim=(left, right), ylim=(-top, top), xlabel="Re μ", ylabel="Im μ")
     axes.set_aspect("equal" if 0.2 < (right - left) / (2 * top) < 5 else "auto")
-    axes.grid(alpha=0.3)
     figure.legend(loc="outside upper center", ncols=4, fontsize=8)
     return figure
 
@@ -121,39 +103,22 @@ def cycles(branch: CycleBranch, *, label: str = "parameter") -> Figure:
 
     **Arguments:** `branch`: from `stability.cycle_continuation`. `label`: of the parameter.
     """
-    figure = Figure(figsize=(13, 4.4), layout="constrained")
-    panels = figure.subplots(1, 3)
-    parameters = np.asarray(branch.parameters)
-    for axes, values, name in (
-        (panels[0], np.asarray(branch.amplitudes), "amplitude"),
-        (panels[1], np.asarray(branch.periods), "period T"),
-    ):
-        nodes = []
-        for i, (p, value) in enumerate(zip(parameters, values, strict=True)):
-            count = int(branch.unstable[i])
-            nodes.append((p, value, _look(count, 0)))
-            for point in (s for s in branch.special_points if s.index == i):
-                count += point.change
-                there = point.amplitude if name == "amplitude" else point.period
-                nodes.append((point.parameter, there, _look(count, 0)))
-        _draw_runs(axes, nodes)
-        for point in branch.special_points:
-            there = point.amplitude if name == "amplitude" else point.period
-            _mark(axes, point.type, point.parameter, there, point.type)
-        axes.set(ylabel=name)
+    figure, (amplitude, period, multipliers) = panels(13, 4.4, 1, 3)
+    kind = lambda point: point.type
+    _draw(amplitude, branch, np.asarray(branch.amplitudes), lambda point: point.amplitude, kind)
+    _draw(period, branch, np.asarray(branch.periods), lambda point: point.period, kind)
     sizes = np.abs(np.asarray(branch.multipliers))
     for i in range(sizes.shape[1]):
-        panels[2].plot(parameters, sizes[:, i], color=f"C{i}")
+        multipliers.plot(np.asarray(branch.parameters), sizes[:, i], color=f"C{i}")
     if np.max(sizes) > 10:  # linear around 1 all the same, where it matters
-        panels[2].set_yscale("symlog", linthresh=2)
-    panels[2].axhline(1, color="0.3", linewidth=0.8)
-    panels[2].set(ylabel="|multipliers|")
-    for axes in panels:
-        axes.set(xlabel=label)
-        axes.grid(alpha=0.3)
+        multipliers.set_yscale("symlog", linthresh=2)
+    multipliers.axhline(1, color="0.3", linewidth=0.8)
+    amplitude.set(xlabel=label, ylabel="amplitude")
+    period.set(xlabel=label, ylabel="period T")
+    multipliers.set(xlabel=label, ylabel="|multipliers|")
     for point in branch.special_points:
-        panels[2].axvline(point.parameter, color="0.8", linewidth=0.8, zorder=0)
-    handles = panels[0].get_legend_handles_labels()
+        multipliers.axvline(point.parameter, color="0.8", linewidth=0.8, zorder=0)
+    handles = amplitude.get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=4, fontsize=8)
     return figure
 
@@ -194,16 +159,24 @@ def _norm(state: Any) -> float:
     return float(np.sqrt(sum(np.sum(np.abs(np.asarray(a)) ** 2) for a in jax.tree.leaves(state))))
 
 
-def _at(tree: Any, i: int) -> Any:
-    return jax.tree.map(lambda a: a[i], tree)
-
-
 def _look(unstable: int, unstable_euler: int) -> str:
     return "unstable" if unstable > 0 else "Euler leaves" if unstable_euler > 0 else "stable"
 
 
-def _draw_runs(axes: Axes, nodes: Sequence[tuple[float, float, str]]) -> None:
-    """A line through nodes (parameter, value, look), each piece as its first node looks."""
+def _draw(
+    axes: Axes, branch: Any, along: Any, there: Callable, said: Callable, euler: Any = None
+) -> None:
+    """A branch whose points have the values `along` and whose special points those that `there` gives, in pieces that look
+    as their first point does; special points are marked, with what is `said` of them."""
+    # Between neighbouring points the counts change at the special points, and the line there.
+    nodes = []
+    for i, p in enumerate(np.asarray(branch.parameters)):
+        counts = [int(branch.unstable[i]), 0 if euler is None else int(euler[i])]
+        nodes.append((p, along[i], _look(*counts)))
+        for point in (s for s in branch.special_points if s.index == i):
+            counts[0] += point.change
+            counts[1] += 0 if euler is None else point.change_euler
+            nodes.append((point.parameter, there(point), _look(*counts)))
     styles = {"stable": "C0-", "Euler leaves": "C1-", "unstable": "C3--"}
     start, named = 0, set()
     for i in range(1, len(nodes)):
@@ -213,7 +186,6 @@ def _draw_runs(axes: Axes, nodes: Sequence[tuple[float, float, str]]) -> None:
             axes.plot(p, value, styles[look], label=None if look in named else look)
             named.add(look)
             start = i
-
-
-def _mark(axes: Axes, kind: str, p: float, value: float, text: str) -> None:
-    axes.plot(p, value, "k" + _MARKERS.get(kind, "*"), label=f"{text}, at {p:.6g}", zorder=5)
+    for point in branch.special_points:
+        marker, name = _MARKERS.get(point.type, "*"), f"{said(point)}, at {point.parameter:.6g}"
+        axes.plot(point.parameter, there(point), "k" + marker, label=name, zorder=5)

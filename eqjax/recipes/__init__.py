@@ -17,11 +17,12 @@ from ._equilibrium_build import (
     reference_oracle as reference_oracle,
 )
 from ._examine import (
+    RECIPES as RECIPES,
     check_windows as check_windows,
     follow as follow,
     in_double as in_double,
+    open_run as open_run,
     scalar_parameter as scalar_parameter,
     windows as windows,
 )
 from ._gpt2 import GPT2Settings as GPT2Settings, pretrained as pretrained
-from ._open import RECIPES as RECIPES, open_run as open_run

@@ -23,7 +23,6 @@ class AeonSettings(AbstractGPT2Recipe):
 
     command: ClassVar[str] = "gpt2 aeon"
     out: Path = Path("runs/aeon")
-    """Folder of the run: configuration, metrics and checkpoints."""
     recurrence: bool = True
     """Whether the recurrence r biases keys and values."""
     resonance: bool = True
@@ -48,8 +47,8 @@ class AeonSettings(AbstractGPT2Recipe):
     def build(self, material: Material) -> Parts:
         train_ids, validation_ids = split(material.tokenizer.encode(material.text), self.length)
         key, weights, noise = jax.random.split(jax.random.key(self.seed + 1), 3)
-        parts = {"recurrence": self.recurrence, "resonance": self.resonance}
-        model = AeonGPT2(material.model, key=weights, **parts)
+        signals = {"recurrence": self.recurrence, "resonance": self.resonance}
+        model = AeonGPT2(material.model, key=weights, **signals)
         controller = LossController(
             rate=self.rate_gain,
             momentum_gain=self.momentum_gain,
@@ -57,13 +56,8 @@ class AeonSettings(AbstractGPT2Recipe):
             noise_gain=self.noise_gain,
             coupling=self.coupling,
         )
-        adamw = resonant_adamw(
-            warmup_cosine(self),
-            controller,
-            weight_decay=self.weight_decay,
-            mask=matrices,
-            key=noise,
-        )
+        decay = {"weight_decay": self.weight_decay, "mask": matrices}
+        adamw = resonant_adamw(warmup_cosine(self), controller, key=noise, **decay)
         optimiser = optax.chain(optax.clip_by_global_norm(self.clip), adamw)
         aeon = AeonBackprop()
         carry = aeon.start(model, self.batch)

@@ -2,16 +2,15 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ..language import batches, split
 from ..resonance import ARLL, HeadTap, LayerTap
-from ..training import Evaluation, Material, Parts, Run, TrainState, make_step
-from ._gpt2 import AbstractGPT2Recipe, gpt2_optimiser, window_entropy
+from ..training import Material, Parts, TrainState, make_step
+from ._gpt2 import AbstractGPT2Recipe, gpt2_optimiser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +19,6 @@ class ARLLSettings(AbstractGPT2Recipe):
 
     command: ClassVar[str] = "gpt2 arll"
     out: Path = Path("runs/arll")
-    """Folder of the run: configuration, metrics and checkpoints."""
     strength: float = 0.01
     """λ, of the pull to the nearest prototype; 0 leaves the GPT-2 as it would be."""
     tap: Literal["layers", "heads"] = "layers"
@@ -62,6 +60,3 @@ class ARLLSettings(AbstractGPT2Recipe):
             train_ids,
             validation_ids,
         )
-
-    def evaluate(self, run: Run, model: Any, ids: np.ndarray) -> Evaluation:
-        return window_entropy(self, model, ids)

@@ -10,37 +10,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from .. import training
 from ..analytic import cross_entropy
 from ..gradients import on_common_samples
 from ..language import CharTokenizer, batches, generate, load_corpus, split, tiles
-from ..training import (
-    AbstractRecipe,
-    Evaluation,
-    Material,
-    Parts,
-    Run,
-    TrainState,
-    in_chunks,
-    make_step,
-)
-from ._equilibrium_build import (
-    build_estimator,
-    build_homeostat,
-    build_model,
-    build_optimiser,
-    reference_oracle,
-)
+from ..training import AbstractRecipe, Evaluation, Material, Parts, Run, TrainState, make_step
+from ._equilibrium_build import build_estimator, build_homeostat, build_model, reference_oracle
+from ._schedule import build_optimiser
 
 EstimatorName = Literal[
     "asymep", "oracle", "bptt", "holomorphic", "dyadic", "truncated", "vector-field"
 ]
-
 HomeostatName = Literal[
     "none", "growth", "spectral", "lognorm", "jacobian", "antisymmetry", "residual"
 ]
-
 ControllerName = Literal["constant", "multiplicative", "pi"]
-
 SolverName = Literal["anderson", "broyden", "picard", "newton-krylov", "pseudo-transient"]
 
 
@@ -49,9 +33,6 @@ class TrainConfig(AbstractRecipe):
     """Settings of a training run of the equilibrium language model."""
 
     command: ClassVar[str] = "train"
-
-    out: Path = Path("runs/train")
-    """Folder of the run: configuration, metrics and checkpoints."""
     text: Path | None = None
     """A UTF-8 text file to learn from. Tiny Shakespeare if not given."""
 
@@ -146,13 +127,11 @@ class TrainConfig(AbstractRecipe):
         self.check_above_zero(
             "width heads length free_rtol nudged_rtol max_steps accept_free accept_adjoint bptt_steps step_size "
             "steps batch learning_rate clip log_every evaluate_every evaluate_windows save_every embedding_scale "
-            "homeostat_weight homeostat_target"
+            "homeostat_weight homeostat_target radius"
         )
         self.check_not_negative(
             "leak warmup weight_decay probe_every keep residual_scale seed homeostat_margin homeostat_gate"
         )
-        if self.radius is not None and not self.radius > 0:
-            raise ValueError(f"`radius` must be above 0, got {self.radius}.")
         if self.estimator != "bptt":
             limits = [("free_rtol", "accept_free")]
             if self.estimator in ("asymep", "oracle", "holomorphic"):
@@ -176,8 +155,8 @@ class TrainConfig(AbstractRecipe):
 
     def gather(self, *, fallback: bool) -> Material:
         corpus = load_corpus(self.text, fallback=fallback)
-        tokenizer = CharTokenizer.from_text(corpus.text)
-        return self.recall(corpus.text, corpus.source, {"characters": tokenizer.characters})
+        characters = CharTokenizer.from_text(corpus.text).characters
+        return self.recall(corpus.text, corpus.source, {"characters": characters})
 
     def recall(self, text: str, source: str, about: dict[str, Any]) -> Material:
         characters = about["characters"]
@@ -205,14 +184,10 @@ class TrainConfig(AbstractRecipe):
         inputs, targets = tiles(ids, length=self.length, count=self.evaluate_windows)
         settle = run.estimator.settle
         compute = lambda inputs, targets: _window_losses(model, settle, inputs, targets)
-        loss, residual = in_chunks(compute, (inputs, targets), 64)
-        unsettled = float(np.mean(~(residual <= self.accept_free)))
-        return Evaluation(
-            cross_entropy=float(loss.mean()),
-            tokens=int(targets.size),
-            residual=float(np.median(residual)),
-            unsettled=float("nan") if self.estimator == "bptt" else unsettled,
-        )
+        loss, residual = training.in_chunks(compute, (inputs, targets), 64)
+        unsettled = np.nan if self.estimator == "bptt" else np.mean(~(residual <= self.accept_free))
+        entropy, middle = float(loss.mean()), float(np.median(residual))
+        return Evaluation(entropy, int(targets.size), middle, float(unsettled))
 
     def diagnose(self, run: Run, step: int) -> dict[str, float]:
         due = self.probe_every and (step % self.probe_every == 0 or step == self.steps)
@@ -243,19 +218,11 @@ def probe_batch(run: Run) -> tuple[Array, Array]:
 
 def _probe(run: Run) -> dict[str, float]:
     """The run's gradient beside the oracle's, at its present parameters."""
-    estimate, cosine, error = on_common_samples(
-        run.model,
-        cross_entropy,
-        probe_batch(run),
-        run.estimator,
-        reference_oracle(run.recipe),
-    )
-    summary = estimate.report.summary()
-    told = {"cosine": cosine, "relative_error": error} | {
-        name: summary[name]
-        for name in ("free_residual", "adjoint_residual", "accepted", "field_evaluations")
-    }
-    return {f"probe_{name}": float(value) for name, value in told.items()}
+    pair = run.estimator, reference_oracle(run.recipe)
+    estimate, cosine, error = on_common_samples(run.model, cross_entropy, probe_batch(run), *pair)
+    told = {"cosine": cosine, "relative_error": error, **estimate.report.summary()}
+    names = "cosine relative_error free_residual adjoint_residual accepted field_evaluations"
+    return {f"probe_{name}": float(told[name]) for name in names.split()}
 
 
 def sample(run: Run, prompt: Any, count: int, *, temperature: float, seed: int) -> str:

@@ -1,6 +1,8 @@
-"""A trained model under the eye of `eqjax.stability`: its fixed points, their spectra, and a branch through a parameter."""
+"""Any run, from its folder; and a trained model under the eye of `eqjax.stability`: its fixed points, their spectra, and a branch
+through a parameter."""
 
 import operator
+import os
 from typing import Any
 
 import equinox as eqx
@@ -14,7 +16,24 @@ from ..fields import AbstractEquilibriumModel
 from ..language import tiles
 from ..relaxation import Anderson, Equilibrium, Fallback, NewtonKrylov, equilibrium
 from ..stability import Branch, Check, check, continuation
-from ..training import Run
+from ..training import AbstractRecipe, Run
+from ._aeon import AeonSettings
+from ._arll import ARLLSettings
+from ._equilibrium import TrainConfig
+from ._gpt2 import GPT2Settings
+
+RECIPES: tuple[type[AbstractRecipe], ...] = (TrainConfig, GPT2Settings, AeonSettings, ARLLSettings)
+
+
+def open_run(
+    folder: str | os.PathLike, *recipes: type[AbstractRecipe], step: int | None = None
+) -> Run:
+    """Rebuild a run from its folder; see `eqjax.training.Run.open`.
+
+    **Arguments:** `folder`; `recipes`: the kinds of run that will do, by default all; `step`: the checkpoint, by default the
+    newest.
+    """
+    return Run.open(folder, recipes or RECIPES, step=step)
 
 
 def windows(run: Run, count: int) -> Int[Array, "n t"]:
@@ -118,11 +137,7 @@ def follow(
         start = low
         for candidate in np.linspace(low, top, 5):
             found = check_windows(at(candidate), inputs[None], step=step, k=k)
-            if (
-                bool(found.holds[0])
-                and found.holds_euler is not None
-                and bool(found.holds_euler[0])
-            ):
+            if found.holds[0] and found.holds_euler[0]:  # pyright: ignore[reportOptionalSubscript]
                 start = float(candidate)
                 break
     x, settled = settle(at(start), inputs)

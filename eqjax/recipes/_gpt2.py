@@ -12,38 +12,14 @@ import numpy as np
 import optax
 from jax.typing import DTypeLike
 
+from .. import language, training
 from ..analytic import cross_entropy
 from ..fields import trainable
 from ..gradients import Backprop
-from ..language import (
-    GPT2,
-    BPETokenizer,
-    CharTokenizer,
-    GPT2Config,
-    adapters,
-    batches,
-    load_corpus,
-    load_gpt2,
-    lora,
-    merge,
-    resolved,
-    save_gpt2,
-    split,
-    tiles,
-    train_bpe,
-)
+from ..language import GPT2, BPETokenizer, CharTokenizer, GPT2Config
 from ..memory import MemoryGPT2, memory_parameters
-from ..training import (
-    AbstractRecipe,
-    Evaluation,
-    Material,
-    Parts,
-    Run,
-    TrainState,
-    in_chunks,
-    make_step,
-)
-from ._schedule import warmup_cosine
+from ..training import AbstractRecipe, Evaluation, Material, Parts, Run, TrainState, make_step
+from ._schedule import build_optimiser
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,31 +73,40 @@ class AbstractGPT2Recipe(AbstractRecipe):
             raise ValueError(f"`width` {self.width} is not divisible by `heads` {self.heads}.")
 
     def gather(self, *, fallback: bool) -> Material:
-        corpus = load_corpus(self.text, fallback=fallback)
+        corpus = language.load_corpus(self.text, fallback=fallback)
         tokenizer = self.learned(corpus.text)
+        end, sizes = getattr(tokenizer, "end", None), (self.width, self.layers, self.heads)
         config = GPT2Config(
-            vocab_size=tokenizer.size,
-            n_positions=self.length,
-            n_embd=self.width,
-            n_layer=self.layers,
-            n_head=self.heads,
-            bos_token_id=getattr(tokenizer, "end", None),
-            eos_token_id=getattr(tokenizer, "end", None),
-            **self.rates(),
+            tokenizer.size, self.length, *sizes, bos_token_id=end, eos_token_id=end, **self.rates()
         )
-        model = GPT2.init(config, jax.random.key(self.seed))
-        return made_of(corpus.text, corpus.source, tokenizer, model)
+        return made_of(corpus, tokenizer, GPT2.init(config, jax.random.key(self.seed)))
 
     def recall(self, text: str, source: str, about: dict[str, Any]) -> Material:
+        if "characters" in about:
+            tokenizer = CharTokenizer(about["characters"])
+        else:
+            tokenizer = BPETokenizer(about["byte_pairs"])
         model = GPT2.init(GPT2Config.from_dict(about["model"]), jax.random.key(0))
-        return made_of(text, source, tokenizer_from(about), model)
+        return made_of(language.Corpus(text, source), tokenizer, model)
+
+    @property
+    def window(self) -> int:
+        """Tokens that one sample reads."""
+        return self.length
+
+    def evaluate(self, run: Run, model: Any, ids: np.ndarray) -> Evaluation:
+        """Cross-entropy on windows spread over `ids`."""
+        windows = language.tiles(ids, length=self.window, count=self.evaluate_windows)
+        compute = lambda inputs, targets: _losses(model, self.length, inputs, targets)
+        losses = training.in_chunks(compute, windows, max(1, 64 * self.length // self.window))
+        return Evaluation(float(losses.mean()), windows[1].size)
 
     def finish(self, run: Run) -> None:
         """The model as Hugging Face reads it, adapters merged, in `model/`. Not one that learned with a memory: no other program
         would know what to do with the memory, and without it the rest is not what learned."""
         if isinstance(run.model, GPT2):
             folder = self.out / "model"
-            save_gpt2(merge(run.model), folder)
+            language.save_gpt2(language.merge(run.model), folder)
             if isinstance(run.tokenizer, BPETokenizer):
                 run.tokenizer.save(folder)
 
@@ -192,13 +177,12 @@ class GPT2Settings(AbstractGPT2Recipe):
 
     @property
     def window(self) -> int:
-        """Tokens that one sample reads."""
         return self.length * (1 if self.memory == "none" else self.segments)
 
     def learned(self, text: str) -> CharTokenizer | BPETokenizer:
         if self.tokens == "characters":
             return super().learned(text)
-        return train_bpe([text], self.vocabulary)
+        return language.train_bpe([text], self.vocabulary)
 
     def rates(self) -> dict[str, Any]:
         return dict.fromkeys(super().rates(), self.dropout)
@@ -208,9 +192,8 @@ class GPT2Settings(AbstractGPT2Recipe):
             return super().gather(fallback=fallback)
         model, tokenizer = pretrained(self.start, dtype=jnp.float32)
         config = dataclasses.replace(model.config, **self.rates())
-        corpus = load_corpus(self.text, fallback=fallback)
-        model = dataclasses.replace(model, config=config)
-        return made_of(corpus.text, corpus.source, tokenizer, model)
+        corpus = language.load_corpus(self.text, fallback=fallback)
+        return made_of(corpus, tokenizer, dataclasses.replace(model, config=config))
 
     def build(self, material: Material) -> Parts:
         model: Any = material.model
@@ -219,10 +202,14 @@ class GPT2Settings(AbstractGPT2Recipe):
             raise ValueError(
                 f"`length` {self.length} is longer than the context of the pretrained model, {limit} tokens."
             )
-        train_ids, validation_ids = split(material.tokenizer.encode(material.text), self.window)
+        train_ids, validation_ids = language.split(
+            material.tokenizer.encode(material.text), self.window
+        )
         key, adapter_key, memory_key = jax.random.split(jax.random.key(self.seed + 1), 3)
         if self.lora_rank:
-            model = lora(model, rank=self.lora_rank, alpha=2 * self.lora_rank, key=adapter_key)
+            model = language.lora(
+                model, rank=self.lora_rank, alpha=2 * self.lora_rank, key=adapter_key
+            )
         if self.memory != "none":
             recurrent = eqx.nn.GRUCell if self.memory in ("recurrence", "both") else None
             capacity = self.slots if self.memory in ("slots", "both") else 0
@@ -238,37 +225,24 @@ class GPT2Settings(AbstractGPT2Recipe):
         return Parts(
             make_step(estimator, optimiser),
             TrainState.create(model, optimiser, key=key, trains=trains),
-            batches(train_ids, length=self.window, batch=self.batch, seed=self.seed),
+            language.batches(train_ids, length=self.window, batch=self.batch, seed=self.seed),
             train_ids,
             validation_ids,
         )
 
-    def evaluate(self, run: Run, model: Any, ids: np.ndarray) -> Evaluation:
-        return window_entropy(self, model, ids, self.window)
 
-
-def made_of(text: str, source: str, tokenizer: Any, model: GPT2) -> Material:
-    about = {"model": model.config.to_dict(), **described(tokenizer)}
-    return Material(text, source, tokenizer, about, model)
-
-
-def described(tokenizer: CharTokenizer | BPETokenizer) -> dict[str, str]:
-    """A tokenizer as JSON; `tokenizer_from` reads it."""
-    if isinstance(tokenizer, CharTokenizer):
-        return {"characters": tokenizer.characters}
-    return {"byte_pairs": tokenizer.text}
-
-
-def tokenizer_from(about: dict[str, Any]) -> CharTokenizer | BPETokenizer:
-    if "characters" in about:
-        return CharTokenizer(about["characters"])
-    return BPETokenizer(about["byte_pairs"])
+def made_of(corpus: language.Corpus, tokenizer: Any, model: GPT2) -> Material:
+    """What `AbstractGPT2Recipe.recall` makes again."""
+    letters = isinstance(tokenizer, CharTokenizer)
+    kept = {"characters": tokenizer.characters} if letters else {"byte_pairs": tokenizer.text}
+    about = {"model": model.config.to_dict(), **kept}
+    return Material(corpus.text, corpus.source, tokenizer, about, model)
 
 
 def pretrained(source: str, *, dtype: DTypeLike | None = None) -> tuple[GPT2, BPETokenizer]:
     """A saved GPT-2 and its tokenizer, from a folder or by name; `ValueError` if they do not fit one another."""
-    folder = resolved(source)
-    model, tokenizer = load_gpt2(folder, dtype=dtype), BPETokenizer.load(folder)
+    folder = language.resolved(source)
+    model, tokenizer = language.load_gpt2(folder, dtype=dtype), BPETokenizer.load(folder)
     tokenizer.check(model)
     return model, tokenizer
 
@@ -277,7 +251,7 @@ def _trained(config: GPT2Settings, model: GPT2 | MemoryGPT2) -> Any:
     """Which leaves learn."""
     if not (config.freeze or config.lora_rank):
         return trainable(model)
-    marks = [adapters(model)] if config.lora_rank else []
+    marks = [language.adapters(model)] if config.lora_rank else []
     marks += [memory_parameters(model)] if isinstance(model, MemoryGPT2) else []
     return jax.tree.map(lambda *mark: any(mark), *marks)
 
@@ -307,28 +281,10 @@ def matrices(params: Any) -> Any:
 
 def gpt2_optimiser(config: AbstractGPT2Recipe) -> optax.GradientTransformation:
     """AdamW as nanoGPT has it: β₂ = .99, decay of matrices only, warm-up, cosine to a tenth, clipping."""
-
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip),
-        optax.adamw(
-            warmup_cosine(config), b2=0.99, weight_decay=config.weight_decay, mask=matrices
-        ),
-    )
-
-
-def window_entropy(
-    recipe: AbstractGPT2Recipe, model: Any, ids: np.ndarray, window: int | None = None
-) -> Evaluation:
-    """Cross-entropy on windows spread over `ids`, by default of the recipe's `length`."""
-    window = recipe.length if window is None else window
-    windows = tiles(ids, length=window, count=recipe.evaluate_windows)
-    compute = lambda inputs, targets: _losses(model, recipe.length, inputs, targets)
-    losses = in_chunks(compute, windows, max(1, 64 * recipe.length // window))
-    return Evaluation(float(losses.mean()), windows[1].size)
+    return build_optimiser(config, b2=0.99, mask=matrices)
 
 
 @eqx.filter_jit
 def _losses(model, length, inputs, targets):
-    return jax.vmap(lambda u, y: cross_entropy(_read(length, False, model, u, None), y))(
-        inputs, targets
-    )
+    one = lambda u, y: cross_entropy(_read(length, False, model, u, None), y)
+    return jax.vmap(one)(inputs, targets)

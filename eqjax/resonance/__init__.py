@@ -4,15 +4,14 @@ from .._extras import require as _require
 
 _require("language")
 
-from ._adaptive import AdaptiveResonance as AdaptiveResonance
 from ._aeon import (
+    AeonBackprop as AeonBackprop,
     AeonGate as AeonGate,
     AeonGPT2 as AeonGPT2,
     Biased as Biased,
     Coupling as Coupling,
     Resonance as Resonance,
 )
-from ._aeon_backprop import AeonBackprop as AeonBackprop
 from ._aeon_control import (
     LossController as LossController,
     ResonantState as ResonantState,
@@ -27,6 +26,7 @@ from ._arll import (
     squash as squash,
 )
 from ._art import (
+    AdaptiveResonance as AdaptiveResonance,
     FuzzyART as FuzzyART,
     SimpleARTMAP as SimpleARTMAP,
     complement_code as complement_code,

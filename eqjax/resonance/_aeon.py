@@ -14,13 +14,18 @@ The idea is the published AEON proposal: internal recurrence attention, a resona
 learning rate, momentum and noise (here `eqjax.resonance.resonant_adamw`). The equations of gate and controller are eqjax's own.
 """
 
+from collections.abc import Callable
+from typing import Any, ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .. import analytic
+from ..fields import trainable
+from ..gradients import AbstractEstimator, GradientEstimate, Report
 from ..language import GPT2, Attend, DotProduct, Heads
 
 
@@ -211,7 +216,7 @@ class AeonGPT2(eqx.Module):
     ) -> tuple[Float[Array, " t"], Resonance]:
         """The cross-entropies ℓ of `read` in nats, `(t,)`, and the state for the next read."""
         logits, state = self.read(tokens, targets, state)
-        return _cross_entropies(logits, targets), state
+        return jax.vmap(analytic.cross_entropy)(logits, targets), state
 
     def read(
         self, tokens: Int[Array, " t"], targets: Int[Array, " t"], state: Resonance
@@ -224,7 +229,7 @@ class AeonGPT2(eqx.Module):
         """
         r = self.recurred(state)
         logits, hidden = self._read(tokens, state, r)
-        losses = _cross_entropies(logits, targets)
+        losses = jax.vmap(analytic.cross_entropy)(logits, targets)
         return logits, lax.stop_gradient(self._after(state, r, tokens, hidden, losses))
 
     def recurred(self, state: Resonance) -> Float[Array, "l p h d"]:
@@ -248,10 +253,8 @@ class AeonGPT2(eqx.Module):
     def _after(self, state, r, tokens, hidden, losses):
         # A loss that is no number counts as the worst.
         errors = jnp.where(jnp.isnan(losses), 1, -jnp.expm1(-losses)).astype(state.errors.dtype)
-        count, total = (
-            jnp.zeros_like(state.memory).at[tokens].add(a, mode="drop")
-            for a in (jnp.ones_like(errors), errors)
-        )
+        added = lambda a: jnp.zeros_like(state.memory).at[tokens].add(a, mode="drop")
+        count, total = added(jnp.ones_like(errors)), added(errors)
         moved = self.decay * state.memory + (1 - self.decay) * total / jnp.maximum(count, 1)
         return Resonance(
             recurrence=r,
@@ -262,9 +265,60 @@ class AeonGPT2(eqx.Module):
         )
 
 
-def _cross_entropies(logits, targets):
-    picked = jnp.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-    return analytic.logsumexp(logits) - picked
+class AeonBackprop(AbstractEstimator):
+    """The gradient of an `AeonGPT2` over batches of consecutive windows. *Objective: output.*
+
+    Row b of each batch continues sequence b, whose r and m it finds in the `carry`. With `resonant_adamw` the closed loop of AEON
+    is a step like any other:
+
+    ```python
+    aeon, optimiser = AeonBackprop(), resonant_adamw(1e-3, LossController(rate=0.1), key=key)
+    step = make_step(aeon, optimiser)
+    state = TrainState.create(model, optimiser, key=key, carry=aeon.start(model, 16))
+    ```
+
+    forward with r and m → losses and errors → schedule α → control a, μ, σ → update θ → recur r and m. A gradient that is
+    not finite changes neither model nor optimiser; r and m, which follow the cross-entropies whatever the loss, stay bounded. `signals`: `recurrence`, the root mean
+    square of r. Several estimates without the carry read every window in the initial state.
+
+    **Arguments:** `trains`: function from models to a mask of the trained arrays.
+    """
+
+    objective: ClassVar[str] = "output"
+    trains: Callable = trainable
+
+    def start(self, model: AeonGPT2, batch: int) -> Resonance:
+        """The carry at step 0, for batches of `batch` sequences."""
+        return jax.tree.map(lambda a: jnp.zeros((batch, *a.shape), a.dtype), model.initial())
+
+    def settle(self, field: Any, z0: PyTree, x: PyTree) -> Any:
+        """**Raises:** `ValueError`: there is nothing to settle."""
+        raise ValueError("An `AeonGPT2` computes its output at once; call it.")
+
+    @eqx.filter_jit
+    def __call__(
+        self,
+        model: AeonGPT2,
+        loss: Callable,
+        batch: tuple[Int[Array, "b t"], Int[Array, "b t"]],
+        *,
+        key: PRNGKeyArray | None = None,
+        subset: Bool[Array, " b"] | None = None,
+        carry: Resonance | None = None,
+    ) -> GradientEstimate:
+        carry = self.start(model, batch[0].shape[0]) if carry is None else carry
+        weights, rest = eqx.partition(model, self.trains(model))
+        taken = jnp.ones(batch[0].shape[0], bool) if subset is None else subset
+
+        def mean_loss(weights):
+            logits, after = jax.vmap(eqx.combine(weights, rest).read)(*batch, carry)
+            losses = jax.vmap(loss)(logits, batch[1])
+            return jnp.mean(losses, where=taken), (losses, after)
+
+        (total, (losses, after)), grads = jax.value_and_grad(mean_loss, has_aux=True)(weights)
+        signals = {"recurrence": jnp.sqrt(jnp.mean(after.recurrence * after.recurrence))}
+        report = Report.computed(losses, taken & jnp.isfinite(losses))
+        return GradientEstimate(total, grads, report, states=None, carry=after, signals=signals)
 
 
 def _shape(gpt2):

@@ -1,8 +1,7 @@
 """The controller and the optimiser of AEON: how fast, how inert and how noisy to learn, from how learning goes.
 
-The published AEON proposal asks for a learning rate α, a momentum μ and a noise σ that follow the trend, the variance and
-the success of the loss, and the internal recurrence r. Here they do so as values, by equations of eqjax's own:
-`LossController` measures, `resonant_adamw` is AdamW under its control.
+As in the AEON proposal α, μ and σ follow the trend, the variance and the success of the loss, and the internal recurrence
+r; here as values: `LossController` measures, `resonant_adamw` is AdamW under its control.
 """
 
 from collections.abc import Callable
@@ -103,9 +102,8 @@ class LossController(eqx.Module):
         z = jnp.where(finite, jnp.clip((loss - mean) / scale, -3, 3), 3)
         moved = jnp.where(finite, z * scale, 0)
         mean = mean + (1 - beta) * moved
-        variance = jnp.where(
-            finite, beta * (state.variance + (1 - beta) * moved**2), state.variance
-        )
+        spread = beta * (state.variance + (1 - beta) * moved**2)
+        variance = jnp.where(finite, spread, state.variance)
         trend = beta * state.trend + (1 - beta) * z
         success = beta * state.success + (1 - beta) * (z < 0).astype(dtype)
         deviation = jnp.sqrt(variance)
@@ -194,22 +192,22 @@ def resonant_adamw(
             shift, step = control.momentum, state.step + 1
             # μ and 1 - μ apart, so that with no shift both are rounded as Adam's.
             keep, take = b1 + shift, (1 - b1) - shift
-            mu = jax.tree.map(
-                lambda g, m: take.astype(g.dtype) * g + keep.astype(g.dtype) * m, grads, state.mu
-            )
+            moved = lambda g, m: take.astype(g.dtype) * g + keep.astype(g.dtype) * m
+            mu = jax.tree.map(moved, grads, state.mu)
             nu = optax.tree.update_moment_per_elem_norm(grads, state.nu, b2, 2)
             # 1 - Π μ_i, as 1 - μ₀ᵗ Π μ_i/μ₀. The limit keeps 0 · ∞ away.
             drift = jnp.minimum(state.drift * (1 + shift / b1), 1e30)
             weight = 1 - b1**step * drift
             nu_hat = optax.tree.bias_correction(nu, b2, step)
-            steps = jax.tree.map(
-                lambda m, v: m / weight.astype(m.dtype) / (jnp.sqrt(v) + eps), mu, nu_hat
-            )
+            scaled = lambda m, v: m / weight.astype(m.dtype) / (jnp.sqrt(v) + eps)
+            steps = jax.tree.map(scaled, mu, nu_hat)
             steps, _ = decay.update(steps, decay.init(params), params)
             own = state.key
             if own is not None:
                 own, draw = jax.random.split(own)
-                steps = _with_noise(steps, control.noise, diffusion(params), draw)
+                draws = optax.tree.random_like(draw, steps, jax.random.normal)
+                shaken = lambda u, d, eta: u + control.noise.astype(u.dtype) * (d * eta)
+                steps = jax.tree.map(shaken, steps, diffusion(params), draws)
             alpha: Any = learning_rate(state.step) if callable(learning_rate) else learning_rate
             alpha = -alpha * jnp.exp(control.rate)
             updates = jax.tree.map(lambda u: alpha.astype(u.dtype) * u, steps)
@@ -217,13 +215,6 @@ def resonant_adamw(
 
     functions: Any = init, update  # Optax's types know no states but its own
     return optax.GradientTransformationExtraArgs(*functions)
-
-
-def _with_noise(steps, sigma, scales, key):
-    draws = optax.tree.random_like(key, steps, jax.random.normal)
-    return jax.tree.map(
-        lambda u, d, eta: u + sigma.astype(u.dtype) * (d * eta), steps, scales, draws
-    )
 
 
 def _size(recurrence, dtype):

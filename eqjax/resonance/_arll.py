@@ -15,8 +15,7 @@ from .. import analytic
 from ..fields import hyperparameter, trainable
 from ..gradients import AbstractEstimator, GradientEstimate, Report, accepted_mean
 from ..language import GPT2, DotProduct, GPT2Config
-from ._adaptive import refuse_unless
-from ._art import FuzzyART, complement_code, stacked
+from ._art import FuzzyART, complement_code, refuse_unless, stacked
 
 _Tokens = Int[Array, "b t"]
 
@@ -132,6 +131,7 @@ class ARLL(AbstractEstimator):
         """**Raises:** `ValueError`: there is nothing to settle."""
         raise ValueError("A GPT-2 computes its output at once; call it.")
 
+    @eqx.filter_jit
     def __call__(
         self,
         model: GPT2,
@@ -151,7 +151,33 @@ class ARLL(AbstractEstimator):
                 f"prototypes learn at every `stride`={self.stride}-th position and the batch is only "
                 f"{batch[0].shape[1]} long: choose a smaller `stride`, or longer sequences."
             )
-        return _estimate(self, model, loss, batch, subset, carry)
+        weights, rest = eqx.partition(model, self.trains(model))
+        taken = jnp.ones(batch[0].shape[0], bool) if subset is None else subset
+
+        def objective(weights):
+            losses, distance, coded = self.loss(eqx.combine(weights, rest), carry, batch, loss)
+            total = losses + self.strength.astype(distance.dtype) * distance
+            return jnp.mean(total, where=taken), (total, losses, distance, coded)
+
+        (mean, told), grads = jax.value_and_grad(objective, has_aux=True)(weights)
+        total, losses, distance, coded = told
+        seen = coded[:, :, self.stride - 1 :: self.stride]
+        inputs = seen.reshape(seen.shape[0], -1, seen.shape[-1])
+        novelty = _novelty(carry, inputs).reshape(seen.shape[:3])
+        learn = lambda art, inputs: lax.scan(FuzzyART.step, art, inputs)[0]
+        learned = jax.vmap(learn)(carry, inputs)
+        # A category of NaN would stay for ever.
+        kept = analytic.tree_where(jnp.isfinite(optax.tree.norm(grads)), learned, carry)
+        accepted = taken & jnp.isfinite(total)
+        signals = {
+            "cross_entropy": accepted_mean(losses, accepted),
+            "distance": accepted_mean(distance, accepted),
+            "novelty": jnp.mean(novelty, axis=(0, 2)),
+            "categories": kept.count,
+            "overflow": kept.overflow,
+        }
+        report = Report.computed(total, accepted)
+        return GradientEstimate(mean, grads, report, states=None, carry=kept, signals=signals)
 
     def loss(
         self, model: GPT2, prototypes: FuzzyART, batch: tuple[_Tokens, _Tokens], loss: Callable
@@ -170,10 +196,8 @@ class ARLL(AbstractEstimator):
     ) -> Float[Array, " b"]:
         """How new every sequence is: 1 - the best match of its states, the mean over groups and positions."""
 
-        def one(sequence):
-            return jnp.mean(_novelty(prototypes, self._read(model, sequence)[1]))
-
-        return lax.map(one, tokens)
+        new = lambda sequence: jnp.mean(_novelty(prototypes, self._read(model, sequence)[1]))
+        return lax.map(new, tokens)
 
     def _read(self, model, tokens):
         logits, states = self.tap(model, tokens)
@@ -182,36 +206,3 @@ class ARLL(AbstractEstimator):
 
 def _novelty(prototypes: FuzzyART, coded: Float[Array, "g n f"]) -> Float[Array, "g n"]:
     return jax.vmap(lambda art, inputs: jax.vmap(art.novelty)(inputs))(prototypes, coded)
-
-
-@eqx.filter_jit
-def _estimate(law, model, loss, batch, subset, prototypes):
-    weights, rest = eqx.partition(model, law.trains(model))
-    taken = jnp.ones(batch[0].shape[0], bool) if subset is None else subset
-
-    def objective(weights):
-        full = eqx.combine(weights, rest)
-        losses, distance, coded = law.loss(full, prototypes, batch, loss)
-        total = losses + law.strength.astype(distance.dtype) * distance
-        return jnp.mean(total, where=taken), (total, losses, distance, coded)
-
-    (mean, told), grads = jax.value_and_grad(objective, has_aux=True)(weights)
-    total, losses, distance, coded = told
-    seen = coded[:, :, law.stride - 1 :: law.stride]
-    inputs = seen.reshape(seen.shape[0], -1, seen.shape[-1])
-    novelty = _novelty(prototypes, inputs).reshape(seen.shape[:3])
-    learned, _ = jax.vmap(lambda art, inputs: lax.scan(FuzzyART.step, art, inputs))(
-        prototypes, inputs
-    )
-    # A category of NaN would stay for ever.
-    kept = analytic.tree_where(jnp.isfinite(optax.tree.norm(grads)), learned, prototypes)
-    accepted = taken & jnp.isfinite(total)
-    signals = {
-        "cross_entropy": accepted_mean(losses, accepted),
-        "distance": accepted_mean(distance, accepted),
-        "novelty": jnp.mean(novelty, axis=(0, 2)),
-        "categories": kept.count,
-        "overflow": kept.overflow,
-    }
-    report = Report.computed(total, accepted)
-    return GradientEstimate(mean, grads, report, states=None, carry=kept, signals=signals)

@@ -1,15 +1,18 @@
-"""Fuzzy ART and simplified fuzzy ARTMAP: categories that grow where nothing known resonates."""
+"""Fuzzy ART, simplified fuzzy ARTMAP, and adaptive resonance in continuous time: categories that grow where nothing known
+resonates."""
 
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from ..fields import hyperparameter
+from ..fields import AbstractForceField, hyperparameter
 
 
 def complement_code(x: Float[Array, "*b d"]) -> Float[Array, "*b f"]:
@@ -184,8 +187,7 @@ class SimpleARTMAP(eqx.Module):
             label = jnp.where(grown, label, map_.label[category])
             return SimpleARTMAP(art, map_.label.at[category].set(label)), None
 
-        pairs = self.art._checked(inputs), labels.astype(jnp.int32)
-        return lax.scan(one, self, pairs)[0]
+        return lax.scan(one, self, (self.art._checked(inputs), labels.astype(jnp.int32)))[0]
 
     def predict(self, x: Float[Array, " f"]) -> Int[Array, ""]:
         """The class of the category that `FuzzyART.predict` names; -1 before anything was learned."""
@@ -200,3 +202,34 @@ def stacked(art: FuzzyART, groups: int) -> FuzzyART:
 
 def _first_largest(values: Float[Array, " k"]) -> Int[Array, ""]:
     return jnp.argmax(values).astype(jnp.int32)
+
+
+class AdaptiveResonance(AbstractForceField):
+    """A prototype w and a state h that settle on one another: `τ ẇ = (h∧w) - w`, `τ ḣ = λ (w - h)`.
+
+    The state is `(w, h)`, two real arrays of one shape; the input `x` is not used. With λ = 0 the state is clamped,
+    and an Euler step of η τ is the learning rule of fuzzy ART with the rate η. Every component goes its own way:
+    with u = w - h, `τ u̇ = -(1 + λ) u` where u > 0, `-λ u` where u < 0. So w never rises, h moves towards it, and
+    `½ ‖w - h‖²` never rises.
+
+    **Arguments:** `tau`: τ > 0, a time. `pull`: λ ≥ 0.
+    """
+
+    tau: Float[Array, ""] = hyperparameter(default=1.0)
+    pull: Float[Array, ""] = hyperparameter(default=0.0)
+
+    def __check_init__(self):
+        refuse_unless(self.tau, lambda v: v > 0, "`tau` must be above 0")
+        refuse_unless(self.pull, lambda v: v >= 0, "`pull` must be at least 0")
+
+    def __call__(self, t: Any, z: tuple[Array, Array], x: Any = None) -> tuple[Array, Array]:
+        w, h = z
+        tau, pull = self.tau.astype(w.dtype), self.pull.astype(w.dtype)
+        return (jnp.minimum(h, w) - w) / tau, pull * (w - h) / tau
+
+
+def refuse_unless(value: Any, good: Any, message: str) -> None:
+    """`ValueError` for a value, known before tracing, that is not `good`."""
+    # NumPy, because under `jit` JAX would trace even what it does with constants.
+    if not isinstance(value, Tracer) and not good(np.asarray(value)):
+        raise ValueError(f"{message}, got {value}.")

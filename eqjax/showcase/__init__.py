@@ -4,7 +4,6 @@ from .._extras import require as _require
 
 _require("cli")
 
-
 from ._memories import (
     HammingShow as HammingShow,
     HopfieldShow as HopfieldShow,

@@ -40,11 +40,9 @@ class HopfieldShow(AbstractShow):
         below = np.linspace(0.005, 0.1379, 100)
         shape = (len(patterns), *near_square(n))
         images = {"stored": patterns, "cue": cues, "recalled": path[:, -1]}
+        pixels = lambda a: np.asarray(a)[:, : math.prod(shape[1:])].reshape(shape)
         gallery = plots.recall(
-            {
-                name: np.asarray(a)[:, : math.prod(shape[1:])].reshape(shape)
-                for name, a in images.items()
-            },
+            {name: pixels(a) for name, a in images.items()},
             np.asarray(energies) / n,
             title=f"{n} neurons, load .08, {self.damage:.0%} of every cue wrong",
         )
@@ -56,28 +54,18 @@ class HopfieldShow(AbstractShow):
             title="recall from the stored pattern itself",
         )
         error = f"{errors.mean():.5f} ± {errors.std(ddof=1) / len(errors) ** 0.5:.5f}"
-        return Shown(
-            (
-                (
-                    f"one-step bit error, {load} patterns in {n} neurons",
-                    error,
-                    f"{one_step_law(n, load):.5f} (N → ∞: {0.5 * math.erfc((n / (2 * load)) ** 0.5):.5f})",
-                ),
-                (
-                    f"overlap at load .08, from cues {self.damage:.0%} wrong",
-                    f"{after:.4f}",
-                    f"{retrieval_overlap(0.08):.4f}",
-                ),
-                ("overlap at load .12", f"{overlaps[5]:.4f}", f"{retrieval_overlap(0.12):.4f}"),
-                ("overlap at load .24", f"{overlaps[-1]:.3f}", "lost: α_c = .1379"),
-                (
-                    "largest rise of the energy in a sweep",
-                    f"{np.diff(energies).max():.1g}",
-                    "never above 0",
-                ),
-            ),
-            {"recall.png": gallery, "capacity.png": capacity},
+        limit = 0.5 * math.erfc((n / (2 * load)) ** 0.5)
+        law = f"{one_step_law(n, load):.5f} (N → ∞: {limit:.5f})"
+        cued = f"overlap at load .08, from cues {self.damage:.0%} wrong"
+        rise = f"{np.diff(energies).max():.1g}"
+        rows = (
+            (f"one-step bit error, {load} patterns in {n} neurons", error, law),
+            (cued, f"{after:.4f}", f"{retrieval_overlap(0.08):.4f}"),
+            ("overlap at load .12", f"{overlaps[5]:.4f}", f"{retrieval_overlap(0.12):.4f}"),
+            ("overlap at load .24", f"{overlaps[-1]:.3f}", "lost: α_c = .1379"),
+            ("largest rise of the energy in a sweep", rise, "never above 0"),
         )
+        return Shown(rows, {"recall.png": gallery, "capacity.png": capacity})
 
 
 def one_step_law(n: int, patterns: int) -> float:
@@ -179,15 +167,10 @@ class XorShow(AbstractShow):
             labels=("time (τ_v)", "answering neuron", ""),
             title=f"XOR settles, β = {self.beta:g}",
         )
-        rows = zip(names, answers[:, -1], known, strict=True)
-        right = sum(round(float(a)) == k for a, k in zip(answers[:, -1], known, strict=True))
-        return Shown(
-            (
-                *((name, f"{a:.6f}", str(k)) for name, a, k in rows),
-                ("right", f"{right} of 4", "4 of 4"),
-            ),
-            {"xor.png": figure},
-        )
+        found = list(zip(names, answers[:, -1], known, strict=True))
+        right = sum(round(float(a)) == k for _, a, k in found)
+        rows = [(name, f"{a:.6f}", str(k)) for name, a, k in found]
+        return Shown((*rows, ("right", f"{right} of 4", "4 of 4")), {"xor.png": figure})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -203,13 +186,11 @@ class HammingShow(AbstractShow):
         flipped = jnp.abs(words[:, None] - jnp.eye(7)[None]).reshape(112, 7)
         sent = jnp.concatenate([words, jnp.repeat(words, 7, axis=0)])
         received = jnp.concatenate([words, flipped])
-        start = received, jnp.zeros((128, 16))
-        _, (v, h) = settled(field, start, jnp.zeros((128, 7)), 10.0)
+        _, (v, h) = settled(field, (received, jnp.zeros((128, 16))), jnp.zeros((128, 7)), 10.0)
         right = np.all(np.round(v[:, -1]) == sent, axis=1)
         shown = slice(16, 128, 16)  # seven words, a different bit wrong in each
-        energies = jax.jit(jax.vmap(jax.vmap(lambda v, h: field.energy((v, h), 0.0))))(
-            v[shown], h[shown]
-        )
+        energy = jax.vmap(jax.vmap(lambda v, h: field.energy((v, h), 0.0)))
+        energies = jax.jit(energy)(v[shown], h[shown])
         images = {"sent": sent[shown], "received": received[shown], "settled": v[shown, -1]}
         figure = plots.recall(
             {name: np.asarray(a)[:, None] for name, a in images.items()},
@@ -217,24 +198,17 @@ class HammingShow(AbstractShow):
             label="tenth of τ_v",
             title=f"one wrong bit in each word, β = {self.beta:g}",
         )
-        return Shown(
-            (
-                ("codewords that stay", f"{right[:16].sum()} of 16", "16 of 16"),
-                ("single-bit errors corrected", f"{right[16:].sum()} of 112", "112 of 112"),
-            ),
-            {"hamming.png": figure},
+        rows = (
+            ("codewords that stay", f"{right[:16].sum()} of 16", "16 of 16"),
+            ("single-bit errors corrected", f"{right[16:].sum()} of 112", "112 of 112"),
         )
+        return Shown(rows, {"hamming.png": figure})
 
 
 def settled(field: Any, z0: Any, x: Any, duration: float):
     """Times, and the path of every sample, tenths of a unit of time apart."""
     times = jnp.linspace(0.0, duration, round(10 * duration) + 1)
 
-    @jax.jit
-    @jax.vmap
-    def run(z0, x):
-        return relax(
-            field, z0, x, step=0.02, steps=round(50 * duration), saveat=dfx.SaveAt(ts=times)
-        ).trajectory
-
+    how = {"step": 0.02, "steps": round(50 * duration), "saveat": dfx.SaveAt(ts=times)}
+    run = jax.jit(jax.vmap(lambda z0, x: relax(field, z0, x, **how).trajectory))
     return times, run(z0, x)

@@ -39,35 +39,24 @@ class HHShow(AbstractShow):
         rate = float(spiking[20])
         times = jnp.arange(0.0, 100.0, 0.05)
         driven = fields.HodgkinHuxley(stimulus=lambda t: jnp.where(t > 20, self.current, 0.0))
-        found: Any = relax(
-            driven,
-            field.clamped(-65.0),
-            solver=dfx.Tsit5(),
-            step=0.02,
-            steps=5000,
-            saveat=dfx.SaveAt(ts=times),
-        )
-        pushed = jnp.where(times > 20, self.current, 0.0)
-        return Shown(
-            (
-                ("firing begins: Hopf point (µA/cm²)", f"{first:.6f}", "9.775438"),
-                ("firing ends: Hopf point (µA/cm²)", f"{second:.6f}", "154.522434"),
-                ("period at 10 µA/cm² (ms)", f"{1000 / rate:.4f}", "14.6362"),
-            ),
+        how = {"solver": dfx.Tsit5(), "step": 0.02, "steps": 5000, "saveat": dfx.SaveAt(ts=times)}
+        found: Any = relax(driven, field.clamped(-65.0), **how)
+        pushed, title = jnp.where(times > 20, self.current, 0.0), "Hodgkin–Huxley"
+        curve = plots.f_i_curve(
             {
-                "f_i.png": plots.f_i_curve(
-                    {
-                        "started by a spike": (currents, spiking),
-                        "pushed from rest by .2 mV": (currents, resting),
-                    },
-                    marks={"Hopf point, subcritical": first, "Hopf point, supercritical": second},
-                    title="Hodgkin–Huxley",
-                ),
-                "trace.png": plots.trace(
-                    times, {"V": found.trajectory[:, 0]}, stimulus=pushed, title="Hodgkin–Huxley"
-                ),
+                "started by a spike": (currents, spiking),
+                "pushed from rest by .2 mV": (currents, resting),
             },
+            marks={"Hopf point, subcritical": first, "Hopf point, supercritical": second},
+            title=title,
         )
+        trace = plots.trace(times, {"V": found.trajectory[:, 0]}, stimulus=pushed, title=title)
+        rows = (
+            ("firing begins: Hopf point (µA/cm²)", f"{first:.6f}", "9.775438"),
+            ("firing ends: Hopf point (µA/cm²)", f"{second:.6f}", "154.522434"),
+            ("period at 10 µA/cm² (ms)", f"{1000 / rate:.4f}", "14.6362"),
+        )
+        return Shown(rows, {"f_i.png": curve, "trace.png": trace})
 
 
 def firing_rates(
@@ -120,35 +109,24 @@ class LIFShow(AbstractShow):
         steps = round(self.duration / 0.1)
         if not steps > 0:
             raise ValueError(f"`duration` must be at least .1 ms, got {self.duration}.")
-        drives, known = np.array([11.0, 12.0, 15.0, 20.0]), KNOWN_RATES
+        drives = np.array([11.0, 12.0, 15.0, 20.0])
         neurons = fields.LeakyIntegrateAndFire(current=jnp.asarray(drives))
         train = relaxation.fire(neurons, jnp.zeros(4), t1=70.0, capacity=20)
         times, indices = np.asarray(train.times), np.asarray(train.indices)
         rates = [1000 / np.diff(times[indices == i])[-1] for i in range(4)]
         excitatory, network, start = spiking_network(self.size, jax.random.key(self.seed))
-        found = relaxation.fire(
-            network,
-            start,
-            t1=0.1 * steps,
-            capacity=round(0.5 * self.size * self.duration) + 1,
-            scheme=relaxation.FixedStep(0.1),
-        )
+        capacity = round(0.5 * self.size * self.duration) + 1
+        duration, scheme = 0.1 * steps, relaxation.FixedStep(0.1)
+        found = relaxation.fire(network, start, t1=duration, capacity=capacity, scheme=scheme)
         groups = {"excitatory": excitatory, "inhibitory": self.size - excitatory}
         means = np.array([part.mean() for part in np.split(np.asarray(found.counts), [excitatory])])
-        figure = plots.raster(
-            found,
-            duration=0.1 * steps,
-            groups=groups,
-            title=f"{self.size} neurons, all driven alike",
-        )
-        rows = [
-            (f"rate at {i:g} nA (Hz)", f"{rate:.10f}", f"{k:.10f}")
-            for i, rate, k in zip(drives, rates, known, strict=True)
-        ]
-        rows += [
-            (f"mean rate in the network, {name} (Hz)", f"{rate:.1f}", "–")
-            for name, rate in zip(groups, 1000 * means / (0.1 * steps), strict=True)
-        ]
+        title = f"{self.size} neurons, all driven alike"
+        figure = plots.raster(found, duration=duration, groups=groups, title=title)
+        rows = []
+        for i, rate, k in zip(drives, rates, KNOWN_RATES, strict=True):
+            rows.append((f"rate at {i:g} nA (Hz)", f"{rate:.10f}", f"{k:.10f}"))
+        for name, rate in zip(groups, 1000 * means / duration, strict=True):
+            rows.append((f"mean rate in the network, {name} (Hz)", f"{rate:.1f}", "–"))
         return Shown(tuple(rows), {"raster.png": figure})
 
 
@@ -197,20 +175,14 @@ class KuramotoShow(AbstractShow):
             },
             title=f"{n} oscillators",
         )
-        at = lambda r, k: r[int(np.flatnonzero(np.asarray(couplings) == k)[0])]
-        scatter = f"± {n**-0.5:.2f}"
-        return Shown(
-            (
-                ("r at K = 4, Lorentzian", f"{at(lorentz, 4.0):.4f}", f"√½ = .7071 {scatter}"),
-                ("r at K = 2, Gaussian", f"{at(gauss, 2.0):.4f}", f".7152 {scatter}"),
-                (
-                    "r at K = 1, below both K_c",
-                    f"{at(lorentz, 1.0):.4f}",
-                    f"0, but for n^-½ = {n**-0.5:.2f}",
-                ),
-            ),
-            {"kuramoto.png": figure},
+        at = lambda r, k: f"{r[int(np.flatnonzero(np.asarray(couplings) == k)[0])]:.4f}"
+        scatter = f"{n**-0.5:.2f}"
+        rows = (
+            ("r at K = 4, Lorentzian", at(lorentz, 4.0), f"√½ = .7071 ± {scatter}"),
+            ("r at K = 2, Gaussian", at(gauss, 2.0), f".7152 ± {scatter}"),
+            ("r at K = 1, below both K_c", at(lorentz, 1.0), f"0, but for n^-½ = {scatter}"),
         )
+        return Shown(rows, {"kuramoto.png": figure})
 
 
 def coherence(
@@ -218,23 +190,13 @@ def coherence(
 ):
     """Mean of r over the last third of runs from random phases, one for each coupling."""
     phases = jax.random.uniform(key, frequencies.shape, maxval=2 * jnp.pi)
+    order = lambda t, phases, args: jnp.abs(fields.order_parameter(phases))
     ts = jnp.linspace(2 * duration / 3, duration, 200)
+    every = dfx.SaveAt(subs=dfx.SubSaveAt(ts=ts, fn=order))
+    how = {"solver": dfx.Heun(), "step": step, "steps": round(duration / step), "saveat": every}
 
-    @jax.jit
-    @jax.vmap
     def run(coupling):
-        found: Any = relax(
-            fields.Kuramoto(frequencies, coupling),
-            phases,
-            solver=dfx.Heun(),
-            step=step,
-            steps=round(duration / step),
-            saveat=dfx.SaveAt(subs=dfx.SubSaveAt(ts=ts, fn=_order)),
-        )
+        found: Any = relax(fields.Kuramoto(frequencies, coupling), phases, **how)
         return jnp.mean(found.trajectory)
 
-    return np.asarray(run(couplings))
-
-
-def _order(t, phases, args):
-    return jnp.abs(fields.order_parameter(phases))
+    return np.asarray(jax.jit(jax.vmap(run))(couplings))

@@ -100,23 +100,14 @@ class ParityShow(AbstractShow):
                     losses.append(float(metrics["loss"]))
                 told = f"loss {losses[-1]:.3f}, {right[known].mean():.0%} right"
                 progress.update(task, completed=len(losses), description=told)
-        return Shown(
-            (
-                ("updates", str(len(losses)), "–"),
-                (
-                    "training strings right at the fixed point",
-                    f"{right[known].sum()} of {len(known)}",
-                    "all",
-                ),
-                (
-                    "held-out strings right at the fixed point",
-                    f"{right[held].sum()} of {len(held)}",
-                    "all",
-                ),
-                ("strings that settle", f"{settled.sum()} of {count}", "all"),
-            ),
-            {"parity.png": _curves(losses, scores)},
+        found = lambda part: f"{right[part].sum()} of {len(part)}"
+        rows = (
+            ("updates", str(len(losses)), "–"),
+            ("training strings right at the fixed point", found(known), "all"),
+            ("held-out strings right at the fixed point", found(held), "all"),
+            ("strings that settle", f"{settled.sum()} of {count}", "all"),
         )
+        return Shown(rows, {"parity.png": _curves(losses, scores)})
 
 
 def _curves(losses, scores) -> Figure:

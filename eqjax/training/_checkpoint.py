@@ -1,5 +1,6 @@
 """Checkpoints that describe themselves and notice when a byte has changed."""
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -31,19 +32,15 @@ def _named_arrays(tree: PyTree) -> dict[str, np.ndarray]:
 
 
 def _describe(array: np.ndarray) -> dict[str, Any]:
-    data = np.ascontiguousarray(array)
-    return {
-        "shape": list(array.shape),
-        "dtype": array.dtype.name,
-        "sha256": hashlib.sha256(data.tobytes()).hexdigest(),
-    }
+    digest = hashlib.sha256(array.tobytes()).hexdigest()
+    return {"shape": list(array.shape), "dtype": array.dtype.name, "sha256": digest}
 
 
 def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager):
     """The checkpoints of one run, in a folder, newest `keep` of them (0: all).
 
     Written by Orbax, atomically: a crash at any moment leaves the older ones as they were. Every array and
@@ -66,9 +63,6 @@ class Checkpoints:
     def close(self) -> None:
         self._manager.close()
 
-    def __enter__(self) -> "Checkpoints":
-        return self
-
     def __exit__(self, *_: Any) -> None:
         self.close()
 
@@ -89,14 +83,9 @@ class Checkpoints:
             "about": json.loads(json.dumps(about)),
             "arrays": {name: _describe(array) for name, array in arrays.items()},
         }
-        self._manager.save(
-            step,
-            args=self._args.Composite(
-                arrays=self._args.StandardSave(arrays),
-                manifest=self._args.JsonSave(manifest | {"sha256": _digest(manifest)}),
-            ),
-            force=True,
-        )
+        signed = self._args.JsonSave(manifest | {"sha256": _digest(manifest)})
+        items = self._args.Composite(arrays=self._args.StandardSave(arrays), manifest=signed)
+        self._manager.save(step, args=items, force=True)
 
     def about(self, step: int | None = None) -> dict[str, Any]:
         """What was stored as `about`, verified."""
@@ -110,24 +99,19 @@ class Checkpoints:
         step = self._which(step)
         stored = self._manifest(step)["arrays"]
         wanted = {name: _describe(a) for name, a in _named_arrays(template).items()}
+        kind = lambda d: f"{d['dtype']}{d['shape']}" if d else "nothing"
         for name in sorted(wanted.keys() | stored.keys()):
-            ours, theirs = (
-                f"{d[name]['dtype']}{d[name]['shape']}" if name in d else "nothing"
-                for d in (wanted, stored)
-            )
+            ours, theirs = kind(wanted.get(name)), kind(stored.get(name))
             if ours != theirs:
                 raise CheckpointError(
                     f"{self.folder}: this checkpoint is of another model: at `{name}` it holds {theirs}, and {ours} "
                     "is wanted. Rebuild the model with the settings stored in the checkpoint."
                 )
-        target = {
-            name: jax.ShapeDtypeStruct(tuple(d["shape"]), np.dtype(d["dtype"]))
-            for name, d in stored.items()
-        }
+        empty = lambda d: jax.ShapeDtypeStruct(tuple(d["shape"]), np.dtype(d["dtype"]))
+        target = self._args.StandardRestore({name: empty(d) for name, d in stored.items()})
         try:
-            arrays = self._manager.restore(
-                step, args=self._args.Composite(arrays=self._args.StandardRestore(target))
-            )["arrays"]
+            items = self._args.Composite(arrays=target)
+            arrays = self._manager.restore(step, args=items)["arrays"]
         except Exception as error:
             raise self._damaged(step, error) from error
         for name, description in stored.items():
@@ -156,11 +140,8 @@ class Checkpoints:
 
     def _manifest(self, step: int) -> dict[str, Any]:
         try:
-            manifest = dict(
-                self._manager.restore(
-                    step, args=self._args.Composite(manifest=self._args.JsonRestore())
-                )["manifest"]
-            )
+            items = self._args.Composite(manifest=self._args.JsonRestore())
+            manifest = dict(self._manager.restore(step, args=items)["manifest"])
             digest = manifest.pop("sha256")
         except Exception as error:
             raise self._damaged(step, error) from error
@@ -173,11 +154,8 @@ class Checkpoints:
         return manifest
 
     def _damaged(self, step: int, why: Any) -> CheckpointError:
-        why = (
-            why
-            if isinstance(why, str)
-            else f"{type(why).__name__}: {str(why).splitlines()[0] if str(why) else ''}"
-        )
+        if isinstance(why, Exception):
+            why = f"{type(why).__name__}: {''.join(str(why).splitlines()[:1])}"
         return CheckpointError(
             f"{self.folder}: checkpoint {step} is damaged ({why}). Restore a copy of it, or delete the folder "
             f"{self.folder / str(step)} to go on from the one before."

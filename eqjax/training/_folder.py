@@ -1,7 +1,9 @@
-"""The folder of a run: what lies where in it, and whether it is whole."""
+"""The folder of a run: what lies where in it, and whether it is whole; metrics as JSON lines."""
 
 import contextlib
 import hashlib
+import json
+import math
 import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -13,6 +15,11 @@ from ._checkpoint import CheckpointError, Checkpoints
 def checkpoints(folder: str | os.PathLike) -> Path:
     """Where a run keeps its checkpoints."""
     return Path(folder) / "checkpoints"
+
+
+def text_file(folder: str | os.PathLike) -> Path:
+    """Where it keeps its text."""
+    return Path(folder) / "text.txt"
 
 
 def holds_run(folder: str | os.PathLike) -> bool:
@@ -36,9 +43,9 @@ def claimed(folder: Path) -> Iterator[None]:
             f"`out` {folder} already holds a run. Go on with it by `eqjax {command} --resume {folder}`, "
             "or choose another folder."
         )
-    if _text(folder).exists() and not (folder / "config.yaml").exists():
+    if text_file(folder).exists() and not (folder / "config.yaml").exists():
         raise ValueError(
-            f"`out` {folder} holds a {_text(folder).name} that is no run's, and would be replaced. Choose another folder."
+            f"`out` {folder} holds a {text_file(folder).name} that is no run's, and would be replaced. Choose another folder."
         )
     new = not folder.exists()
     try:
@@ -59,14 +66,9 @@ def claimed(folder: Path) -> Iterator[None]:
         raise
 
 
-def keep_text(folder: Path, text: str) -> None:
-    """The text stays with the run: a moved folder, or a corpus that is out of reach later, does no harm."""
-    _text(folder).write_bytes(text.encode("utf-8"))
-
-
 def kept_text(folder: Path, about: dict[str, Any]) -> str:
     """The run's copy of its text; `CheckpointError` if it is not the one that its checkpoint speaks of."""
-    path = _text(folder)
+    path = text_file(folder)
     data = path.read_bytes() if path.exists() else b""
     if hashlib.sha256(data).hexdigest() != about["text_sha256"]:
         raise CheckpointError(
@@ -74,11 +76,6 @@ def kept_text(folder: Path, about: dict[str, Any]) -> str:
             "Put a copy of that back in its place."
         )
     return data.decode("utf-8")
-
-
-def digest(text: str) -> str:
-    """SHA-256 of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -104,5 +101,50 @@ def opened_run(
         yield kept, about
 
 
-def _text(folder: Path) -> Path:
-    return folder / "text.txt"
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: numbers and lists for arrays, None for NaN and infinities."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if getattr(value, "ndim", 0):
+        return plain(value.tolist())
+    if isinstance(value, (str, bool, int)) or value is None:
+        return value
+    number = float(value)
+    return number if math.isfinite(number) else None  # JSON has no NaN
+
+
+class Metrics:
+    """An append-only `metrics.jsonl`; every line holds a `step` and is on disk when `write` returns.
+
+    **Arguments:** `path`: the file. `after`: keep only the lines up to this step (a resumed run repeats what was
+    logged after its checkpoint).
+    """
+
+    def __init__(self, path: str | Path, *, after: int = 0):
+        self.path = Path(path)
+        kept = [line for line in read_metrics(self.path) if line["step"] <= after] if after else []
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(text, "utf-8")
+        temporary.replace(self.path)
+
+    def write(self, step: int, **values: Any) -> None:
+        line = json.dumps({"step": step} | plain(values))
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file; a last line torn by a crash is left out."""
+    path = Path(path)
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text("utf-8").splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines

@@ -1,18 +1,94 @@
 """What can be trained: settings that know how to build what they describe."""
 
 import abc
+import contextlib
 import dataclasses
+import difflib
+import typing
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ._settings import Settings
+from .._extras import require
 from ._step import Step, TrainState
 
 if TYPE_CHECKING:
     from ._run import Run
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What `TrainConfig` and its like share. A subclass has one field for each setting, all with defaults."""
+
+    def __post_init__(self):
+        """`ValueError` for a choice that there is not. A subclass with checks of its own calls this one, too."""
+        hints = typing.get_type_hints(type(self))
+        for field in dataclasses.fields(self):
+            name, hint = field.name, hints[field.name]
+            if typing.get_origin(hint) is Literal:
+                _convert(type(self).__name__, name, getattr(self, name), hint)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-able dictionary."""
+        items = dataclasses.asdict(self).items()
+        return {k: str(v) if isinstance(v, Path) else v for k, v in items}
+
+    @classmethod
+    def from_dict(cls: type[T], values: dict[str, Any], where: str = "configuration") -> T:
+        """The inverse of `to_dict`; `ValueError` for unknown names and values of the wrong type."""
+        every = typing.get_type_hints(cls)
+        hints = {f.name: every[f.name] for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+        converted = {}
+        for name, value in values.items():
+            if name not in hints:
+                near = difflib.get_close_matches(name, hints, n=1)
+                hint = f"; did you mean `{near[0]}`?" if near else f". Known: {', '.join(hints)}."
+                raise ValueError(f"{where}: unknown setting `{name}`{hint}")
+            converted[name] = _convert(where, name, value, hints[name])
+        return cls(**converted)
+
+    def save(self, path: Path) -> None:
+        """Write the YAML file that `load` reads."""
+        require("training")
+        import yaml  # here, since it is an extra
+
+        text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
+        path.write_text(text, "utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> Any:
+        """Read a YAML file; names that are left out keep their defaults."""
+        require("training")
+        import yaml
+
+        try:
+            values = yaml.safe_load(Path(path).read_text("utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ValueError(f"{path}: not a readable YAML file ({error}).") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"{path}: must hold lines `name: value`, such as `width: 64`.")
+        return cls.from_dict(values, str(path))
+
+    def check_above_zero(self, names: str) -> None:
+        """`ValueError` for one of these settings (names with blanks between them) that is not above 0, or None."""
+        for name in names.split():
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"`{name}` must be above 0, got {value}.")
+
+    def check_not_negative(self, names: str) -> None:
+        """`ValueError` for one of these settings that is below 0."""
+        for name in names.split():
+            value = getattr(self, name)
+            if not value >= 0:
+                raise ValueError(f"`{name}` must be at least 0, got {value}.")
 
 
 @dataclasses.dataclass
@@ -89,17 +165,49 @@ class AbstractRecipe(Settings, abc.ABC):
     def evaluate(self, run: "Run", model: PyTree, ids: np.ndarray) -> Evaluation:
         """How well a model answers on token ids, settled as in training."""
 
-    def diagnose(self, run: "Run", step: int) -> dict[str, float]:
+    def diagnose(self: Any, run: "Run", step: int) -> dict[str, float]:
         """More metrics, asked for at every logged step, and at 0 if there are any: by default those of validation."""
-        settings: Any = self
-        if step and (step % settings.evaluate_every == 0 or step == settings.steps):
+        if step and (step % self.evaluate_every == 0 or step == self.steps):
             return run.evaluate(run.validation_ids).metrics()
         return {}
 
-    def cadences(self) -> tuple[int, ...]:
+    def cadences(self: Any) -> tuple[int, ...]:
         """Steps are logged at multiples of these too; 0 means never."""
-        settings: Any = self
-        return settings.log_every, settings.evaluate_every
+        return self.log_every, self.evaluate_every
 
     def finish(self, run: "Run") -> None:
         """What is written once a run has reached its end, besides its checkpoints."""
+
+
+def in_chunks(compute: Callable[..., Any], windows: tuple[np.ndarray, ...], chunk: int) -> Any:
+    """`compute(*windows)`, `chunk` windows at a time, as NumPy arrays whose leading axis runs over all windows.
+
+    The last chunk is filled up, so that one compiled shape serves all.
+    """
+    found = []
+    for first in range(0, len(windows[0]), chunk):
+        parts = [part[first : first + chunk] for part in windows]
+        size = len(parts[0])
+        parts = [np.concatenate([part, np.repeat(part[:1], chunk - size, 0)]) for part in parts]
+        values = compute(*map(jnp.asarray, parts))
+        found.append(jax.tree.map(lambda leaf, size=size: np.asarray(leaf)[:size], values))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
+
+
+def _convert(where: str, name: str, value: Any, hint: Any) -> Any:
+    literal, options = typing.get_origin(hint) is Literal, typing.get_args(hint)
+    for option in (hint,) if literal or not options else options:
+        if typing.get_origin(option) is Literal and value in typing.get_args(option):
+            return value
+        if option is Path and isinstance(value, str):
+            return Path(value)
+        if option is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            # YAML reads `3e-3` as a string.
+            with contextlib.suppress(ValueError):
+                return float(value)
+        if isinstance(option, type) and isinstance(value, option):
+            if option is int and isinstance(value, bool):
+                continue
+            return value
+    wanted = " or ".join(map(repr, options)) if literal else getattr(hint, "__name__", str(hint))
+    raise ValueError(f"{where}: `{name}` must be {wanted}, got {value!r}.")

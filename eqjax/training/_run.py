@@ -1,19 +1,39 @@
 """A training run: started from a recipe, or opened from its folder alone."""
 
 import dataclasses
+import hashlib
+import math
 import os
+import statistics
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from ..gradients import AbstractEstimator
-from ._folder import claimed, digest, keep_text, kept_text, opened_run
-from ._loop import TrainingReport, fit
+from ..gradients import AbstractEstimator, Report
+from ._checkpoint import Checkpoints
+from ._folder import Metrics, checkpoints, claimed, kept_text, opened_run, text_file
 from ._recipe import AbstractRecipe, Evaluation, Material
 from ._step import Step, TrainState, check_finite
+
+_REPORTED = {field.name for field in dataclasses.fields(Report)} - {"loss"}
+
+
+@dataclasses.dataclass
+class TrainingReport:
+    """What a training measured: median `seconds_per_step` (after compilation), `compile_seconds`,
+    `memory_bytes`, the buffers that the compiled step needs beyond its arguments, and how many of its updates
+    were `skipped` because no sample was accepted."""
+
+    seconds_per_step: float = float("nan")
+    compile_seconds: float = float("nan")
+    memory_bytes: int = 0
+    skipped: int = 0
 
 
 @dataclasses.dataclass
@@ -43,7 +63,8 @@ class Run:
         with claimed(recipe.out):
             material = recipe.gather(fallback=fallback)
             run = cls(recipe, material, *recipe.build(material))
-        keep_text(recipe.out, material.text)
+        # The text stays with the run: a moved folder, or a corpus that is out of reach later, does no harm.
+        text_file(recipe.out).write_bytes(material.text.encode())
         recipe.save(recipe.out / "config.yaml")
         return run
 
@@ -90,7 +111,7 @@ class Run:
             "command": self.recipe.command,
             "config": self.recipe.to_dict(),
             **self.material.about,
-            "text_sha256": digest(self.material.text),
+            "text_sha256": hashlib.sha256(self.material.text.encode()).hexdigest(),
             "source": self.material.source,
             "data": self.data.get_state(),
         }
@@ -113,6 +134,46 @@ class Run:
 
         **Arguments:** `on_step(step, metrics)` is called after every logged step (for a progress bar).
         """
-        report = fit(self, on_step=on_step)
-        self.recipe.finish(self)
-        return report
+        recipe, first, outcome = self.recipe, int(self.state.step), TrainingReport()
+        check_finite(self.model)
+
+        def report(step: int, values: dict[str, Any]) -> None:
+            # What the report of an estimator does not have (NaN) is left out of the file: in a GPT-2 nothing settles.
+            there = {k: v for k, v in values.items() if k not in _REPORTED or not math.isnan(v)}
+            metrics.write(step, **there)
+            if on_step is not None:
+                on_step(step, values)
+
+        with Checkpoints(checkpoints(recipe.out), keep=recipe.keep) as kept:
+            latest = kept.latest()
+            if latest is None:
+                kept.save(0, self.state, self.about())
+            elif latest != first:
+                raise ValueError(
+                    f"{recipe.out}: the run is at step {first}, but its newest checkpoint is {latest}. Open the newest, or "
+                    "copy the folder and delete the later checkpoints there."
+                )
+            metrics = Metrics(recipe.out / "metrics.jsonl", after=first)
+            if first == 0 and (values := recipe.diagnose(self, 0)):
+                report(0, values)
+            durations, compiled = [], None
+            for step in range(first + 1, recipe.steps + 1):
+                inputs, targets = map(jnp.asarray, next(self.data))
+                start = time.perf_counter()
+                if compiled is None:
+                    compiled = self.step.compile(self.state, (inputs, targets))
+                    outcome.compile_seconds = time.perf_counter() - start
+                    outcome.memory_bytes = compiled.memory_bytes
+                    start = time.perf_counter()
+                self.state, found = jax.block_until_ready(compiled(self.state, (inputs, targets)))
+                durations.append(time.perf_counter() - start)
+                outcome.skipped += not bool(found["updated"])
+                if step == recipe.steps or any(n and step % n == 0 for n in recipe.cadences()):
+                    values = {k: v.tolist() if v.ndim else float(v) for k, v in found.items()}
+                    report(step, values | {"seconds": durations[-1]} | recipe.diagnose(self, step))
+                if step % recipe.save_every == 0 or step == recipe.steps:
+                    kept.save(step, self.state, self.about())
+        if durations:
+            outcome.seconds_per_step = statistics.median(durations)
+        recipe.finish(self)
+        return outcome

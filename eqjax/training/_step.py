@@ -50,9 +50,8 @@ class TrainState(eqx.Module):
 
 
 def _copied(tree):
-    return jax.tree.map(
-        lambda leaf: jnp.array(leaf, copy=True) if eqx.is_array(leaf) else leaf, tree
-    )
+    copy = lambda leaf: jnp.array(leaf, copy=True) if eqx.is_array(leaf) else leaf
+    return jax.tree.map(copy, tree)
 
 
 class Step(eqx.Module):
@@ -132,24 +131,18 @@ def _update(fixed, state):
         grads, held = estimate.grads, None
         good = jnp.isfinite(norm) & jnp.any(estimate.report.accepted)
     else:
-        grads, held, told = step.homeostat(
-            state.homeostat, state.model, batch[0], estimate, jax.random.fold_in(draw, 1)
-        )
+        own = jax.random.fold_in(draw, 1)
+        grads, held, told = step.homeostat(state.homeostat, state.model, batch[0], estimate, own)
         total = optax.tree.norm(grads)
         good = jnp.isfinite(total) & (total > 0)
         metrics |= told
     # The estimator gives None where nothing is trained; weight decay must see the same arrays.
-    trained = jax.tree.map(
-        lambda g, p: None if g is None else p,
-        grads,
-        state.model,
-        is_leaf=lambda leaf: leaf is None,
-    )
+    only = lambda g, p: None if g is None else p
+    trained = jax.tree.map(only, grads, state.model, is_leaf=lambda leaf: leaf is None)
     with jax.numpy_dtype_promotion("standard"):  # Optax' schedules mix int and float
         update = optax.with_extra_args_support(step.optimiser).update
-        updates, opt_state = update(
-            grads, state.opt_state, trained, value=estimate.loss, **estimate.signals
-        )
+        told = {"value": estimate.loss, **estimate.signals}
+        updates, opt_state = update(grads, state.opt_state, trained, **told)
     model = eqx.apply_updates(state.model, updates)
     model, opt_state = tree_where(good, (model, opt_state), (state.model, state.opt_state))
     new = TrainState(model, opt_state, state.step + 1, key, held, estimate.carry)

@@ -28,7 +28,7 @@ from eqjax.language import (
     save_adapters,
     save_gpt2,
 )
-from eqjax.language._quantise import NF4
+from eqjax.language._lora import NF4
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
