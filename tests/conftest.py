@@ -9,6 +9,8 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little: this takes a third off. It holds for programs and notebooks that they start, too.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# Small programs are met again and again: by other files of tests, by notebooks, by commands.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax
 
@@ -18,7 +20,6 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update(
     "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", ".jax_cache")
 )
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 from jaxtyping import install_import_hook
 

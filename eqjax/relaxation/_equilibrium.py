@@ -165,8 +165,8 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
 
 def _find(precision, *settings):
     with jax.default_matmul_precision(precision):
-        value, *told = solved(*settings)
-    return value, tuple(told)
+        found = solved(*settings)
+    return found.value, (found.result, found.stats)
 
 
 def _refined(field, z0, x, solver, refine, **kwargs):
