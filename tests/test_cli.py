@@ -208,3 +208,18 @@ def test_module_runs_from_a_path_with_a_space(tmp_path):
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
     )
     assert done.returncode == 0 and "demo" in done.stdout
+
+
+def test_where_programs_are_kept_is_said_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("EQJAX_CACHE", str(tmp_path))
+    before = jax.config.values["jax_compilation_cache_dir"]
+    try:
+        jax.config.update("jax_compilation_cache_dir", None)
+        assert "are kept in" not in fails(capsys, "evaluate", tmp_path / "none", "--no-cache")
+        assert jax.config.values["jax_compilation_cache_dir"] is None
+        assert f"are kept in {tmp_path / 'xla'}" in fails(capsys, "evaluate", tmp_path / "none")
+        assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "xla")
+        jax.config.update("jax_compilation_cache_dir", None)
+        assert "are kept in" not in fails(capsys, "evaluate", tmp_path / "none")
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

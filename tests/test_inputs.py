@@ -1,5 +1,6 @@
-"""Inputs that were taken without a word: times, targets, units of time, and currents that begin late."""
+"""Inputs that were taken without a word: times, tokens, units of time, currents that begin late, tolerances."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +8,18 @@ import pytest
 import scipy.special
 
 from eqjax.analytic import check_ids, cross_entropy, squared_error
-from eqjax.fields import LeakyIntegrateAndFire
-from eqjax.relaxation import RESULTS, EventDriven, TimeStepping, equilibrium, fire, relax
+from eqjax.fields import EquilibriumModel, LeakyIntegrateAndFire, RecurrentField
+from eqjax.gradients import OracleAdjoint
+from eqjax.language import CharTokenizer, equilibrium_lm
+from eqjax.relaxation import (
+    RESULTS,
+    EventDriven,
+    NewtonKrylov,
+    TimeStepping,
+    equilibrium,
+    fire,
+    relax,
+)
 
 LOGITS = jnp.arange(15.0).reshape(3, 5) ** 0.5
 
@@ -97,3 +108,23 @@ def test_a_neuron_at_rest_sees_the_current_come(current, duration, intervals, de
     want = 50 + first + (first + 5) * np.arange(intervals)
     assert found.complete and found.counts[0] == intervals
     assert np.allclose(found.times[:intervals], want, rtol=0, atol=1e-6)
+
+
+def test_tokens_that_are_none_are_refused_or_nan(key):
+    model = equilibrium_lm(10, 4, 8, 2, key=key)
+    for token in (-1, 10, 99):
+        inputs = jnp.array([token, 1])
+        with pytest.raises(ValueError, match=rf"`inputs` must lie in \[0, 10\), got {token}"):
+            model.encode(inputs)
+        assert jnp.isnan(jax.jit(lambda u: model.encode(u))(inputs)[0]).all()
+        with pytest.raises(ValueError, match="`ids`"):
+            CharTokenizer("0123456789").decode([1, token])
+
+
+def test_the_oracle_is_as_exact_as_its_dtype(key):
+    """Its own linear solve, on a field settled to rounding."""
+    field = RecurrentField(6, strength=2.0, asymmetry=0.7, key=key)
+    model = EquilibriumModel(eqx.nn.Identity(), field, eqx.nn.Identity())
+    batch = jnp.ones((2, 6)), jnp.zeros((2, 6))
+    estimate = OracleAdjoint(free=NewtonKrylov(1e-12))(model, squared_error, batch)
+    assert estimate.report.adjoint_residual.max() < 1e-9

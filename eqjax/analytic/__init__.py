@@ -23,5 +23,6 @@ from ._functions import (
 from ._losses import (
     check_ids as check_ids,
     cross_entropy as cross_entropy,
+    rows as rows,
     squared_error as squared_error,
 )

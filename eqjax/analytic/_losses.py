@@ -44,9 +44,14 @@ def squared_error(outputs: Inexact[Array, "..."], targets: Num[Array, "..."]) ->
     return 0.5 * jnp.sum(difference * difference)
 
 
+def rows(table: Inexact[Array, "v c"], index: Int[Array, " t"]) -> Inexact[Array, "t c"]:
+    """`table[index]`, NaN where there is no such row."""
+    return table.at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+
 def check_ids(
-    name: str, ids: Int[Array, "*batch"], size: int, also: int = 0
-) -> Bool[Array, "*batch"]:
+    name: str, ids: Int[Array | np.ndarray, "..."], size: int, also: int = 0
+) -> Bool[Array | np.ndarray, "..."]:
     """Which `ids` lie in `[0, size)` or are `also`.
 
     JAX reads beyond the end of an array as its last entry, and below 0 from the end: neither is what was meant.

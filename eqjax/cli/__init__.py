@@ -57,7 +57,8 @@ def _parse(argv: list[str]):
         functools.reduce(operator.or_, _COMMANDS),
         args=argv,
         prog="eqjax",
-        description="Equilibrium models that settle, and learn by settling again.",
+        description="Equilibrium models that settle, and learn by settling again. Any command takes --no-cache: to keep "
+        "no compiled programs.",
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
 
@@ -66,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of the `eqjax` command."""
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     argv = sys.argv[1:] if argv is None else argv
+    kept, argv = "--no-cache" not in argv, [word for word in argv if word != "--no-cache"]
     if argv == ["--version"]:
         print(importlib.metadata.version("eqjax"))
         return
@@ -77,15 +79,28 @@ def main(argv: list[str] | None = None) -> None:
                 command = _parse(argv)
         finally:
             print(_in_flags(parsing.getvalue(), command), file=sys.stderr, end="")
-        # Compiled programs are kept between processes, so that a second run starts at once.
-        if jax.config.values["jax_compilation_cache_dir"] is None:
-            jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+        if kept:
+            _keep_programs()
         _RUN[type(command)](command)
     except BrokenPipeError:
         os._exit(1)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {_in_flags(str(error), command)}", file=sys.stderr)
         raise SystemExit(2) from None
+
+
+def _keep_programs() -> None:
+    """Compiled programs are kept between processes, so that a second run starts at once."""
+    if jax.config.values["jax_compilation_cache_dir"] is not None:
+        return
+    folder = cache_folder() / "xla"
+    if not folder.exists():
+        print(
+            f"Compiled programs are kept in {folder}; with --no-cache they are not.",
+            file=sys.stderr,
+        )
+        folder.mkdir(parents=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _in_flags(message: str, command: Any) -> str:

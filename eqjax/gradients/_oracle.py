@@ -8,7 +8,7 @@ import lineax as lx
 import optimistix as optx
 
 from ..fields import check_steps, trainable
-from ..relaxation import GMRES, Anderson, Solver, equilibrium
+from ..relaxation import Anderson, Solver, adjoint_solver, equilibrium
 from ._estimate import Accept
 from ._response import AbstractAdjointEstimator, Adjoint, Response, in_adjoint_coordinates
 
@@ -22,7 +22,8 @@ class OracleAdjoint(AbstractAdjointEstimator):
 
     - `free`: solver of the free phase, as for `equilibrium`; `free_steps`: its budget.
     - `adjoint_solver`: a Lineax solver (`GMRES`, `lineax.BiCGStab`, or a dense one such as `lineax.LU` for tests),
-      or an Optimistix fixed-point solver (`Anderson`), whose tolerance then speaks of the adjoint residual.
+      or an Optimistix fixed-point solver (`Anderson`), whose tolerance then speaks of the adjoint residual. By default
+      a `GMRES` as tight as the dtype allows (rtol 1e-4 in float32, 1e-10 in float64).
     - `adjoint_steps`: budget of an Optimistix adjoint solver (a Lineax solver has its own `max_steps`).
     - `accept`: per-sample thresholds. `trains`: function from models to a mask of the trained arrays.
 
@@ -30,7 +31,7 @@ class OracleAdjoint(AbstractAdjointEstimator):
     """
 
     free: Solver = Anderson(rtol=1e-5)
-    adjoint_solver: lx.AbstractLinearSolver | Solver = GMRES(rtol=1e-4)
+    adjoint_solver: lx.AbstractLinearSolver | Solver | None = None
     free_steps: int = 256
     adjoint_steps: int = 256
     accept: Accept = Accept()
@@ -38,7 +39,7 @@ class OracleAdjoint(AbstractAdjointEstimator):
 
     def __check_init__(self):
         check_steps(adjoint_steps=self.adjoint_steps)
-        kinds = (lx.AbstractLinearSolver, optx.AbstractFixedPointSolver)
+        kinds = (lx.AbstractLinearSolver, optx.AbstractFixedPointSolver, type(None))
         if not isinstance(self.adjoint_solver, kinds):
             raise ValueError(
                 "`adjoint_solver` must be a Lineax linear solver or an Optimistix fixed-point solver, got "
@@ -46,16 +47,18 @@ class OracleAdjoint(AbstractAdjointEstimator):
             )
 
     def adjoint(self, response: Response) -> Adjoint:
-        if isinstance(self.adjoint_solver, lx.AbstractLinearSolver):
+        given = self.adjoint_solver
+        solver = adjoint_solver(response.pull) if given is None else given
+        if isinstance(solver, lx.AbstractLinearSolver):
             pushed = jax.tree.map(jnp.negative, response.pull)
             operator = lx.FunctionLinearOperator(response.vjp, jax.eval_shape(lambda: pushed))
-            solution = lx.linear_solve(operator, pushed, self.adjoint_solver, throw=False)
+            solution = lx.linear_solve(operator, pushed, solver, throw=False)
             return Adjoint(solution.value, jnp.asarray(solution.stats.get("num_steps", -1)))
 
         def residual(t, a, x):
             return jax.tree.map(jnp.add, response.vjp(a), response.pull)
 
         start = jax.tree.map(jnp.zeros_like, response.pull)
-        solver, steps = in_adjoint_coordinates(self.adjoint_solver), self.adjoint_steps
+        solver, steps = in_adjoint_coordinates(solver), self.adjoint_steps
         solution = equilibrium(residual, start, solver=solver, max_steps=steps, throw=False)
         return Adjoint(solution.value, solution.stats["field_evaluations"])

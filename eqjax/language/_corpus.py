@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from ..analytic import check_ids
+
 TINY_SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TINY_SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -162,7 +164,10 @@ class CharTokenizer:
         return ids.astype(np.int32)
 
     def decode(self, ids) -> str:
-        return "".join(self.characters[int(i)] for i in np.asarray(ids).ravel())
+        """The text of token ids; `ValueError` for an id that is none."""
+        ids = np.asarray(ids).ravel()
+        check_ids("ids", ids, self.size)
+        return "".join(self.characters[int(i)] for i in ids)
 
 
 def split(ids: np.ndarray, length: int, fraction: float = 0.9) -> tuple[np.ndarray, np.ndarray]:

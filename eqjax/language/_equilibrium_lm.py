@@ -30,7 +30,8 @@ class Embedding(eqx.Module):
                 f"the model reads at most {self.positions.shape[0]} tokens, got {inputs.shape[0]}: "
                 "crop the input to its last tokens."
             )
-        return self.tokens[inputs] + self.positions[: inputs.shape[0]]
+        analytic.check_ids("inputs", inputs, self.tokens.shape[0])
+        return analytic.rows(self.tokens, inputs) + self.positions[: inputs.shape[0]]
 
 
 class Readout(eqx.Module):

@@ -172,7 +172,7 @@ class GPT2(eqx.Module):
                     "Crop it to its last tokens, or cut it into segments."
                 )
             positions = jnp.arange(tokens.shape[0])
-        return _rows(self.wte, tokens) + _rows(self.wpe, positions)
+        return analytic.rows(self.wte, tokens) + analytic.rows(self.wpe, positions)
 
     def run(
         self,
@@ -306,10 +306,6 @@ def known(model: GPT2, prompt: Int[Array, " p"], mask: Bool[Array, " p"]) -> Int
         f"`prompt` has tokens outside of the model's vocabulary, 0 … {model.config.vocab_size - 1}. Do they come from "
         "another tokenizer?",
     )
-
-
-def _rows(table: Float[Array, "n c"], index: Int[Array, " t"]) -> Float[Array, "t c"]:
-    return table.at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 def counted(mask: Bool[Array, " t"], before: Int[Array, ""] | int = 0) -> Int[Array, " t"]:

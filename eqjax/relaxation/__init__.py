@@ -12,7 +12,7 @@ from ._firing import (
     SpikingState as SpikingState,
     fire as fire,
 )
-from ._gmres import GMRES as GMRES
+from ._gmres import GMRES as GMRES, adjoint_solver as adjoint_solver
 from ._implicit_euler import BackwardEuler as BackwardEuler, IMEXEuler as IMEXEuler
 from ._newton_krylov import NewtonKrylov as NewtonKrylov
 from ._picard import Picard as Picard

@@ -110,6 +110,37 @@ class Stretch(NamedTuple):
         """Whether the branch turns round in the parameter."""
         return self.first.slope * self.last.slope < 0
 
+    def parts(self, place: float) -> tuple["Stretch", "Stretch"]:
+        """What lies before and after a place."""
+        middle = self.at(place)
+        after = lambda s: self.at(place + s)
+        return (
+            self._replace(length=place, last=middle),
+            self._replace(at=after, length=self.length - place, first=middle),
+        )
+
+
+# Two modes that cross in opposite directions leave the count as it was. Each followed by itself shows them.
+def _exchange(leg: Stretch) -> float | None:
+    """A place between such crossings, where the count differs from that at both ends of the leg."""
+    import scipy.optimize  # here, since it takes long to import
+
+    first, last = leg.first, leg.last
+    if first.unstable != last.unstable or leg.turns:
+        return None
+    order = scipy.optimize.linear_sum_assignment(abs(first.values[:, None] - last.values[None]))[1]
+    before, after = first.values.real, last.values[order].real
+    crossing = before * after < 0
+    if not (crossing & (before < 0)).any() or not (crossing & (before > 0)).any():
+        return None
+    places = np.sort(leg.length * before[crossing] / (before - after)[crossing])
+    apart = np.diff(places) > 1e-6 * leg.length  # both of a pair cross at one place
+    for place in (0.5 * (places[1:] + places[:-1]))[apart]:
+        sample = leg.at(place)
+        if sample.converged and sample.unstable != first.unstable:
+            return float(place)
+    return None
+
 
 # Why counts and sorted growth rates. The classical test functions (Kuznetsov 2004, ch. 10; Govaerts 2000),
 # det J for folds and the bialternate product for Hopf points, need J, or a matrix of n(n-1)/2 rows. The few
@@ -141,6 +172,19 @@ def crossings(leg: Stretch, values: Callable, rate: Callable, before: int, after
         i += count
 
 
+# At a fold an eigenvalue passes zero. On the side branch of a pitchfork it comes to zero and goes back, while
+# the branch turns round in the parameter all the same.
+def _touches(leg: Stretch, place: float, there: BranchSample) -> bool:
+    """Whether an eigenvalue is zero at a turning point, and has one sign on both sides of it."""
+    reach = 0.1 * leg.length
+    samples = [leg.at(place - reach), leg.at(place + reach)]
+    nearest = [min(sample.values, key=abs).real for sample in (there, *samples)]
+    zero = abs(nearest[0]) < 1e-3 * max(map(abs, nearest))
+    return bool(
+        zero and all(sample.converged for sample in samples) and nearest[1] * nearest[2] > 0
+    )
+
+
 def log_modulus(multiplier):
     # The logarithm, since moduli span many orders, and Brent's method interpolates.
     return np.log(abs(multiplier))
@@ -152,6 +196,9 @@ def slope(p):
 
 def special_points(leg: Stretch, step: float | None) -> list[SpecialPoint]:
     """What happens on a leg of a branch: crossings of growth rates and, with a step, of moduli of multipliers."""
+    between = _exchange(leg)
+    if between is not None:
+        return [point for part in leg.parts(between) for point in special_points(part, step)]
     first, last, points = leg.first, leg.last, []
 
     def add(found, flow, euler, change, change_euler, value, frequency):
@@ -177,7 +224,8 @@ def special_points(leg: Stretch, step: float | None) -> list[SpecialPoint]:
     # Where the mode that crosses is not among the k, or another crosses back on the same leg.
     if folds:  # seen in the tangent alone
         found = locate(slope, leg)
-        add(found, "fold", "fold", 0, 0, min(found[1].values, key=abs), 0)
+        kind = "branch point" if _touches(leg, *found[:2]) else "fold"
+        add(found, kind, kind, 0, 0, min(found[1].values, key=abs), 0)
 
     epsilon, counts = 0.0 if step is None else step, (first.unstable_euler, last.unstable_euler)
     for found, _, multiplier, change in crossings(

@@ -254,6 +254,7 @@ def cycle_continuation(
             turn.multipliers,
             point.residual,
             point.converged & turn.reliable,
+            jnp.asarray(jnp.nan),
         )
         return callback is not None and callback(seen.parameter, cycle)
 

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarL
 
 from ..fields import check_positive
 from ..relaxation import NewtonKrylov
-from ._jacobian import real_dtype
+from ._jacobian import check_autonomous, real_dtype
 from ._krylov_schur import Eigenpairs, eigenpairs, resolve
 from ._propagation import turn
 
@@ -27,6 +27,7 @@ class PeriodicOrbit(eqx.Module):
     - `multipliers (k,)`: the largest eigenvalues of the monodromy matrix `∂z(T)/∂z(0)`, largest first. One is 1, along
       the cycle. Those far below 1 may be rounding.
     - `residual`: `‖z(T) - z(0)‖ / max(‖z‖, 1)`. `converged`: whether shooting and multipliers converged.
+    - `period_error`: about what the integration adds to the period, from one turn in halved steps; NaN on a branch.
     """
 
     state: PyTree[Array]
@@ -34,6 +35,7 @@ class PeriodicOrbit(eqx.Module):
     multipliers: Complex[Array, " k"]
     residual: Float[Array, ""]
     converged: Bool[Array, ""]
+    period_error: Float[Array, ""]
 
     @property
     def transverse(self) -> Complex[Array, " m"]:
@@ -54,8 +56,8 @@ class PeriodicOrbit(eqx.Module):
         word = "stable" if self.stable else "unstable" if self.converged else "not converged:"
         sizes = ", ".join(f"{complex(m):.6g}" for m in self.multipliers)
         return (
-            f"{word} cycle of period {float(self.period):.12g}, multipliers {sizes}, "
-            f"residual {float(self.residual):.1e}"
+            f"{word} cycle of period {float(self.period):.12g} ± {float(self.period_error):.0e}, multipliers "
+            f"{sizes}, residual {float(self.residual):.1e}"
         )
 
 
@@ -91,8 +93,10 @@ def periodic_orbit(
     - `key`: of the first Krylov vector, `jax.random.key(0)` by default.
     - `throw`: raise if it does not converge. With `throw=False` look at `converged`.
 
-    **Returns:** a `PeriodicOrbit`. Where Newton's method falls on a fixed point, which is a cycle of any period, it
-    counts as not converged. **Raises:** `ValueError` on a complex state or a period or count that is not positive.
+    **Returns:** a `PeriodicOrbit` of the least period: from near 2T, 3T or 5T it comes back to T. Where Newton's method
+    falls on a fixed point, which is a cycle of any period, it counts as not converged.
+
+    **Raises:** `ValueError` on a complex state, a period or count that is not positive, or a field that depends on t.
     """
     dtype, k = real_dtype(z0), min(k, optax.tree.size(z0))
     check_positive(period=period, steps=steps, max_steps=max_steps)
@@ -123,6 +127,7 @@ def multipliers_resolved(pairs: Eigenpairs) -> Bool[Array, ""]:
 
 @eqx.filter_jit
 def _periodic_orbit(field, z0, x, period, steps, k, ncv, tol, max_steps, solver, key):
+    check_autonomous(field, z0, x)
     flat, unravel = ravel_pytree(z0)
 
     def force(z):
@@ -130,6 +135,9 @@ def _periodic_orbit(field, z0, x, period, steps, k, ncv, tol, max_steps, solver,
 
     def flow(z, period):
         return turn(field, solver, unravel, z, x, period / steps, steps)
+
+    def finer(z, period):
+        return turn(field, solver, unravel, z, x, period / (2 * steps), 2 * steps)
 
     # A cycle may be entered at any of its points, and along it the monodromy matrix minus I is singular: the
     # phase condition picks one, and the period is the unknown that it determines. Its row has unit length, on
@@ -144,24 +152,46 @@ def _periodic_orbit(field, z0, x, period, steps, k, ncv, tol, max_steps, solver,
     # Most directions contract in a turn, so the matrix is -I but for a few: GMRES needs about as many
     # products as there are multipliers that are not small (Sánchez, Net, García-Archilla & Simó 2004).
     newton = NewtonKrylov(tol, restart=60, krylov_steps=240)
-    solution = optx.root_find(closed, newton, (flat, period), max_steps=max_steps, throw=False)
-    z, period = solution.value
+
+    # Twice a period is a period too, with squared multipliers: what returns sooner is solved again for its own.
+    def solve(carry):
+        z, period, *_ = carry
+        solution = optx.root_find(closed, newton, (z, period), max_steps=max_steps, throw=False)
+        z, period = solution.value
+        solved = solution.result == optx.RESULTS.successful
+        parts = jnp.asarray([2, 3, 5], z.dtype)
+        ends = jax.vmap(lambda part: flow(z, period / part))(parts)
+        size = jnp.maximum(jnp.linalg.norm(z), 1)
+        gaps = jnp.linalg.norm(ends - z[None], axis=1) / size
+        # A shorter turn has shorter steps, and closes only to within the error of the longer ones.
+        error = jnp.linalg.norm(finer(z, period) - flow(z, period)) / size
+        near = jnp.minimum(1e3 * tol + 10 * error, jnp.maximum(1e-3, 1e3 * tol))
+        sooner = solved & jnp.any(gaps < near) & moves(z, period / 5)
+        part = parts[jnp.argmin(gaps)]
+        return z, jnp.where(sooner, period / part, period), solved, sooner
+
+    def moves(z, period):
+        # Relative to the state, and to the root of the tolerance: where z(T) - z is resolved to tol only, slower
+        # motion than that would not tell a cycle from a fixed point, which returns, too.
+        size = jnp.maximum(jnp.linalg.norm(z), 1)
+        return jnp.linalg.norm(force(z)) * jnp.abs(period) > jnp.sqrt(tol) * size
+
+    start = flat, period, jnp.asarray(False), jnp.asarray(True)
+    z, period, solved, _ = jax.lax.while_loop(lambda carry: carry[-1], solve, start)
     # One linearisation of the whole turn serves the residual and all products.
     end, monodromy = jax.linearize(lambda z: flow(z, period), z)
     noise = jax.random.normal(key, z.shape, z.dtype)
     pairs, _ = eigenpairs(monodromy, noise, noise, k, resolve("LM", None), ncv, None, 1000)
-    size = jnp.linalg.norm(z)
-    residual = jnp.linalg.norm(end - z) / jnp.maximum(size, 1)
-    # A fixed point also returns, but does not move on the way.
-    # Relative to the state, and to the root of the tolerance: where z(T) - z is resolved to tol only, slower
-    # motion than that would not tell a cycle from a fixed point.
-    moving = jnp.linalg.norm(force(z)) * jnp.abs(period) > jnp.sqrt(tol) * jnp.maximum(size, 1)
+    residual = jnp.linalg.norm(end - z) / jnp.maximum(jnp.linalg.norm(z), 1)
+    # Halved steps move the end of a turn, and along the orbit that is a time.
+    late = jnp.abs(jnp.vdot(force(z), finer(z, period) - end)) / jnp.vdot(force(z), force(z))
     # With a negative period the same cycle is run backwards, and the multipliers are inverted.
-    converged = (solution.result == optx.RESULTS.successful) & (period > 0) & moving
+    converged = solved & (period > 0) & moves(z, period)
     return PeriodicOrbit(
         state=unravel(z),
         period=period,
         multipliers=pairs.values,
         residual=residual,
         converged=converged & multipliers_resolved(pairs),
+        period_error=late,
     )

@@ -69,3 +69,30 @@ def state_dtype(z: PyTree[Array]) -> Any:
             "with `eqjax.tree_cast`."
         )
     return dtypes.pop()
+
+
+# A field that is driven was read at t = 0 only, and the answer was that of another field.
+def check_autonomous(field: Callable[..., Any], z: PyTree[Array], x: PyTree) -> None:
+    """**Raises:** `ValueError` if the force depends on t. While tracing only: it traces the field."""
+    program = jax.make_jaxpr(lambda t: field(t, z, x))(jnp.zeros((), real_dtype(z))).jaxpr
+    if any(_feels(program, [True])):
+        raise ValueError(
+            "`field` depends on t, and only autonomous fields are treated here. Make the phase of the drive a part of the "
+            "state: z = (z, φ) with φ̇ = ω, and read φ in place of ωt."
+        )
+
+
+def _feels(program, inputs):
+    """Which outputs of a program depend on those `inputs` that are marked."""
+    felt = {var for var, marked in zip(program.invars, inputs, strict=True) if marked}
+    for equation in program.eqns:
+        marks = [not hasattr(var, "val") and var in felt for var in equation.invars]
+        if any(marks):
+            inner = equation.params.get("jaxpr", equation.params.get("call_jaxpr"))
+            inner = getattr(inner, "jaxpr", inner)
+            # A program called as it stands; of loops and branches, all outputs.
+            called = inner is not None and len(inner.invars) == len(marks)
+            called &= equation.primitive.name not in ("while", "scan", "cond")
+            outputs = _feels(inner, marks) if called else [True] * len(equation.outvars)
+            felt |= {var for var, out in zip(equation.outvars, outputs, strict=True) if out}
+    return [not hasattr(var, "val") and var in felt for var in program.outvars]

@@ -13,7 +13,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
 from ..fields import check_positive, check_steps
-from ._jacobian import real_dtype
+from ._jacobian import check_autonomous, real_dtype
 from ._propagation import one_step, turn
 
 # Means over blocks: single steps are correlated, and their spread would claim too much.
@@ -79,7 +79,7 @@ def lyapunov(
     - `solver`: an explicit Diffrax solver. `key`: of the first frame; `jax.random.key(0)` by default.
 
     **Returns:** a `Lyapunov`; NaN where the trajectory left to infinity. **Raises:** `ValueError` on counts that
-    make no sense, or a complex state.
+    make no sense, a complex state, or a field that depends on t.
     """
     real, n = real_dtype(z0), optax.tree.size(z0)
     k = n if k is None else k
@@ -102,6 +102,7 @@ def lyapunov(
 # 1980; Shimada & Nagashima 1979).
 @eqx.filter_jit
 def _lyapunov(field, z0, x, step, cycles, transient, every, k, solver, key):
+    check_autonomous(field, z0, x)
     flat, unravel = ravel_pytree(z0)
 
     def forward(z):
@@ -162,6 +163,7 @@ def finite_time_exponents(
 
 @eqx.filter_jit
 def _finite_time(field, z0, x, step, steps, solver):
+    check_autonomous(field, z0, x)
     flat, unravel = ravel_pytree(z0)
 
     # Singular values, not eigenvalues: what grows need not come back in its own direction.

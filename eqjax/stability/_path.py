@@ -208,7 +208,21 @@ def first_point(problem: AbstractProblem, state: PyTree[Array], q: Array, backwa
     # The normal lies along the parameter and the step is 0: plain Newton at the present value.
     ahead = jax.tree.map(jnp.zeros_like, state), jnp.asarray(-1.0 if backwards else 1.0, q.dtype)
     nothing = jax.tree.map(jnp.zeros_like, ahead)
-    return advance(problem, (state, q), nothing, ahead, jnp.zeros_like(q))
+    start = advance(problem, (state, q), nothing, ahead, jnp.zeros_like(q))
+    # On a fold the parameter stands still along the branch, and that row leaves the system singular. One drawn at random
+    # does not; where both tangents are right they agree.
+    leaves, tree = jax.tree.flatten(state)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    drawn = [
+        jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)
+    ]
+    row = jax.tree.unflatten(tree, drawn), ahead[1]
+    other = advance(problem, start.y, nothing, row, jnp.zeros_like(q))
+    overlap = float(problem.inner(start.y[0])(start.tangent, other.tangent))
+    if not other.converged or abs(overlap) > 0.999:
+        return start
+    along = -1.0 if float(other.tangent[1] * ahead[1]) < -1e-6 else 1.0
+    return other._replace(tangent=_scaled(other.tangent, along))
 
 
 def follow_path(
