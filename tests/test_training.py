@@ -156,6 +156,32 @@ print("done", flush=True)
 """
 
 
+def test_an_interrupt_keeps_the_step_and_tells_how_to_go_on(config, tmp_path):
+    config = dataclasses.replace(config, steps=6, save_every=100, log_every=1)
+    whole = Run.start(dataclasses.replace(config, out=tmp_path / "whole"))
+    whole.train()
+    run = Run.start(config)
+    press = lambda step, _: os.kill(os.getpid(), signal.SIGINT) if step == 2 else None
+    with pytest.raises(KeyboardInterrupt, match=f"after step 2.*--resume {config.out}"):
+        run.train(on_step=press)
+    resumed = open_run(config.out)
+    assert int(resumed.state.step) == 2
+    resumed.train()
+    assert same(whole, resumed)
+
+
+def test_a_folder_has_one_writer(config):
+    run = Run.start(dataclasses.replace(config, steps=3, log_every=1))
+
+    def intrude(step, _):
+        if step == 2:
+            with pytest.raises(ValueError, match=f"writes there, process {os.getpid()} on"):
+                run.train()
+
+    run.train(on_step=intrude)
+    assert int(open_run(config.out).state.step) == 3
+
+
 def test_kill_at_any_moment_then_resume_is_bit_identical(config, tmp_path):
     config = dataclasses.replace(config, steps=60, save_every=7, probe_every=0, evaluate_every=1000)
     whole = Run.start(dataclasses.replace(config, out=tmp_path / "whole"))

@@ -84,6 +84,9 @@ def main(argv: list[str] | None = None) -> None:
         _RUN[type(command)](command)
     except BrokenPipeError:
         os._exit(1)
+    except KeyboardInterrupt as stop:
+        print(f"\n{stop}".rstrip(), file=sys.stderr)
+        raise SystemExit(130) from None
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {_in_flags(str(error), command)}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -45,12 +45,16 @@ def read_text(path: str | os.PathLike) -> Corpus:
     if not data.strip():
         raise ValueError(f"{path}: the file is empty. Give a file with some text in it.")
     try:
-        text = data.decode("utf-8")
+        text = data.decode("utf-8-sig")  # a mark at the beginning is no character
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path}: not UTF-8 text (byte {error.start} is {data[error.start]:#04x}). "
             "Is it a binary file? Convert it to UTF-8 first."
         ) from None
+    if len(set(text)) == 1:
+        raise ValueError(
+            f"{path}: the same character all over, {text[0]!r}. There is nothing to tell apart."
+        )
     if "\0" in text:
         raise ValueError(f"{path}: holds NUL bytes, so it is a binary file, not text.")
     return Corpus(text, f"the file {path}")

@@ -5,6 +5,10 @@ import hashlib
 import json
 import math
 import os
+import platform
+import signal
+import threading
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +68,51 @@ def claimed(folder: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         raise
+
+
+# A lock of the system's, and not a file that is there or not: of a process that was killed nothing is left to clear up.
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """The only writer of a run's folder. **Raises:** `ValueError` if another process is, with which and since when."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    with (folder / "writer").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise ValueError(
+                f"{folder}: another process writes there, {file.read().strip() or 'just started'}. Wait for it, or end it; its "
+                "claim ends with it."
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {platform.node()} since {time.strftime('%F %T')}\n")
+        file.flush()
+        yield
+
+
+class Interrupt:
+    """Within its context Ctrl-C is a wish, `asked`, that is granted when a step is done; a second one acts at once."""
+
+    def __init__(self):
+        self.asked = False
+
+    def __enter__(self) -> "Interrupt":
+        self._before = None
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *_: Any) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
 
 
 def kept_text(folder: Path, about: dict[str, Any]) -> str:

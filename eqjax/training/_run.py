@@ -17,7 +17,16 @@ from jaxtyping import PyTree
 
 from ..gradients import AbstractEstimator, Report
 from ._checkpoint import Checkpoints
-from ._folder import Metrics, checkpoints, claimed, kept_text, opened_run, text_file
+from ._folder import (
+    Interrupt,
+    Metrics,
+    alone,
+    checkpoints,
+    claimed,
+    kept_text,
+    opened_run,
+    text_file,
+)
 from ._recipe import AbstractRecipe, Evaluation, Material
 from ._step import Step, TrainState, check_finite
 
@@ -130,9 +139,13 @@ class Run:
     ) -> TrainingReport:
         """Train until `recipe.steps`, writing metrics and checkpoints into the run's folder.
 
-        A run that is killed at any moment goes on by `Run.open` and `train`, to bit-identical parameters.
+        A run that is killed at any moment goes on by `Run.open` and `train`, to bit-identical parameters. On Ctrl-C the
+        step is finished and kept first; a second Ctrl-C acts at once.
 
         **Arguments:** `on_step(step, metrics)` is called after every logged step (for a progress bar).
+
+        **Raises:** `ValueError` if another process writes there, or the folder has a newer checkpoint.
+        `KeyboardInterrupt` after Ctrl-C, with how to go on.
         """
         recipe, first, outcome = self.recipe, int(self.state.step), TrainingReport()
         check_finite(self.model)
@@ -144,7 +157,11 @@ class Run:
             if on_step is not None:
                 on_step(step, values)
 
-        with Checkpoints(checkpoints(recipe.out), keep=recipe.keep) as kept:
+        with (
+            alone(recipe.out),
+            Checkpoints(checkpoints(recipe.out), keep=recipe.keep) as kept,
+            Interrupt() as interrupt,
+        ):
             latest = kept.latest()
             if latest is None:
                 kept.save(0, self.state, self.about())
@@ -171,8 +188,13 @@ class Run:
                 if step == recipe.steps or any(n and step % n == 0 for n in recipe.cadences()):
                     values = {k: v.tolist() if v.ndim else float(v) for k, v in found.items()}
                     report(step, values | {"seconds": durations[-1]} | recipe.diagnose(self, step))
-                if step % recipe.save_every == 0 or step == recipe.steps:
+                if step % recipe.save_every == 0 or step == recipe.steps or interrupt.asked:
                     kept.save(step, self.state, self.about())
+                if interrupt.asked and step < recipe.steps:
+                    raise KeyboardInterrupt(
+                        f"Stopped after step {step}, which is kept. Go on with it by "
+                        f"`eqjax {recipe.command} --resume {recipe.out}`."
+                    )
         if durations:
             outcome.seconds_per_step = statistics.median(durations)
         recipe.finish(self)
