@@ -87,9 +87,16 @@ class GPT2Config:
             raise ValueError(
                 f"`activation_function={self.activation_function!r}` is not known. Known: {', '.join(ACTIVATIONS)}."
             )
-        for name in ("resid_pdrop", "embd_pdrop", "attn_pdrop"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)!r}.")
+        for name, low, high in (
+            ("resid_pdrop", 0, 1),
+            ("embd_pdrop", 0, 1),
+            ("attn_pdrop", 0, 1),
+            ("layer_norm_epsilon", 1e-12, 1),
+            ("initializer_range", 0, 100),
+        ):
+            value = getattr(self, name)
+            if not low <= value < high:
+                raise ValueError(f"`{name}` must lie in [{low}, {high}), got {value!r}.")
         begins = () if self.bos_token_id is None else (self.bos_token_id,)
         for name, tokens in (("bos_token_id", begins), ("eos_token_id", self.ends)):
             if not all(type(token) is int for token in tokens):
@@ -138,7 +145,7 @@ class GPT2Config:
             )
         ends = settings.get("eos_token_id")
         given = {**settings, "eos_token_id": tuple(ends) if isinstance(ends, list) else ends}
-        return cls(**{name: value for name, value in given.items() if name in known})
+        return cls(**{name: _typed(name, given[name]) for name in given if name in known})
 
     def to_dict(self) -> dict[str, Any]:
         """The contents of a `config.json` that transformers reads."""
@@ -149,3 +156,16 @@ class GPT2Config:
             **dataclasses.asdict(self),
             "eos_token_id": list(ends) if isinstance(ends, tuple) else ends,
         }
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A setting as its default is: a number, or true or false."""
+    default = GPT2Config.__dataclass_fields__[name].default
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"config.json has {name}={value!r}; it must be true or false.")
+    elif isinstance(default, float):
+        if type(value) not in (int, float):
+            raise ValueError(f"config.json has {name}={value!r}; it must be a number.")
+        return float(value)
+    return value

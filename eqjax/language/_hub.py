@@ -125,7 +125,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; `ValueError` names the file that holds none."""
     try:
         found = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds a JSON {type(found).__name__}, not an object.")
@@ -172,13 +172,30 @@ def _opened(folder: Path) -> Iterator[dict[str, Any]]:
     if (folder / _WHOLE).is_file():
         shards = [_WHOLE]
     elif (folder / _INDEX).is_file():
-        shards = sorted(set(read_json(folder / _INDEX).get("weight_map", {}).values()))
+        shards = _listed(folder)
     else:
         raise ValueError(f"{folder} has neither {_WHOLE} nor {_INDEX}.{_cure(folder)}")
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(opened(folder / shard)) for shard in shards]
         pairs = [(file, name) for file in files for name in list(file.keys())]
-        yield {name.removeprefix("transformer."): (file, name) for file, name in pairs}
+        tensors = {name.removeprefix("transformer."): (file, name) for file, name in pairs}
+        if len(tensors) < len(pairs):
+            raise ValueError(
+                f"{folder} has a tensor twice, under one name or with and without the prefix transformer."
+            )
+        yield tensors
+
+
+def _listed(folder: Path) -> list[str]:
+    """The files that the index names: of this folder, and nothing that is no file."""
+    listed = read_json(folder / _INDEX).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise ValueError(f"{folder / _INDEX} has no weight_map from tensors to files.")
+    shards = sorted(set(listed.values()))
+    for shard in shards:
+        if Path(shard).name != shard or not (folder / shard).is_file():
+            raise ValueError(f"{folder / _INDEX} names {shard!r}, which is no file of that folder.")
+    return shards
 
 
 def _cure(folder: Path) -> str:
@@ -224,6 +241,12 @@ def _names(path: tuple[Any, ...], config: GPT2Config) -> list[str]:
 
 def _filled(config: GPT2Config, tensors: dict[str, Any], dtype: DTypeLike | None) -> GPT2:
     used = set()
+    # Before anything is made of it: a number in a text file may be any.
+    layers = {int(found[1]) for name in tensors if (found := re.match(r"h\.(\d+)\.", name))}
+    if len(layers) < config.n_layer:
+        raise ValueError(
+            f"config.json asks for n_layer={config.n_layer}, and the file has {len(layers)} layers."
+        )
 
     def read(name: str, shape: tuple[int, ...]) -> np.ndarray:
         if name not in tensors:
@@ -234,6 +257,12 @@ def _filled(config: GPT2Config, tensors: dict[str, Any], dtype: DTypeLike | None
             raise ValueError(
                 f"the tensor {name} has shape {array.shape} in the file, but config.json makes it {shape}."
             )
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(
+                f"the tensor {name} is of {array.dtype} in the file: weights are floating."
+            )
+        if not np.isfinite(array).all():
+            raise ValueError(f"the tensor {name} holds numbers that are not finite.")
         used.add(name)
         return array
 

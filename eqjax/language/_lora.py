@@ -205,6 +205,8 @@ _PLAIN = {
     **dict.fromkeys(("modules_to_save", "layers_to_transform", "layer_replication"), (None, [])),
     **dict.fromkeys(("trainable_token_indices", "target_parameters"), (None, [])),
     "alora_invocation_tokens": (None, []),
+    # The others (pissa, olora, loftq, eva, corda) take something off the base weights first.
+    "init_lora_weights": (None, True, False, "gaussian", "orthogonal"),
 }
 
 
