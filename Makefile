@@ -10,7 +10,7 @@ PIP := "$(PY)" -m pip --disable-pip-version-check install --quiet
 QUICK :=
 SELECTED := $(wildcard $(addprefix tests/test_,$(addsuffix .py,analytic check circuit circuit_devices estimators fields \
 	gradients house nudges relaxation solvers spectrum training)))
-FAST := house or analytic or solvers or spectrum or test_check or holomorphic or linear or scalar or numpy or bound \
+FAST := house or analytic or spectrum or test_check or holomorphic or linear or scalar or numpy or bound \
 	or counted or misuse or refused or round_trips or recompilation
 PYTEST = -m pytest -o addopts="-n 2 --dist=loadfile --strict-markers -rfEs --durations=10" \
 	$(SELECTED) $(if $(QUICK),-k "$(FAST)")

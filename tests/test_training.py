@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-import typing
 from pathlib import Path
 
 import equinox as eqx
@@ -21,16 +20,8 @@ from eqjax.gradients import (
     Accept,
     AsymEP,
     OracleAdjoint,
-    agreement,
 )
 from eqjax.recipes import TrainConfig, open_run
-from eqjax.recipes._equilibrium import (
-    ControllerName,
-    EstimatorName,
-    HomeostatName,
-    SolverName,
-)
-from eqjax.recipes._equilibrium_build import build_estimator, build_homeostat, reference_oracle
 from eqjax.training import (
     CheckpointError,
     Checkpoints,
@@ -249,17 +240,6 @@ def test_the_homeostat_goes_on_where_it_was(config, tmp_path):
     )
 
 
-@pytest.mark.parametrize("name", typing.get_args(HomeostatName))
-def test_every_homeostat_that_has_a_name_can_be_built(config, name):
-    for controller in typing.get_args(ControllerName):
-        settings = dataclasses.replace(config, homeostat=name, homeostat_controller=controller)
-        homeostat = build_homeostat(settings)
-        assert (homeostat is None) == (name == "none")
-        if homeostat is not None:
-            weight, _ = homeostat.controller(homeostat.controller.init(), jnp.asarray(0.01))
-            assert weight == pytest.approx(10.0, rel=0.05)
-
-
 def test_a_run_is_rebuilt_from_its_folder_alone(config):
     run = Run.start(dataclasses.replace(config, block="real", leak=0.8, x64=True))
     run.train()
@@ -427,23 +407,6 @@ def test_metrics_survive_a_torn_line_and_forget_what_comes_after(tmp_path):
     assert [json.loads(x)["step"] for x in path.read_text().splitlines()] == [1, 2]
     assert read_metrics(path)[0] == {"step": 1, "loss": 0.5, "bad": None, "name": "x"}
     assert read_metrics(tmp_path / "none") == []
-
-
-def test_every_estimator_and_solver_that_has_a_name_works(language_batch):
-    model, batch = language_batch
-    base = TrainConfig(free_rtol=1e-7, nudged_rtol=1e-4, x64=True)
-    truth = reference_oracle(base)(model, cross_entropy, batch).grads
-    biased = {"vector-field": 0.5, "truncated": 0.9, "bptt": 0.99}
-    for name in typing.get_args(EstimatorName):
-        estimate = build_estimator(dataclasses.replace(base, estimator=name))(
-            model, cross_entropy, batch
-        )
-        assert estimate.report.accepted.all(), name
-        assert agreement(estimate.grads, truth)[0] > biased.get(name, 0.99999), name
-    x = model.encode(batch[0][0])
-    for name in typing.get_args(SolverName):
-        chosen = build_estimator(dataclasses.replace(base, solver=name, estimator="oracle"))
-        assert chosen.settle(model.field, x, x).residual <= 1e-7, name
 
 
 def test_a_start_that_fails_leaves_nothing_and_takes_nothing(config, tmp_path):

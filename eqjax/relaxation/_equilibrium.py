@@ -121,22 +121,24 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
     norm, scale = (solver.norm, solver.scale) if ours else (optx.two_norm, 1.0)  # pyright: ignore
     check_structure(z0, jax.eval_shape(eqx.Partial(field, 0.0), z0, x))
 
-    def traced(precision):
-        # Whatever the field closes over becomes visible to differentiation. The precision of a product is fixed when it
-        # is traced, which is here.
+    # Whatever the field closes over becomes visible to differentiation. The precision of a product is fixed when it is
+    # traced, which is here.
+    begun, highest = eqx.Partial(field, 0.0), None if precision is None else "highest"
+    with jax.default_matmul_precision(highest):
+        exact = force = eqx.filter_closure_convert(begun, z0, x)
+    if precision != highest:
         with jax.default_matmul_precision(precision):
-            return eqx.filter_closure_convert(eqx.Partial(field, 0.0), z0, x)
-
-    exact = traced(None if precision is None else "highest")
-    force = exact if precision in (None, "highest") else traced(precision)
+            force = eqx.filter_closure_convert(begun, z0, x)
     fn = _map if isinstance(solver, optx.AbstractFixedPointSolver) else _force
     settings = (fn, solver, z0, (force, x), max_steps)
-    if adjoint is None or isinstance(adjoint, optx.ImplicitAdjoint):
-        linear = adjoint_solver(z0) if adjoint is None else adjoint.linear_solver
-        find = eqx.Partial(_find, precision, *tree_held(settings))
-        value, (result, stats) = implicit_root(exact, x, find=find, linear=linear, throw=throw)
-    else:
-        value, (result, stats) = _find(precision, *settings, adjoint)
+    with jax.default_matmul_precision(precision):
+        if adjoint is None or isinstance(adjoint, optx.ImplicitAdjoint):
+            linear = adjoint_solver(z0) if adjoint is None else adjoint.linear_solver
+            find = eqx.Partial(solved, *tree_held(settings))
+            value, told = implicit_root(exact, x, find=find, linear=linear, throw=throw)
+        else:
+            value, told = solved(*settings, adjoint)
+    result, stats = told
     # The verdict is ours. A foreign solver may measure steps, or judge the iterate before the one it returns.
     final = exact(value, x)
     # A diagnostic: a gradient through it would ask for a second solve.
@@ -161,12 +163,6 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
     shown = {name: stats[name] for name in ("num_steps", "handed_over") if name in stats}
     shown["field_evaluations"] = jnp.where(counted < 0, -1, counted + 1)
     return Equilibrium(value, residual, result, shown)
-
-
-def _find(precision, *settings):
-    with jax.default_matmul_precision(precision):
-        found = solved(*settings)
-    return found.value, (found.result, found.stats)
 
 
 def _refined(field, z0, x, solver, refine, **kwargs):

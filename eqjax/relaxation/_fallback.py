@@ -131,7 +131,7 @@ def _run(fn, solver, y, args, max_steps):
     fixed_point = isinstance(solver, optx.AbstractFixedPointSolver)
     image = lambda y, args: fn(y, args)[0]
     force = lambda y, args: jax.tree.map(jnp.subtract, image(y, args), y)
-    value, result, stats = solved(image if fixed_point else force, solver, y, args, max_steps)
+    value, (result, stats) = solved(image if fixed_point else force, solver, y, args, max_steps)
     evaluations = evaluations_told(solver, stats)
     return value, result, stats.get("result", RESULTS.successful), evaluations, stats["num_steps"]
 

@@ -150,15 +150,16 @@ def solved(
     args: PyTree,
     max_steps: int,
     adjoint: optx.AbstractAdjoint | None = None,
-) -> Answer:
-    """By `iterate`; a foreign solver, or one that is differentiated step by step, by the loop of Optimistix.
+) -> tuple[PyTree[Array], tuple[optx.RESULTS, dict[str, Any]]]:
+    """Value, and result and stats: by `iterate`; a foreign solver, or one that is differentiated step by step, by the loop of Optimistix.
 
     `fn`: the map of a fixed-point solver, the force of a root finder.
     """
     if adjoint is None and isinstance(solver, MeasuresForce):
-        return iterate(fn, solver, y0, args, max_steps)
+        found = iterate(fn, solver, y0, args, max_steps)
+        return found.value, (found.result, found.stats)
     fixed_point = isinstance(solver, optx.AbstractFixedPointSolver)
     verb: Any = optx.fixed_point if fixed_point else optx.root_find
     adjoint = optx.ImplicitAdjoint() if adjoint is None else adjoint
     found = verb(fn, solver, y0, args, adjoint=adjoint, max_steps=max_steps, throw=False)
-    return Answer(found.value, found.result, found.stats)
+    return found.value, (found.result, found.stats)
