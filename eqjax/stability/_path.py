@@ -209,6 +209,8 @@ def first_point(problem: AbstractProblem, state: PyTree[Array], q: Array, backwa
     ahead = jax.tree.map(jnp.zeros_like, state), jnp.asarray(-1.0 if backwards else 1.0, q.dtype)
     nothing = jax.tree.map(jnp.zeros_like, ahead)
     start = advance(problem, (state, q), nothing, ahead, jnp.zeros_like(q))
+    if not start.converged:
+        return start
     # On a fold the parameter stands still along the branch, and that row leaves the system singular. One drawn at random
     # does not; where both tangents are right they agree.
     leaves, tree = jax.tree.flatten(state)
