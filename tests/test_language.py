@@ -127,6 +127,8 @@ def test_n_gram_figures_against_a_naive_count():
         follows = [y for x, y in zip(train[:-1], train[1:], strict=True) if x == a]
         total -= math.log((follows.count(b) + 1) / (len(follows) + 5))
     assert bigram_cross_entropy(train, val, 5) == pytest.approx(total / 29)
+    # Of a vocabulary whose table of pairs would fill the memory.
+    assert 0 < bigram_cross_entropy(train, val, 300_000) < np.log(300_000)
 
 
 def test_batches_are_windows_shuffled_by_seed_and_resumable():

@@ -214,3 +214,16 @@ def test_it_compiles_under_filter_jit_with_a_closure():
         return jax.hessian(root)(p)
 
     assert jnp.isclose(curvature(jnp.asarray(2.0)), -2 / 9 * 2 ** (-5 / 3), rtol=1e-3)
+
+
+def test_a_singular_equilibrium_is_named():
+    """z₀ + z₁ is conserved: where it settles depends on where it began."""
+
+    def first(x, throw):
+        field = lambda t, z, x: jnp.stack([z[1] - x * z[0], x * z[0] - z[1]])
+        start = jnp.array([2.0, 0.0])
+        return equilibrium(field, start, x, solver=NewtonKrylov(1e-10), throw=throw).value[0]
+
+    assert jnp.isnan(jax.grad(first)(3.0, False))
+    with pytest.raises(Exception, match="conserved quantity"):
+        jax.grad(first)(3.0, True)

@@ -9,6 +9,13 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, PyTree
 
+_FAILED = (
+    "The derivative of an equilibrium could not be computed: its linear system was not solved. Either (a) the Jacobian is "
+    "singular there, as with a conserved quantity, and the equilibrium depends on where it began: use `relax`, or take "
+    "the conserved quantity out of the state; or (b) the system is hard: pass "
+    "`adjoint=optimistix.ImplicitAdjoint(GMRES(rtol=..., restart=..., max_steps=...))`. With `throw=False` it is NaN."
+)
+
 
 @eqx.filter_custom_jvp
 def implicit_root(
@@ -40,8 +47,9 @@ def _solved(product: Callable, rhs: PyTree[Array], solver: Any, throw: bool) -> 
 
     def solve(product, rhs):
         operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: rhs))
-        found = lx.linear_solve(operator, rhs, solver, throw=throw)
+        found = lx.linear_solve(operator, rhs, solver, throw=False)
         failed = found.result != lx.RESULTS.successful
-        return jax.tree.map(lambda leaf: jnp.where(failed, jnp.nan, leaf), found.value)
+        value = jax.tree.map(lambda leaf: jnp.where(failed, jnp.nan, leaf), found.value)
+        return eqx.error_if(value, failed, _FAILED) if throw else value
 
     return jax.lax.custom_linear_solve(product, rhs, solve, transpose_solve=solve)
