@@ -303,7 +303,7 @@ def test_a_failed_adjoint_is_nan_in_its_own_sample_and_raises_when_asked():
     )
     gradients = jax.vmap(jax.grad(lambda x: answer(x, False)))(jnp.array([1.0, 0.0, 2.0]))
     assert jnp.allclose(gradients[jnp.array([0, 2])], 1.0) and jnp.isnan(gradients[1])
-    with pytest.raises(Exception, match="stagnation"):
+    with pytest.raises(Exception, match="its linear system was not solved"):
         jax.grad(lambda x: answer(x, True))(0.0)
 
 
