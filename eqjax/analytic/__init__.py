@@ -16,6 +16,7 @@ from ._functions import (
     softplus as softplus,
     tree_cast as tree_cast,
     tree_complex as tree_complex,
+    tree_finite as tree_finite,
     tree_held as tree_held,
     tree_where as tree_where,
     unheads as unheads,

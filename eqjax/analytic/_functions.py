@@ -173,6 +173,11 @@ def tree_held(tree):
     )
 
 
+def tree_finite(tree):
+    """Whether every number of `tree` is finite."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+
+
 def tree_where(condition, new, old):
     """`new` where the scalar condition holds, else `old`; leaves that are no arrays are those of `new`."""
     return jax.tree.map(

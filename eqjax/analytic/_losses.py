@@ -59,7 +59,7 @@ def check_ids(
     **Raises:** `ValueError` where one does not, if they are known.
     """
     known = ((ids >= 0) & (ids < size)) | (ids == also)
-    if not isinstance(known, Tracer) and not bool(jnp.all(known)):
+    if not isinstance(known, Tracer) and not bool(known.all()):
         wrong = np.asarray(ids)[~np.asarray(known)]
         raise ValueError(f"`{name}` must lie in [0, {size}), got {wrong.flat[0]}.")
     return known

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ..analytic import tree_finite
 from ..gradients import borrow
 from . import _penalties as penalties
 from ._controllers import AbstractController, Constant
@@ -127,9 +128,7 @@ class Homeostat(AbstractHomeostat):
         count = count if self.samples is None else min(self.samples, count)
         z, inputs = jax.tree.map(lambda leaf: leaf[:count], (estimate.states, inputs))
         keys = jax.random.split(key, count)
-        finite = jax.vmap(
-            lambda z: jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(z)]))
-        )(z)
+        finite = jax.vmap(tree_finite)(z)
         # A state that is not finite makes room for one that is: 0 · NaN would spoil its neighbours.
         z, inputs = borrow(finite, (z, inputs))
         z = jax.tree.map(lambda a: jnp.where(jnp.any(finite), a, 0), z)

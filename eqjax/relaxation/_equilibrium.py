@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, PyTree
 
-from ..analytic import is_complex, tree_held
+from ..analytic import is_complex, tree_finite, tree_held
 from ..fields import Realified
 from ._anderson import Anderson
 from ._gmres import adjoint_solver
@@ -155,8 +155,7 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
         missed = missed & (result == RESULTS.successful)
         result = RESULTS.where(missed, RESULTS.residual_above_tolerance, result)
     # Last, over every other word: Diffrax, for one, reports NaN as too many steps.
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(value)]))
-    result = RESULTS.where(finite & jnp.isfinite(residual), result, RESULTS.nonfinite)  # pyright: ignore
+    result = RESULTS.where(tree_finite(value) & jnp.isfinite(residual), result, RESULTS.nonfinite)  # pyright: ignore
     if throw:
         value = result.error_if(value, result != RESULTS.successful)
     counted = evaluations_told(solver, stats)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Bool, Int, PyTree, ScalarLike
 
+from ..analytic import tree_finite, tree_where
 from ._quorum import Quorum
 from ._residual import MeasuresForce, Solver
 
@@ -42,19 +43,20 @@ def wanted(going: Bool[Array, ""], settled: ScalarLike = 1.0) -> Bool[Array, ""]
 
 
 # Why not `.at[].set`: batched it is a scatter, although the place is one for all, and the whole is copied around it.
+def _written(rows, new, place):
+    return jax.lax.dynamic_update_slice_in_dim(rows, new, place, rows.ndim - 2)
+
+
 @jax.custom_batching.custom_vmap
 def write_rows(rows: Array, new: Array, place: Int[Array, ""]) -> Array:
     """`rows`, of shape `(..., m, n)`, with `new`, of shape `(..., k, n)`, from index `place` of the last axis but one."""
-    return jax.lax.dynamic_update_slice_in_dim(rows, new, place, rows.ndim - 2)
+    return _written(rows, new, place)
 
 
 @write_rows.def_vmap
 def _(size, batched, rows, new, place):
-    if batched[2]:  # a place for each sample: then it is a scatter
-        plain = lambda rows, new, place: jax.lax.dynamic_update_slice_in_dim(
-            rows, new, place, rows.ndim - 2
-        )
-        return jax.vmap(plain, [0 if over else None for over in batched])(rows, new, place), True
+    if batched[2]:  # a place for each sample, in a loop of Optimistix' own: then it is a scatter
+        return jax.vmap(_written, [0 if over else None for over in batched])(rows, new, place), True
     rows, new = (
         leaf if over else jnp.broadcast_to(leaf, (size, *leaf.shape))
         for leaf, over in zip((rows, new), batched[:2], strict=True)
@@ -62,14 +64,9 @@ def _(size, batched, rows, new, place):
     return write_rows(rows, new, place), True
 
 
-def keep_if(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:
-    """`new` where the condition holds, else `old`: leaf by leaf."""
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
-
-
 def while_wanted(going: Callable, step: Callable, start: PyTree) -> PyTree:
     """`lax.while_loop` in one loop for the whole batch, for a small carry: that of an ended sample stands still."""
-    body = lambda carry: keep_if(going(carry), step(carry), carry)
+    body = lambda carry: tree_where(going(carry), step(carry), carry)
     return jax.lax.while_loop(lambda carry: wanted(going(carry)), body, start)
 
 
@@ -95,8 +92,9 @@ def iterate(
     y0: PyTree[Array],
     args: PyTree,
     max_steps: int,
-) -> Answer:
-    """What `optimistix.fixed_point` and `root_find` do with a solver, in one loop for the whole batch. Not differentiable.
+) -> tuple[PyTree[Array], tuple[optx.RESULTS, dict[str, Any]]]:
+    """Value, and result and stats: what `optimistix.fixed_point` and `root_find` do with a solver, in one loop for the
+    whole batch. Not differentiable.
 
     `fn(y, args)` has no auxiliary output.
     """
@@ -108,7 +106,7 @@ def iterate(
         ended, result = solver.terminate(with_aux, y, args, {}, state, tags)
         value, _, stats = solver.postprocess(with_aux, y, None, args, {}, state, tags, result)
         # An iterate may be lost and the best one kept, or the answer of one solver and the start of another.
-        lost = ~(_finite(y) | _finite(value))
+        lost = ~(tree_finite(y) | tree_finite(value))
         result = optx.RESULTS.where(lost, optx.RESULTS.nonfinite, result)
         return ended | lost, Answer(value, result, stats | {"num_steps": count})
 
@@ -130,17 +128,13 @@ def iterate(
             state=eqx.filter(state, eqx.is_array),
             step=carry.step + 1,
             ended=carry.ended | ended,
-            answer=keep_if(carry.ended, carry.answer, answer),
+            answer=tree_where(carry.ended, carry.answer, answer),
         )
 
     final = jax.lax.while_loop(going, step, start)
     value, result, stats = final.answer
     unfinished = optx.RESULTS.nonlinear_max_steps_reached
-    return Answer(value, optx.RESULTS.where(final.ended, result, unfinished), stats)
-
-
-def _finite(tree):
-    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]))
+    return value, (optx.RESULTS.where(final.ended, result, unfinished), stats)
 
 
 def solved(
@@ -151,13 +145,13 @@ def solved(
     max_steps: int,
     adjoint: optx.AbstractAdjoint | None = None,
 ) -> tuple[PyTree[Array], tuple[optx.RESULTS, dict[str, Any]]]:
-    """Value, and result and stats: by `iterate`; a foreign solver, or one that is differentiated step by step, by the loop of Optimistix.
+    """Value, and result and stats: by `iterate`; of a foreign solver, or one that is differentiated step by step, by the
+    loop of Optimistix.
 
     `fn`: the map of a fixed-point solver, the force of a root finder.
     """
     if adjoint is None and isinstance(solver, MeasuresForce):
-        found = iterate(fn, solver, y0, args, max_steps)
-        return found.value, (found.result, found.stats)
+        return iterate(fn, solver, y0, args, max_steps)
     fixed_point = isinstance(solver, optx.AbstractFixedPointSolver)
     verb: Any = optx.fixed_point if fixed_point else optx.root_find
     adjoint = optx.ImplicitAdjoint() if adjoint is None else adjoint

@@ -11,6 +11,7 @@ import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
+from ..analytic import tree_finite
 from ..fields import AbstractSplitField
 from ._residual import RESULTS, compiled_once, residual_ratio
 
@@ -119,12 +120,11 @@ def relax(
         )
     value = jax.tree.map(lambda a: a[0], solution.ys[0])
     residual = _residual(field)(field, end, value, x, norm, scale, precision)
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(a)) for a in jax.tree.leaves(value)]))
     # Diffrax calls a NaN state "max_steps_reached".
     # And it integrates backwards, or not at all, where a traced time says so.
     forwards = (step > 0) & (end >= 0) & jnp.isfinite(end)
     result = RESULTS.promote(solution.result)
-    result = RESULTS.where(finite & forwards, result, RESULTS.nonfinite)  # pyright: ignore
+    result = RESULTS.where(tree_finite(value) & forwards, result, RESULTS.nonfinite)  # pyright: ignore
     if throw:
         value = result.error_if(value, result != RESULTS.successful)
     taken = solution.stats["num_steps"]

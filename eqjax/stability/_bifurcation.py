@@ -123,11 +123,12 @@ class Stretch(NamedTuple):
 # Two modes that cross in opposite directions leave the count as it was. Each followed by itself shows them.
 def _exchange(leg: Stretch) -> float | None:
     """A place between such crossings, where the count differs from that at both ends of the leg."""
+    first, last = leg.first, leg.last
+    # One mode must be there to be lost.
+    if not first.unstable or first.unstable != last.unstable or leg.turns:
+        return None
     import scipy.optimize  # here, since it takes long to import
 
-    first, last = leg.first, leg.last
-    if first.unstable != last.unstable or leg.turns:
-        return None
     order = scipy.optimize.linear_sum_assignment(abs(first.values[:, None] - last.values[None]))[1]
     before, after = first.values.real, last.values[order].real
     crossing = before * after < 0

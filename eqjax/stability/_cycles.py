@@ -136,9 +136,6 @@ def _periodic_orbit(field, z0, x, period, steps, k, ncv, tol, max_steps, solver,
     def flow(z, period):
         return turn(field, solver, unravel, z, x, period / steps, steps)
 
-    def finer(z, period):
-        return turn(field, solver, unravel, z, x, period / (2 * steps), 2 * steps)
-
     # A cycle may be entered at any of its points, and along it the monodromy matrix minus I is singular: the
     # phase condition picks one, and the period is the unknown that it determines. Its row has unit length, on
     # the scale of the others, because GMRES minimises all rows together.
@@ -164,11 +161,12 @@ def _periodic_orbit(field, z0, x, period, steps, k, ncv, tol, max_steps, solver,
         size = jnp.maximum(jnp.linalg.norm(z), 1)
         gaps = jnp.linalg.norm(ends - z[None], axis=1) / size
         # A shorter turn has shorter steps, and closes only to within the error of the longer ones.
-        error = jnp.linalg.norm(finer(z, period) - flow(z, period)) / size
+        fine = turn(field, solver, unravel, z, x, period / (2 * steps), 2 * steps)
+        error = jnp.linalg.norm(fine - flow(z, period)) / size
         near = jnp.minimum(1e3 * tol + 10 * error, jnp.maximum(1e-3, 1e3 * tol))
         sooner = solved & jnp.any(gaps < near) & moves(z, period / 5)
         part = parts[jnp.argmin(gaps)]
-        return z, jnp.where(sooner, period / part, period), solved, sooner
+        return z, jnp.where(sooner, period / part, period), fine, solved, sooner
 
     def moves(z, period):
         # Relative to the state, and to the root of the tolerance: where z(T) - z is resolved to tol only, slower
@@ -176,15 +174,15 @@ def _periodic_orbit(field, z0, x, period, steps, k, ncv, tol, max_steps, solver,
         size = jnp.maximum(jnp.linalg.norm(z), 1)
         return jnp.linalg.norm(force(z)) * jnp.abs(period) > jnp.sqrt(tol) * size
 
-    start = flat, period, jnp.asarray(False), jnp.asarray(True)
-    z, period, solved, _ = jax.lax.while_loop(lambda carry: carry[-1], solve, start)
+    start = flat, period, flat, jnp.asarray(False), jnp.asarray(True)
+    z, period, fine, solved, _ = jax.lax.while_loop(lambda carry: carry[-1], solve, start)
     # One linearisation of the whole turn serves the residual and all products.
     end, monodromy = jax.linearize(lambda z: flow(z, period), z)
     noise = jax.random.normal(key, z.shape, z.dtype)
     pairs, _ = eigenpairs(monodromy, noise, noise, k, resolve("LM", None), ncv, None, 1000)
     residual = jnp.linalg.norm(end - z) / jnp.maximum(jnp.linalg.norm(z), 1)
     # Halved steps move the end of a turn, and along the orbit that is a time.
-    late = jnp.abs(jnp.vdot(force(z), finer(z, period) - end)) / jnp.vdot(force(z), force(z))
+    late = jnp.abs(jnp.vdot(force(z), fine - end)) / jnp.vdot(force(z), force(z))
     # With a negative period the same cycle is run backwards, and the multipliers are inverted.
     converged = solved & (period > 0) & moves(z, period)
     return PeriodicOrbit(
