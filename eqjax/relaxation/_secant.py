@@ -118,8 +118,7 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
 
         # All that the coefficients need of the history is products: with the newest difference and with the force.
         # So it is read once for them, and once more for the step.
-        vectors = jnp.stack([*newest, f], axis=1)
-        found = jnp.matmul(differences.conj(), vectors, preferred_element_type=_small(f.dtype))
+        found = _onto(differences, jnp.stack([*newest, f]))
         products = write_rows(state.products.T, found[:, :2].T, 2 * slot).T
         products = write_rows(products, found[:, :2].conj().T, 2 * slot)
         age = (slot - jnp.arange(self.window)) % self.window
@@ -134,7 +133,7 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
         gamma = jnp.where(valid, gamma, 0)
         # Within the span of the history the step is the secant one, and across it plain damping, -ζ being the
         # guess of the inverse Jacobian (Fang & Saad 2009): with γ = 0 this is y + ζ f.
-        new = flat + zeta * f - jnp.stack([gamma, zeta * gamma], axis=1).ravel() @ differences
+        new = flat + zeta * f - _combined(jnp.stack([gamma, zeta * gamma], axis=1).ravel(), differences)
         state = _SecantState(
             best_y=best_y,
             best_force=best_force,
@@ -165,6 +164,18 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
 def _small(dtype):
     """Of what is small: linear algebra asks for float32 at least."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+
+
+# Sums and not matrix products: of so few rows and columns a product is bound by memory, and for some of these shapes
+# cuBLAS takes fourteen times as long as a sum (86 against 6 µs on an H100).
+def _onto(rows, vectors):
+    """Products of each row with each of `vectors`."""
+    wide = _small(rows.dtype)
+    return jnp.sum(rows.conj()[:, None] * vectors[None], axis=-1, dtype=wide)
+
+
+def _combined(weights, rows):
+    return jnp.sum(weights[:, None] * rows, axis=0)
 
 
 class Products(NamedTuple):
