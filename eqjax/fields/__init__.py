@@ -25,6 +25,7 @@ from ._base import (
     scalar as scalar,
     trainable as trainable,
 )
+from ._causal import AbstractCausalField as AbstractCausalField, written as written
 from ._circuit import Crossbar as Crossbar, FiniteBandwidth as FiniteBandwidth, to_spice as to_spice
 from ._connections import (
     SparseWeight as SparseWeight,

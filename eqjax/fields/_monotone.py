@@ -4,10 +4,11 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Inexact, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Inexact, PRNGKeyArray, PyTree
 
 from .. import analytic
 from ._base import AbstractSplitField, hyperparameter, scalar
+from ._causal import AbstractCausalField
 from ._parts import MLP, Attention
 
 _State = Inexact[Array, "t c"]
@@ -42,7 +43,7 @@ def floored_norm(z: Inexact[Array, "t c"]) -> Inexact[Array, "t c"]:
     return analytic.layer_norm(z, eps=1.0)
 
 
-class MonotoneBlock(AbstractSplitField):
+class MonotoneBlock(AbstractSplitField, AbstractCausalField):
     """A causal attention + MLP block whose Jacobian has logarithmic 2-norm at most `-margin`, always:
 
     `F(z) = x - (1 + c) z + ρ_a α Attn(ν z) + ρ_m MLP(ν z)`, with ν the 1-Lipschitz `floored_norm`.
@@ -111,10 +112,26 @@ class MonotoneBlock(AbstractSplitField):
     def reciprocal(self, t: Any, z: _State, x: _State) -> _State:
         return analytic.shift(analytic.scale(z, -(1 + self.leak)), x)
 
-    def nonreciprocal(self, t: Any, z: _State, x: _State) -> _State:
+    def nonreciprocal(
+        self,
+        t: Any,
+        z: _State,
+        x: _State,
+        memory: PyTree[Array] = None,
+        seen: Bool[Array, "t m"] | None = None,
+    ) -> _State:
         g = floored_norm(z)
         share = 0.5 * (1 + self.leak - self.margin)
-        rho_a, rho_m = (share / jnp.maximum(share, b) for b in self.lipschitz_bounds(z.shape[0]))
-        attended = self.attention(g, 1 / z.shape[1])
+        length = z.shape[0] if seen is None else seen.shape[1]
+        rho_a, rho_m = (share / jnp.maximum(share, b) for b in self.lipschitz_bounds(length))
+        attended = self.attention(g, memory, seen, 1 / z.shape[1])
         transformed = analytic.scale(self.mlp(g), rho_m)
         return analytic.scale(attended, rho_a * self.attention_gain) + transformed
+
+    def remember(self, z: _State) -> tuple[Array, Array]:
+        return self.attention.remember(floored_norm(z))
+
+    def given(
+        self, t: Any, z: _State, x: _State, memory: PyTree[Array], seen: Bool[Array, "t m"]
+    ) -> _State:
+        return self.reciprocal(t, z, x) + self.nonreciprocal(t, z, x, memory, seen)

@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Inexact, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Inexact, PRNGKeyArray
 
 from .. import analytic
 
@@ -62,16 +62,30 @@ class Attention(eqx.Module):
         self.query, self.key, self.value, self.output = q, k, v, residual_scale * o
         self.heads, self.qknorm = heads, qknorm
 
+    def remember(self, g: Inexact[Array, "n c"]) -> tuple[Array, Array]:
+        """Keys and values, `(n, C)` each."""
+        return self._normed(analytic.matmul(g, self.key)), analytic.matmul(g, self.value)
+
     def __call__(
-        self, g: Inexact[Array, "t c"], inverse_temperature: float | None = None
-    ) -> Inexact[Array, "t c"]:
-        weights = self.query, self.key, self.value
-        q, k, v = (analytic.heads(analytic.matmul(g, w), self.heads) for w in weights)
-        if self.qknorm:
-            q, k = analytic.rms_norm(q), analytic.rms_norm(k)
-        mask = analytic.causal_mask(g.shape[0])
-        mixed = analytic.attention(q, k, v, mask, inverse_temperature)
+        self,
+        g: Inexact[Array, "n c"],
+        memory: tuple[Inexact[Array, "m c"], Inexact[Array, "m c"]] | None = None,
+        seen: Bool[Array, "n m"] | None = None,
+        inverse_temperature: float | None = None,
+    ) -> Inexact[Array, "n c"]:
+        """What n tokens read of those remembered that they have `seen`; by default of one another, causally."""
+        memory = self.remember(g) if memory is None else memory
+        seen = analytic.causal_mask(g.shape[0]) if seen is None else seen
+        query = self._normed(analytic.matmul(g, self.query))
+        q, k, v = (analytic.heads(rows, self.heads) for rows in (query, *memory))
+        mixed = analytic.attention(q, k, v, seen, inverse_temperature)
         return analytic.matmul(analytic.unheads(mixed), self.output)
+
+    def _normed(self, rows: Inexact[Array, "n c"]) -> Inexact[Array, "n c"]:
+        if not self.qknorm:
+            return rows
+        split = rows.reshape(rows.shape[0], self.heads, -1)
+        return analytic.rms_norm(split).reshape(rows.shape)
 
 
 class MLP(eqx.Module):

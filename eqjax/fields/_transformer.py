@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Inexact, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Inexact, PRNGKeyArray, PyTree
 
 from ..analytic import scale, shift
 from ._base import (
@@ -17,6 +17,7 @@ from ._base import (
     negative_gradient,
     scalar,
 )
+from ._causal import AbstractCausalField
 from ._parts import MLP, Attention, AttentionEnergy, HopfieldEnergy, LayerNorm
 
 _State = Inexact[Array, "t c"]
@@ -42,7 +43,7 @@ def _sublayers(
     )
 
 
-class ThickBlock(AbstractSplitField):
+class ThickBlock(AbstractSplitField, AbstractCausalField):
     """The pre-LN transformer block as a force, causal and non-reciprocal:
 
     `F(z) = x - (1 + c) z + α Attn(LN₁ z) + MLP(LN₂ z)`.
@@ -86,9 +87,22 @@ class ThickBlock(AbstractSplitField):
     def nonreciprocal(self, t: Any, z: _State, x: _State) -> _State:
         return self.attended(z) + self.transformed(z)
 
-    def attended(self, z: _State) -> _State:
+    def remember(self, z: _State) -> tuple[Array, Array]:
+        return self.attention.remember(self.norm1(z))
+
+    def given(
+        self, t: Any, z: _State, x: _State, memory: PyTree[Array], seen: Bool[Array, "t m"]
+    ) -> _State:
+        return self.reciprocal(t, z, x) + self.attended(z, memory, seen) + self.transformed(z)
+
+    def attended(
+        self,
+        z: _State,
+        memory: PyTree[Array] = None,
+        seen: Bool[Array, "t m"] | None = None,
+    ) -> _State:
         """The attention branch, `α Attn(LN₁ z)`."""
-        return scale(self.attention(self.norm1(z)), self.attention_gain)
+        return scale(self.attention(self.norm1(z), memory, seen), self.attention_gain)
 
     def transformed(self, z: _State) -> _State:
         """The MLP branch, `MLP(LN₂ z)`."""
@@ -141,7 +155,7 @@ class EnergyBlock(AbstractEnergyField):
         return confinement + attended + self.memory(self.norm2(z))
 
 
-class RealBlock(AbstractSplitField):
+class RealBlock(AbstractSplitField, AbstractCausalField):
     """Conservative clamp and memory plus a damped non-reciprocal attention:
 
     `F(z) = x - z - ∂E_memory(LN₂ z)/∂z + s (α Attn(LN₁ z) - c z)`.
@@ -184,6 +198,21 @@ class RealBlock(AbstractSplitField):
         pull = negative_gradient(lambda state: self.memory(self.norm2(state)), z)
         return shift(pull - z, x)
 
-    def nonreciprocal(self, t: Any, z: _State, x: _State) -> _State:
-        attended = scale(self.attention(self.norm1(z)), self.attention_gain)
+    def nonreciprocal(
+        self,
+        t: Any,
+        z: _State,
+        x: _State,
+        memory: PyTree[Array] = None,
+        seen: Bool[Array, "t m"] | None = None,
+    ) -> _State:
+        attended = scale(self.attention(self.norm1(z), memory, seen), self.attention_gain)
         return scale(attended - scale(z, self.leak), self.nonreciprocity)
+
+    def remember(self, z: _State) -> tuple[Array, Array]:
+        return self.attention.remember(self.norm1(z))
+
+    def given(
+        self, t: Any, z: _State, x: _State, memory: PyTree[Array], seen: Bool[Array, "t m"]
+    ) -> _State:
+        return self.reciprocal(t, z, x) + self.nonreciprocal(t, z, x, memory, seen)
