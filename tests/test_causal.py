@@ -62,4 +62,6 @@ def test_the_jacobian_is_block_lower_triangular_and_has_the_eigenvalues_of_its_o
     found = np.concatenate([np.linalg.eigvals(np.asarray(own(t))) for t in range(T)])
     expected = np.linalg.eigvals(dense.reshape(T * C, T * C))
     distance = np.abs(expected[:, None] - found[None]).min(axis=1)
-    assert distance.max() < 1e-6  # of a matrix that is far from normal, eigenvalues are known no better
+    assert (
+        distance.max() < 1e-6
+    )  # of a matrix that is far from normal, eigenvalues are known no better

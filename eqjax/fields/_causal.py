@@ -51,7 +51,9 @@ class AbstractCausalField(AbstractForceField):
         return self.given(t, z, x, memory, seen)
 
 
-def written(memory: PyTree[Array], new: PyTree[Array], start: Int[Array, ""] | int) -> PyTree[Array]:
+def written(
+    memory: PyTree[Array], new: PyTree[Array], start: Int[Array, ""] | int
+) -> PyTree[Array]:
     """The memory with entries `new` from index `start`."""
     place = lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0)
     return jax.tree.map(place, memory, new)

@@ -12,9 +12,10 @@ from jaxtyping import Array, Float, Inexact, PyTree, ScalarLike
 
 from ..analytic import is_complex, scale, tree_complex
 from ..fields import check_positive, check_steps
-from ..relaxation import Anderson, Solver, equilibrium
+from ..relaxation import Anderson, Solver, TokenOrder, equilibrium
 from ._response import Response, in_adjoint_coordinates
-from ._stencils import AbstractStencil, Central, relative_radius
+from ._stencils import AbstractStencil, Central, OneSided, relative_radius
+from ._sweeps import swept
 
 
 class Phases(NamedTuple):
@@ -131,8 +132,8 @@ class SharedAdjoint(AbstractContrast):
         response, nodes = phases.response, phases.nodes
         lift = tree_complex if is_complex(nodes) else lambda a: a
 
-        def field(t, a, x):
-            steps, v = scale(nodes, nudge.size(phases, a)), lift(a)
+        def force(a, beta):
+            steps, v = scale(nodes, beta), lift(a)
             states = jax.vmap(displaced, (None, None, 0))(response.z, v, steps)
             driven = phases.average(jax.vmap(phases.drive)(phases.indices, states, steps))
             if phases.noisy:
@@ -143,12 +144,18 @@ class SharedAdjoint(AbstractContrast):
                 turned = phases.antisymmetric(0, a)
             return jax.tree.map(jnp.subtract, driven, turned)
 
-        start = jax.tree.map(jnp.zeros_like, response.pull)
-        solver = in_adjoint_coordinates(nudge.solver)
-        settled = equilibrium(field, start, solver=solver, max_steps=nudge.steps, throw=False)
-        a = settled.value
-        beta, calls = nudge.size(phases, a), settled.stats["field_evaluations"]
-        left = beta * settled.residual * jnp.maximum(optx.two_norm(a), 1.0)
+        if isinstance(nudge.solver, TokenOrder):
+            left = lambda a, beta: optx.two_norm(force(a, beta))
+            a, beta, residual, calls = swept(phases, nudge, left)
+            left = beta * residual
+        else:
+            start = jax.tree.map(jnp.zeros_like, response.pull)
+            solver = in_adjoint_coordinates(nudge.solver)
+            field = lambda t, a, x: force(a, nudge.size(phases, a))
+            settled = equilibrium(field, start, solver=solver, max_steps=nudge.steps, throw=False)
+            a = settled.value
+            beta, calls = nudge.size(phases, a), settled.stats["field_evaluations"]
+            left = beta * settled.residual * jnp.maximum(optx.two_norm(a), 1.0)
         residual = (optx.two_norm(phases.anchor) + left) / response.extent
         every = jax.tree.map(lambda u: jnp.broadcast_to(u, (nodes.size, *u.shape)), lift(a))
         corrections = calls * (nodes.size if phases.noisy else 1)
@@ -191,7 +198,7 @@ class Nudge(eqx.Module):
     **Arguments:**
 
     - `solver`, `steps`: an Optimistix fixed-point solver, and its budget. In adjoint coordinates its tolerance speaks
-      about the adjoint residual.
+      about the adjoint residual. `TokenOrder`, for a causal field and `SharedAdjoint()`: in reverse sweeps over its tokens.
     - `radius`: the settled displacement relative to ‖z*‖ (by default a fifth of where rounding meets curvature: for two
       phases 1e-3 in float32 and 1e-6 in float64); or `beta`: β itself, which multiplies the gradient of the loss
       as given. Both may be arrays, so that a study does not recompile.
@@ -217,6 +224,13 @@ class Nudge(eqx.Module):
             raise ValueError(
                 f"`nudged` must be a `Nudge` or an Optimistix fixed-point solver, got {self.solver!r}: a Newton solve of "
                 "the nudged phase would be the oracle by another name."
+            )
+        real = isinstance(self.stencil, (Central, OneSided))
+        shared = isinstance(self.contrast, SharedAdjoint)
+        if isinstance(self.solver, TokenOrder) and not (real and shared):
+            raise ValueError(
+                "A nudge in `TokenOrder` settles `contrast=SharedAdjoint()` with a real stencil, `Central()` or `OneSided()`; "
+                f"got {self.contrast!r} and {self.stencil!r}."
             )
 
     def size(self, phases: Phases, a: PyTree[Array]) -> Array:

@@ -13,7 +13,8 @@ from jaxtyping import Array, PyTree, ScalarLike
 
 from ..analytic import tree_complex
 from ..fields import check_positive, perturbed
-from ._corrections import AbstractCorrection
+from ..relaxation import TokenOrder
+from ._corrections import AbstractCorrection, ExactCorrection
 from ._estimate import check_key
 from ._nudge import Nudge, Nudged, Phases
 from ._response import AbstractEquilibriumEstimator, Adjoint, Free, Response, Sample
@@ -64,6 +65,12 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
         if self.read_noise is not None:
             check_key(key, "`read_noise`")
         self.correction.check(key)
+        exact = isinstance(self.correction, ExactCorrection) and self.read_noise is None
+        if isinstance(self.nudged.solver, TokenOrder) and not exact:
+            raise ValueError(
+                "Nudged phases in `TokenOrder` need `ExactCorrection()` and no `read_noise`: products with each token's own "
+                "block of the Jacobian. Settle them as a whole: pass the solver inside of it."
+            )
 
     def respond(self, model, loss, inputs, target, key):
         sample = Sample.encoded(model, loss, inputs, target)

@@ -8,7 +8,15 @@ import lineax as lx
 import optimistix as optx
 
 from ..fields import check_steps, trainable
-from ..relaxation import Anderson, Solver, adjoint_solver, equilibrium
+from ..relaxation import (
+    Anderson,
+    Solver,
+    TokenOrder,
+    adjoint_solver,
+    equilibrium,
+    linear_in_order,
+    with_tolerance,
+)
 from ._estimate import Accept
 from ._response import AbstractAdjointEstimator, Adjoint, Response, in_adjoint_coordinates
 
@@ -22,8 +30,8 @@ class OracleAdjoint(AbstractAdjointEstimator):
 
     - `free`: solver of the free phase, as for `equilibrium`; `free_steps`: its budget.
     - `adjoint_solver`: a Lineax solver (`GMRES`, `lineax.BiCGStab`, or a dense one such as `lineax.LU` for tests),
-      or an Optimistix fixed-point solver (`Anderson`), whose tolerance then speaks of the adjoint residual. By default
-      a `GMRES` as tight as the dtype allows (rtol 1e-4 in float32, 1e-10 in float64).
+      or an Optimistix fixed-point solver (`Anderson`), whose tolerance then speaks of the adjoint residual; a
+      `TokenOrder` goes back through the tokens, as by default after a free phase in order. Otherwise by default a `GMRES` as tight as the dtype allows (rtol 1e-4 in float32, 1e-10 in float64).
     - `adjoint_steps`: budget of an Optimistix adjoint solver (a Lineax solver has its own `max_steps`).
     - `accept`: per-sample thresholds. `trains`: function from models to a mask of the trained arrays.
 
@@ -47,8 +55,14 @@ class OracleAdjoint(AbstractAdjointEstimator):
             )
 
     def adjoint(self, response: Response) -> Adjoint:
-        given = self.adjoint_solver
-        solver = adjoint_solver(response.pull) if given is None else given
+        given, default = self.adjoint_solver, adjoint_solver(response.pull)
+        if given is None and isinstance(self.free, TokenOrder):
+            given = with_tolerance(self.free, lambda *_: (default.rtol, 0.0))
+        solver = default if given is None else given
+        if isinstance(solver, TokenOrder):
+            at = (response.field, response.z, response.x, -response.pull)  # pyright: ignore
+            found = linear_in_order(*at, solver, self.adjoint_steps, reverse=True)
+            return Adjoint(found.value, found.evaluations)
         if isinstance(solver, lx.AbstractLinearSolver):
             pushed = jax.tree.map(jnp.negative, response.pull)
             operator = lx.FunctionLinearOperator(response.vjp, jax.eval_shape(lambda: pushed))

@@ -34,11 +34,13 @@ from ._estimate import (
 class Response(NamedTuple):
     """One sample at a state z, in units in which `‖∂L/∂z‖ = 1`: what an adjoint is computed from.
 
-    `force0 = F(z)`; `pull = ∂L/∂z / ‖∂L/∂z‖`; `pull_size = ‖∂L/∂z‖`; `extent = max(‖z‖, 1)`; callables `force(z)`,
+    `field` and `x`: whose; `force0 = F(z)`; `pull = ∂L/∂z / ‖∂L/∂z‖`; `pull_size = ‖∂L/∂z‖`; `extent = max(‖z‖, 1)`; callables `force(z)`,
     `pull_at(z)`, `jvp(v) = J v`, `vjp(v) = Jᵀ v`, with J at z; all of them take complex states and vectors too, as far
     as the field is holomorphic.
     """
 
+    field: Callable
+    x: PyTree
     z: PyTree[Array]
     force0: PyTree[Array]
     pull: PyTree[Array]
@@ -90,6 +92,8 @@ class Sample(NamedTuple):
         force0, jvp = jax.linearize(force, z)
         transpose = jax.linear_transpose(jvp, z)
         return Response(
+            field=field,
+            x=self.x,
             z=z,
             force0=force0,
             pull=jax.tree.map(lambda g: g / unit, pull),

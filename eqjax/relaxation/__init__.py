@@ -14,6 +14,7 @@ from ._firing import (
 )
 from ._gmres import GMRES as GMRES, adjoint_solver as adjoint_solver
 from ._implicit_euler import BackwardEuler as BackwardEuler, IMEXEuler as IMEXEuler
+from ._loop import wanted as wanted
 from ._newton_krylov import NewtonKrylov as NewtonKrylov
 from ._picard import Picard as Picard
 from ._pseudo_transient import PseudoTransient as PseudoTransient
@@ -30,3 +31,9 @@ from ._residual import (
 )
 from ._step_control import OvershootController as OvershootController
 from ._time_stepping import TimeStepping as TimeStepping
+from ._token_order import (
+    TokenOrder as TokenOrder,
+    linear_in_order as linear_in_order,
+    scanned as scanned,
+    transposed as transposed,
+)

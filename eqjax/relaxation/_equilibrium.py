@@ -26,6 +26,7 @@ from ._residual import (
     evaluations_told,
     residual_ratio,
 )
+from ._token_order import TokenOrder, settled_in_order
 
 
 class Equilibrium(eqx.Module):
@@ -76,7 +77,7 @@ def equilibrium(
 
     - `field`: callable `field(t, z, x) -> dz/dt`; evaluated at t = 0.
     - `z0`: initial state, or the `value` of a previous equilibrium (warm start). `x`: clamped input.
-    - `solver`: `Anderson`, `Broyden`, `Picard`, `NewtonKrylov`, `PseudoTransient`, `TimeStepping`, a `Fallback`
+    - `solver`: `TokenOrder` for a causal field; `Anderson`, `Broyden`, `Picard`, `NewtonKrylov`, `PseudoTransient`, `TimeStepping`, a `Fallback`
       from one to another, or any Optimistix fixed-point solver or root finder.
     - `adjoint`: how `jax.grad` passes through: by default implicitly, by a matrix-free `GMRES` (rtol 1e-4 in
       float32, 1e-10 in float64); or any Optimistix adjoint.
@@ -90,6 +91,13 @@ def equilibrium(
     **Returns:** an `Equilibrium`. "successful" is overridden when the residual recomputed at the returned
     state exceeds the solver's tolerance.
     """
+    if isinstance(solver, TokenOrder) and not (
+        adjoint is None and isinstance(precision, str | None)
+    ):
+        raise ValueError(
+            "`TokenOrder` has an adjoint of its own, in order, and one precision: leave `adjoint` out, and pass `precision` "
+            'as a string such as "highest".'
+        )
     if max_steps < 1:
         raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
     if not isinstance(solver, Solver):
@@ -106,6 +114,13 @@ def equilibrium(
 
 @compiled_once
 def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
+    if isinstance(solver, TokenOrder):
+        with jax.default_matmul_precision(precision):
+            found = settled_in_order(field, z0, x, solver, max_steps, throw)
+        value, residual, result, stats = found
+        if throw:
+            value = result.error_if(value, result != RESULTS.successful)
+        return Equilibrium(value, residual, result, stats)
     if is_complex(z0):
         # As real and imaginary parts: every solver can do that, and Optimistix asks for it.
         real = Realified(field)

@@ -23,7 +23,7 @@ def implicit_root(
 ) -> tuple[PyTree, Any]:
     """`find()`, a root z of `force(z, x)` and what else is told of it, with `dz = -J⁻¹ ∂F` to any order.
 
-    `linear`: a Lineax solver. Where it fails the derivative is NaN, in that sample of a batch and no other: an error
+    `linear`: a Lineax solver, or a callable `(force, z, x, product, rhs, transposed) -> solution, failed`. Where it fails the derivative is NaN, in that sample of a batch and no other: an error
     raised in a backward pass would take the whole batch with it. With `throw` that is done.
     """
     return find()
@@ -38,18 +38,28 @@ def _(primals, tangents, *, find, linear, throw):
     z, told = implicit_root(force, x, find=find, linear=linear, throw=throw)
     _, moved = eqx.filter_jvp(lambda force, x: force(z, x), primals, tangents)
     _, product = jax.linearize(lambda state: force(state, x), z)
-    dz = _solved(product, jax.tree.map(jnp.negative, moved), linear, throw)
+    solve = linear if not isinstance(linear, lx.AbstractLinearSolver) else _by_lineax(linear)
+    solve = eqx.Partial(solve, force, z, x)
+    dz = _solved(product, jax.tree.map(jnp.negative, moved), solve, throw)
     return (z, told), (dz, jax.tree.map(lambda _: None, told))
 
 
-def _solved(product: Callable, rhs: PyTree[Array], solver: Any, throw: bool) -> PyTree[Array]:
-    """`product(v) = rhs`, and likewise when it is transposed."""
-
-    def solve(product, rhs):
+def _by_lineax(solver: lx.AbstractLinearSolver) -> Callable:
+    def solve(force, z, x, product, rhs, transposed):
         operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: rhs))
         found = lx.linear_solve(operator, rhs, solver, throw=False)
-        failed = found.result != lx.RESULTS.successful
-        value = jax.tree.map(lambda leaf: jnp.where(failed, jnp.nan, leaf), found.value)
+        return found.value, found.result != lx.RESULTS.successful
+
+    return solve
+
+
+def _solved(product: Callable, rhs: PyTree[Array], solve: Callable, throw: bool) -> PyTree[Array]:
+    """`product(v) = rhs`, and likewise when it is transposed."""
+
+    def solved(product, rhs, transposed):
+        value, failed = solve(product, rhs, transposed)
+        value = jax.tree.map(lambda leaf: jnp.where(failed, jnp.nan, leaf), value)
         return eqx.error_if(value, failed, _FAILED) if throw else value
 
-    return jax.lax.custom_linear_solve(product, rhs, solve, transpose_solve=solve)
+    onward, back = (eqx.Partial(solved, transposed=transposed) for transposed in (False, True))
+    return jax.lax.custom_linear_solve(product, rhs, onward, transpose_solve=back)

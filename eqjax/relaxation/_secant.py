@@ -133,7 +133,11 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
         gamma = jnp.where(valid, gamma, 0)
         # Within the span of the history the step is the secant one, and across it plain damping, -ζ being the
         # guess of the inverse Jacobian (Fang & Saad 2009): with γ = 0 this is y + ζ f.
-        new = flat + zeta * f - _combined(jnp.stack([gamma, zeta * gamma], axis=1).ravel(), differences)
+        new = (
+            flat
+            + zeta * f
+            - _combined(jnp.stack([gamma, zeta * gamma], axis=1).ravel(), differences)
+        )
         state = _SecantState(
             best_y=best_y,
             best_force=best_force,

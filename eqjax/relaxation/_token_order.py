@@ -1,0 +1,301 @@
+"""Settling a causal field token after token, and its adjoint from the last token back to the first."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optimistix as optx
+from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree, ScalarLike
+
+from ..analytic import tree_finite, tree_held
+from ..fields import AbstractCausalField, written
+from ._anderson import Anderson
+from ._fallback import with_tolerance
+from ._implicit import implicit_root
+from ._loop import iterate, wanted
+from ._residual import RESULTS, MeasuresForce
+from ._secant import AbstractSecant
+
+
+# Why in order. A causal field's Jacobian is block lower triangular in tokens. A joint iteration over the window sees a
+# matrix far from normal, whose transient growth along the tokens outlasts any patience; each own block is tame. So a token
+# is settled when the ones before it are, and the adjoint, whose matrix is upper triangular, is found in reverse.
+class TokenOrder(optx.AbstractFixedPointSolver):
+    """Settle an `AbstractCausalField` token after token, each (or each chunk of a few) by a solver of its own.
+
+    For `equilibrium`, for the `free` phase of an estimator, for the `adjoint_solver` of `OracleAdjoint` and the solver of a
+    `Nudge`. A tolerance speaks of every token by itself: `‖F_t‖ ≤ atol + rtol · max(‖z_t‖, scale)`, and a residual is that
+    of the worst one; those of all are in `stats["token_residuals"]`. A token that does not settle is held at its best state,
+    and the ones after it are settled given that. `max_steps` is for each token.
+
+    **Arguments:**
+
+    - `solver`: settles a token: `Anderson`, `NewtonKrylov`, a `Fallback` from one to another, or any solver of ours.
+    - `chunk`: tokens that are settled together, each with coefficients of its own, by an `Anderson`, `AndersonTypeI` or
+      `Broyden`; where it does not divide the window the next smaller number that does. More work in fewer steps, one
+      after another: worth it where a step is bound by latency, as on a GPU.
+
+    **Raises:** `ValueError` for a solver that does not measure the force, or a field that is not causal.
+    """
+
+    solver: optx.AbstractFixedPointSolver | optx.AbstractRootFinder = Anderson(rtol=1e-5)
+    chunk: int = eqx.field(default=1, static=True)
+
+    def __check_init__(self):
+        together = AbstractSecant if self.chunk > 1 else MeasuresForce
+        if not isinstance(self.solver, together):
+            kinds = "an `Anderson`, `AndersonTypeI` or `Broyden`, or `chunk` 1"
+            kinds = kinds if self.chunk > 1 else "one that measures the force, such as `Anderson`"
+            raise ValueError(f"`solver` must be {kinds}, got {self.solver!r}.")
+        if self.chunk < 1:
+            raise ValueError(f"`chunk` must be at least 1, got {self.chunk}.")
+
+    @property
+    def rtol(self) -> ScalarLike:
+        return self.solver.rtol
+
+    @property
+    def atol(self) -> ScalarLike:
+        return self.solver.atol
+
+    @property
+    def norm(self) -> Callable[[PyTree], Array]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.solver.norm
+
+    @property
+    def scale(self) -> ScalarLike:
+        return self.solver.scale  # pyright: ignore[reportAttributeAccessIssue]
+
+    def init(self, fn, y, args, options, f_struct, aux_struct, tags):
+        raise ValueError(
+            "`TokenOrder` settles a causal field in `equilibrium` and in the estimators: elsewhere the field is not seen. "
+            "Pass the solver inside of it."
+        )
+
+    def step(self, fn, y, args, options, state, tags):
+        raise NotImplementedError
+
+    def terminate(self, fn, y, args, options, state, tags):
+        raise NotImplementedError
+
+    def postprocess(self, fn, y, aux, args, options, state, tags, result):
+        raise NotImplementedError
+
+    def residuals(
+        self, force: Inexact[Array, "t c"], z: Inexact[Array, "t c"]
+    ) -> Float[Array, " t"]:
+        """`‖F_t‖ / max(‖z_t‖, scale)` of every token."""
+        norm = jax.vmap(self.norm)
+        return norm(force) / jnp.maximum(norm(z), self.scale)
+
+    def settled(self, force, z) -> Bool[Array, " t"]:
+        """Which tokens meet the tolerance, with a hair of slack for another order of sums."""
+        size, extent = jax.vmap(self.norm)(force), jnp.maximum(jax.vmap(self.norm)(z), self.scale)
+        return size <= 1.001 * (self.atol + self.rtol * extent)
+
+
+def check_causal(field: Any, z: Any) -> None:
+    """Refuse a field that cannot be settled in order."""
+    if not isinstance(field, AbstractCausalField):
+        raise ValueError(
+            f"`TokenOrder` settles an `AbstractCausalField`, such as `ThickBlock`; got {type(field).__name__}. Settle it as a "
+            "whole: pass the solver inside of it."
+        )
+    if not (isinstance(z, jax.Array) and z.ndim == 2):
+        raise ValueError(f"`z0` must be one array `(T, C)` to be settled in order, got {z!r}.")
+
+
+class InOrder(NamedTuple):
+    """A window settled in order: states, inner steps of each chunk, and the tokens in a chunk."""
+
+    value: Inexact[Array, "t c"]
+    steps: Int[Array, " chunks"]
+    chunk: int
+
+    @property
+    def evaluations(self) -> Int[Array, ""]:
+        """In evaluations of the whole window, rounded up."""
+        return (jnp.sum(self.steps) * self.chunk + self.value.shape[0] - 1) // self.value.shape[0]
+
+
+def scanned(
+    solver: TokenOrder,
+    max_steps: int,
+    memory: PyTree[Array],
+    rows: tuple[Inexact[Array, "t c"], ...],
+    stage: Callable,
+    reverse: bool = False,
+) -> InOrder:
+    """Every chunk after the one before it (`reverse`: behind it).
+
+    `stage(memory, start, *rows)` gives, for the rows of a chunk, the force on it as a function of its states, where it
+    begins, and a function from its settled states to the memory for the next one.
+    """
+    length = rows[0].shape[0]
+    chunk = max(n for n in range(1, min(solver.chunk, length) + 1) if length % n == 0)
+    cut = lambda leaf: leaf.reshape(length // chunk, chunk, *leaf.shape[1:])
+
+    def one(memory, inputs):
+        start, *parts = inputs
+        force, begin, remembered = stage(memory, start, *parts)
+        value, steps = _settle(force, begin, solver.solver, max_steps, reverse)
+        return remembered(value), (value, steps)
+
+    starts = jnp.arange(0, length, chunk)
+    inputs = (starts, *map(cut, rows))
+    _, (value, steps) = jax.lax.scan(one, memory, inputs, reverse=reverse)
+    return InOrder(value.reshape(rows[0].shape), steps, chunk)
+
+
+def _settle(force, begin, solver, max_steps, reverse):
+    if begin.shape[0] > 1:
+        flip = (lambda a: a[::-1]) if reverse else (lambda a: a)
+        value, steps = _together(lambda u: flip(force(flip(u))), flip(begin), solver, max_steps)
+        return flip(value), steps
+    fixed_point = isinstance(solver, optx.AbstractFixedPointSolver)
+    fn = (lambda u, _: u + force(u)) if fixed_point else (lambda u, _: force(u))
+    value, (_, stats) = iterate(fn, solver, begin, None, max_steps)
+    return value, stats["field_evaluations"]
+
+
+class _Chunk(NamedTuple):
+    y: Inexact[Array, "n c"]
+    state: PyTree[Array]
+    held: Bool[Array, " n"]  # those that have ended, from the first on without a gap
+    taken: Int[Array, ""]
+
+
+def _together(force, begin, solver: AbstractSecant, max_steps):
+    """A chunk whose tokens take their steps side by side, each with a history of its own, and end in order."""
+    tags: frozenset[object] = frozenset()
+    shape, count = jax.ShapeDtypeStruct(begin.shape[1:], begin.dtype), begin.shape[0]
+    first = solver.init(None, begin[0], None, {}, shape, None, tags)
+    # The count of evaluations stays one number: where the history is written must not differ within a batch.
+    axes = eqx.tree_at(lambda s: s.evaluations, jax.tree.map(lambda _: 0, first), None)
+    alike = lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape))
+    state = eqx.tree_at(lambda s: s.evaluations, jax.tree.map(alike, first), first.evaluations)
+    moved = lambda y, f, state: solver.step(lambda u, f: (u + f, None), y, f, {}, state, tags)[:2]
+    moved = jax.vmap(moved, (0, 0, axes), (0, axes))
+    ended = jax.vmap(lambda s: solver.terminate(None, None, None, {}, s, tags)[0], (axes,))
+
+    def step(carry):
+        y, state = moved(carry.y, force(carry.y), carry.state)
+        # A token has ended when it has and all before it had, or have met the tolerance in this very evaluation: then
+        # it was made with their final states.
+        before = jnp.concatenate([jnp.ones(1, bool), (carry.held | state.converged)[:-1]])
+        ready = jnp.cumprod(before.astype(jnp.int32)).astype(bool)
+        held = carry.held | (ended(state) & ready)
+        y = jnp.where(held[:, None], state.best_y, y)
+        y = jnp.where(carry.held[:, None], carry.y, y)
+        # While a token's predecessors move it has a history, but no best state yet.
+        return _Chunk(y, _renewed(state, ~ready), held, carry.taken + ~jnp.all(carry.held))
+
+    most = max_steps * count
+    going = lambda carry: wanted(~jnp.all(carry.held) & (carry.taken < most))
+    start = _Chunk(begin, state, jnp.zeros(count, bool), jnp.zeros((), jnp.int32))
+    final = jax.lax.while_loop(going, step, start)
+    return jnp.where(final.held[:, None], final.y, final.state.best_y), final.taken
+
+
+def _renewed(state, where):
+    parts = lambda s: (s.best_residual, s.age, s.converged)
+    fresh = zip((jnp.inf, 0, False), parts(state), strict=True)
+    new = [jnp.where(where, jnp.asarray(value, old.dtype), old) for value, old in fresh]
+    return eqx.tree_at(parts, state, new)
+
+
+# The window itself
+
+
+def forward(field, z0, x, solver: TokenOrder, max_steps: int) -> InOrder:
+    """The equilibrium, token after token."""
+    blank = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)
+    memory = jax.tree.map(blank, jax.eval_shape(field.remember, z0))
+
+    def stage(memory, start, begin, x):
+        force = lambda u: field.after(0.0, u, x, memory, start)
+        return force, begin, lambda u: written(memory, field.remember(u), start)
+
+    return scanned(solver, max_steps, memory, (z0, x), stage)
+
+
+def triangular(
+    field, z, x, rhs, solver: TokenOrder, max_steps: int, reverse: bool = False
+) -> InOrder:
+    """`J v = rhs` in order, or `Jᵀ v = rhs` in `reverse`, with the Jacobian J at z, by products with its blocks."""
+    memory = field.remember(z)
+    still = jax.tree.map(jnp.zeros_like, memory)
+
+    def onward(moved, start, rhs, z, x):
+        _, push = jax.linearize(lambda u, m: field.after(0.0, u, x, m, start), z, memory)
+        noted = lambda v: written(moved, jax.jvp(field.remember, (z,), (v,))[1], start)
+        return lambda v: push(v, moved) - rhs, jnp.zeros_like(rhs), noted
+
+    def back(pulled, start, rhs, z, x):
+        after = lambda u, m: field.after(0.0, u, x, m, start)
+        pull, noted = transposed(after, z, memory), transposed(field.remember, z)
+        chunk = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, rhs.shape[0], 0)
+        # What later tokens ask of this one, through what they remember of it.
+        (late,) = noted(jax.tree.map(chunk, pulled))
+        more = lambda v: jax.tree.map(jnp.add, pulled, pull(v)[1])
+        return lambda v: pull(v)[0] + late - rhs, jnp.zeros_like(rhs), more
+
+    stage = back if reverse else onward
+    return scanned(solver, max_steps, still, (rhs, z, x), stage, reverse)
+
+
+def transposed(function, *at):
+    """The product with the transposed Jacobian of `function` at `at`."""
+    _, push = jax.linearize(function, *at)
+    return jax.linear_transpose(push, *at)
+
+
+def linear_in_order(field, z, x, rhs, solver: TokenOrder, max_steps: int, reverse: bool):
+    """`triangular`, to the relative residual `rtol` of the whole: the solution, and what it took."""
+    size = optx.two_norm(rhs)
+    unit = jnp.where(size > 0, size, jnp.ones_like(size))
+    # An absolute tolerance, that all tokens share out: of a token whose own part is small no more is asked.
+    share = rhs.shape[0] ** -0.5
+    solver = with_tolerance(solver, lambda rtol, atol: (0.0, (rtol + atol) * share))
+    found = triangular(field, z, x, rhs / unit, solver, max_steps, reverse)
+    return found._replace(value=found.value * unit)
+
+
+class TriangularSolve(eqx.Module):
+    """How the derivative of an equilibrium that was settled in order is solved for: in order too."""
+
+    solver: TokenOrder
+    max_steps: int = eqx.field(static=True)
+
+    def __call__(self, force, z, x, product, rhs, reverse):
+        found = linear_in_order(force.func, z, x, rhs, self.solver, self.max_steps, reverse)
+        left = optx.two_norm(product(found.value) - rhs)
+        rtol = self.solver.rtol
+        return found.value, ~(left <= 2 * rtol * optx.two_norm(rhs))
+
+
+def settled_in_order(field, z0, x, solver: TokenOrder, max_steps: int, throw: bool):
+    """Value, result, worst residual and stats, with an implicit derivative that is solved in order."""
+    check_causal(field, z0)
+    eps = float(jnp.finfo(z0.dtype).eps)
+    exact = with_tolerance(solver, lambda *_: (1e-4 if eps > 1e-10 else 1e-10, 0.0))
+    find = eqx.Partial(_found, *tree_held((field, z0, x, solver)), max_steps)
+    linear = TriangularSolve(exact, max_steps)
+    force = eqx.Partial(field, 0.0)
+    value, steps = implicit_root(force, x, find=find, linear=linear, throw=throw)
+    # A diagnostic: a gradient through it would ask for a second solve.
+    final, state = tree_held((force(value, x), value))
+    residuals, met = solver.residuals(final, state), solver.settled(final, state)
+    result = RESULTS.where(jnp.all(met), RESULTS.successful, RESULTS.residual_above_tolerance)
+    finite = tree_finite((final, state))
+    result = RESULTS.where(finite, result, RESULTS.nonfinite)
+    evaluations, inner = steps
+    stats = {"token_residuals": residuals, "num_steps": inner, "field_evaluations": evaluations + 1}
+    return value, jnp.max(residuals), result, stats
+
+
+def _found(field, z0, x, solver, max_steps):
+    found = forward(field, z0, x, solver, max_steps)
+    return found.value, (found.evaluations, jnp.sum(found.steps))
