@@ -10,6 +10,9 @@ from jaxtyping import Array, Float, Int, PyTree
 from ..relaxation import TokenOrder, scanned, transposed, wanted, with_tolerance
 
 
+CAP, AMPLIFIED, ROUNDING = 4.0, 16.0, 4.0
+
+
 class _Carry(NamedTuple):
     a: PyTree[Array]
     residual: Float[Array, ""]
@@ -34,12 +37,14 @@ def swept(phases, nudge, residual, most: int = 8):
     order: TokenOrder = nudge.solver
     tolerance = order.rtol + order.atol
     share = z.shape[0] ** -0.5
-    each = with_tolerance(order, lambda rtol, atol: (0.0, 0.5 * (rtol + atol) * share))
     memory = field.remember(z)
     still = jax.tree.map(jnp.zeros_like, memory)
 
     def sweep(a, beta):
         """All tokens once, given the a of the sweep before."""
+        # No token is asked for less than what rounding leaves of a difference of forces.
+        noise = ROUNDING * jnp.finfo(z.dtype).eps * response.extent / beta
+        each = with_tolerance(order, lambda *_: (0.0, share * jnp.maximum(0.7 * tolerance, noise)))
         steps = beta * phases.nodes
         states = z[None] - steps[:, None, None] * a[None]
         memories = jax.vmap(field.remember)(states)
@@ -65,7 +70,14 @@ def swept(phases, nudge, residual, most: int = 8):
         return scanned(each, nudge.steps, still, rows, stage, reverse=True)
 
     def size(carry):
-        return carry.shrink * nudge.size(phases, carry.a)
+        far, near = jax.vmap(optx.two_norm)(carry.a), jax.vmap(optx.two_norm)(z)
+        # As a share of the whole, but of no token more than a few times that share: curvature is felt token by token.
+        whole = nudge.size(phases, carry.a)
+        share = whole * optx.two_norm(carry.a) / response.extent
+        each = CAP * share * jnp.min(jnp.where(far > 0, near / jnp.where(far > 0, far, 1), jnp.inf))
+        # Of an adjoint of which nothing is known yet: it may be so many times as large as the pull.
+        first = whole / AMPLIFIED
+        return carry.shrink * jnp.where(jnp.any(far > 0), jnp.minimum(whole, each), first)
 
     def step(carry):
         found = sweep(carry.a, size(carry))
@@ -79,7 +91,7 @@ def swept(phases, nudge, residual, most: int = 8):
         return _Carry(
             a=kept,
             residual=jnp.where(better, left, carry.residual),
-            shrink=jnp.where(poor & (left > tolerance), 0.5 * carry.shrink, carry.shrink),
+            shrink=jnp.where(poor & (left > tolerance), 0.25 * carry.shrink, carry.shrink),
             calls=carry.calls + found.evaluations + 1,
             sweep=carry.sweep + 1,
         )

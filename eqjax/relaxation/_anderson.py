@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, PyTree, ScalarLike
 
-from ._secant import AbstractSecant, lengths, solve_oblique, tikhonov
+from ._secant import AbstractSecant, lengths, solve_oblique, solve_small, tikhonov
 
 
 # Why differences. Anderson (1965) weighs whole iterates, with weights that sum to 1; in differences the same
@@ -55,7 +55,7 @@ class Anderson(AbstractSecant):
         gram = products.ff / size[:, None] / size[None, :] + ridge * jnp.eye(
             self.window, dtype=size.dtype
         )
-        return jnp.linalg.solve(gram, products.f / size) / size
+        return solve_small(gram, products.f / size) / size
 
 
 class AndersonTypeI(AbstractSecant):

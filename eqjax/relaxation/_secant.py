@@ -225,4 +225,22 @@ def solve_oblique(
     side = jnp.where(jnp.real(jnp.diagonal(matrix)) < 0, -1, 1).astype(matrix.dtype)
     # An entry of exactly zero is a row that holds nothing: its coefficient is dropped by the caller.
     empty = jnp.all(matrix == 0, axis=1)
-    return jnp.linalg.solve(matrix + jnp.diag(jnp.where(empty, 1, ridge * side)), rhs)
+    return solve_small(matrix + jnp.diag(jnp.where(empty, 1, ridge * side)), rhs)
+
+
+# Why not LAPACK's LU on a GPU: there it is a dozen calls of a library, each of them short, for a handful of numbers, and
+# one that cannot be part of a CUDA graph keeps the whole loop out of it. Without pivots a step may be bad, where the matrix
+# has no sign: then it is caught like any other, by its residual.
+def solve_small(matrix: Inexact[Array, "m m"], rhs: Inexact[Array, " m"]) -> Inexact[Array, " m"]:
+    """`matrix γ = rhs` for a few unknowns."""
+    return jax.lax.platform_dependent(matrix, rhs, cuda=eliminated, default=jnp.linalg.solve)
+
+
+def eliminated(matrix: Inexact[Array, "m m"], rhs: Inexact[Array, " m"]) -> Inexact[Array, " m"]:
+    """`matrix γ = rhs` by Gauss–Jordan elimination without pivots."""
+    rows = jnp.concatenate([matrix, rhs[:, None]], axis=1)
+    for k in range(rhs.size):
+        pivot = rows[k] / rows[k, k]
+        others = rows - rows[:, k, None] * pivot[None, :]
+        rows = jnp.where((jnp.arange(rhs.size) == k)[:, None], pivot[None, :], others)
+    return rows[:, -1]
