@@ -94,15 +94,10 @@ class DroppedOut(eqx.Module):
 
 def weights(heads: Heads) -> Float[Array, "h t s"]:
     """The attention weights; zero where nothing is seen."""
-    wide = at_least_float32(heads.query.dtype)
+    wide = analytic.at_least_float32(heads.query.dtype)
     scores = jnp.einsum("thd,shd->hts", heads.query, heads.key, preferred_element_type=wide)
     seen = jnp.broadcast_to(heads.visible()[None], scores.shape)
     return analytic.softmax(scores, seen).astype(heads.value.dtype)
-
-
-def at_least_float32(dtype: Any) -> Any:
-    """The dtype, or float32 for half precision."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:
