@@ -11,6 +11,8 @@ import pytest
 from eqjax.analytic import FactoredLogits, cross_entropy
 from eqjax.gradients import Backprop
 from eqjax.language import GPT2, GPT2Config
+from eqjax.memory import MemoryGPT2
+from eqjax.recipes._gpt2 import _read
 
 BATCH, TOKENS, WIDTH, WORDS = 3, 11, 4, 7
 RNG = np.random.default_rng(0)
@@ -124,3 +126,14 @@ def test_a_gpt2_gives_its_logits_in_factors(key, assert_close):
     both = jax.jit(lambda tokens: (model.factored(tokens), model(tokens)))
     factored, logits = both(jnp.arange(8))
     assert_close(factored.hidden @ model.lm_head.T, logits, atol=1e-12)
+
+
+@pytest.mark.parametrize("memory", [False, True])
+def test_the_recipe_trains_and_evaluates_on_factors(memory, key):
+    def read():
+        model = GPT2.init(GPT2Config(13, 8, 8, 1, 2), key)
+        model = MemoryGPT2(model, early=eqx.nn.GRUCell, capacity=4, key=key) if memory else model
+        return _read(4, False, model, jnp.arange(8), None)
+
+    logits = eqx.filter_eval_shape(read)
+    assert isinstance(logits, FactoredLogits) and logits.shape == (8, 13)

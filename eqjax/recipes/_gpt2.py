@@ -257,7 +257,7 @@ def _trained(config: GPT2Settings, model: GPT2 | MemoryGPT2) -> Any:
 
 
 def _read(length: int, checkpointing: bool, model: GPT2 | MemoryGPT2, tokens, key):
-    """The logits after every token; with memory, read segment by segment."""
+    """The logits after every token, in factors; with memory, read segment by segment."""
     if isinstance(model, GPT2):
         rates = (model.config.resid_pdrop, model.config.embd_pdrop, model.config.attn_pdrop)
         key = key if any(rates) else None
