@@ -54,8 +54,9 @@ def cross_entropy(
 ) -> Inexact[Array, ""]:
     """Mean cross-entropy in nats over all leading axes (the *token mean*); holomorphic in `logits`.
 
-    **Arguments:** `logits (..., V)`, an array or `FactoredLogits`; integer `targets (...)` in `[0, V)`, or `ignore` where nothing is asked; `weights
-    (...)` of the tokens, at least 0, by which the mean is taken. It is 0 where nothing is asked at all.
+    **Arguments:** `logits (..., V)`, an array or `FactoredLogits`; integer `targets (...)` in `[0, V)`, or `ignore`
+    where nothing is asked; `weights (...)` of the tokens, at least 0, by which the mean is taken. It is 0 where
+    nothing is asked at all.
 
     **Raises:** `ValueError` if shapes differ, or a target is another number; under tracing that one gives NaN.
     """

@@ -33,8 +33,8 @@ class BPETokenizer:
 
     @classmethod
     def load(cls, source: str | os.PathLike) -> "BPETokenizer":
-        """Read a `tokenizer.json`, or a folder that has one, or has `vocab.json` and `merges.txt` (and tokens beside them, in
-        `added_tokens.json` or `tokenizer_config.json`); or that of a model by its name, as `load_gpt2` does."""
+        """Read a `tokenizer.json`, or a folder that has one, or has `vocab.json` and `merges.txt` (and more tokens
+        in `added_tokens.json` or `tokenizer_config.json`); or that of a model by its name, as `load_gpt2` does."""
         path = Path(source)
         path = path if path.is_file() else resolved(source)
         file = path / "tokenizer.json" if path.is_dir() else path
@@ -60,8 +60,8 @@ class BPETokenizer:
             tokenizer.add_tokens([token])
             if (found := tokenizer.token_to_id(token.content)) != number:
                 raise ValueError(
-                    f"{path} adds the token {token.content!r} as {number}, but it comes as {found}: added tokens follow the "
-                    "vocabulary without a gap. Give the folder's tokenizer.json."
+                    f"{path} adds the token {token.content!r} as {number}, but it comes as {found}: added tokens "
+                    "follow the vocabulary without a gap. Give the folder's tokenizer.json."
                 )
         return cls(tokenizer.to_str())
 
