@@ -5,11 +5,13 @@ the same random weights (124M parameters; nothing is downloaded), written by `sa
 Before it is timed, each must have the logits and gradients of transformers in float32 with full products; *error* is the
 relative root mean square. Medians of alternating rounds; compilation (the first call) apart. Float32 products are TF32
 in both where the device has it; bfloat16 is that of weights and activations alike; no dropout. `xla` and `cudnn` are
-`DotProduct("xla")` and `DotProduct("cudnn")`; transformers attend by PyTorch's fused attention. *Same tokens* is the share
+`DotProduct("xla")` and `DotProduct("cudnn")`; transformers attend by PyTorch's fused attention. *Chunked loss* never
+writes out the logits of all tokens (`GPT2.factored`). *Same tokens* is the share
 of greedy tokens that are those of transformers: with random weights two texts part where rounding decides a near tie.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -40,12 +42,21 @@ from eqjax.language import (
 
 TORCH = "cuda" if torch.cuda.is_available() else "cpu"
 SHAPES = {
-    False: {"config": GPT2Config(), "batch": 8, "length": 1024, "prompt": 64},
+    False: {
+        "config": GPT2Config(),
+        "batch": 8,
+        "length": 1024,
+        "chunk": 128,
+        "prompt": 64,
+        "prompts": (1, 8, 32),
+    },
     True: {
         "config": GPT2Config(vocab_size=512, n_positions=64, n_embd=64, n_layer=2, n_head=2),
         "batch": 2,
         "length": 32,
+        "chunk": 8,
         "prompt": 8,
+        "prompts": (1, 2, 4),
     },
 }
 ATTENTION = {"eqjax": DotProduct(), "eqjax, xla": DotProduct("xla")}
@@ -59,10 +70,15 @@ def logits(model, attend, tokens):
 
 
 @eqx.filter_jit
-def gradient(model, attend, checkpointing, tokens, targets):
+def gradient(model, attend, checkpointing, chunk, tokens, targets):
     def loss(model):
-        read = lambda one: model(one, attend=attend, gradient_checkpointing=checkpointing)
-        return jnp.mean(jax.vmap(lambda u, y: cross_entropy(read(u), y))(tokens, targets))
+        def one(tokens, targets):
+            logits = model.factored(tokens, attend=attend, gradient_checkpointing=checkpointing)
+            whole = chunk is None
+            logits = logits.array if whole else dataclasses.replace(logits, chunk=chunk)
+            return cross_entropy(logits, targets)
+
+        return jnp.mean(jax.vmap(one)(tokens, targets))
 
     return eqx.filter_value_and_grad(loss)(model)
 
@@ -98,6 +114,14 @@ def torch_write(model, count, prompts, **settings):
     )[:, prompts.shape[1] :]
 
 
+def compiled_static():
+    """Settings of transformers' compiled generation with a cache of fixed size."""
+    torch.compiler.reset()  # every size is compiled anew, and only so many are allowed
+    config = transformers.CompileConfig()
+    config._compile_all_devices = True  # by default, not on a CPU
+    return {"cache_implementation": "static", "compile_config": config}
+
+
 def finished(value):
     if TORCH == "cuda":
         torch.cuda.synchronize()
@@ -111,14 +135,15 @@ def race(contenders, rounds, check):
         start = time.perf_counter()
         try:
             value = finished(call())
+            took = time.perf_counter() - start
+            told = check(name, value)
+            del value
+            finished(call())  # some compile twice
         except Exception as error:  # a row of the table
-            failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:90]}"
+            failed[name] = f"{type(error).__name__}: {(str(error) or '-').splitlines()[0][:90]}"
             print(f"{name} failed: {error}"[:2000])
             continue
-        first[name], seconds[name] = time.perf_counter() - start, []
-        checked[name] = check(name, value)
-        del value
-        finished(call())  # some compile twice
+        first[name], seconds[name], checked[name] = took, [], told
     for number in range(rounds):
         for name in list(seconds)[:: 1 if number % 2 == 0 else -1]:
             start = time.perf_counter()
@@ -208,7 +233,7 @@ def main():
         help="also transformers' compiled generation with a cache of fixed size",
     )
     options = parser.parse_args()
-    config, batch, length, prompt = SHAPES[options.quick].values()
+    config, batch, length, chunk, prompt, prompt_batches = SHAPES[options.quick].values()
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     jax.config.update("jax_default_matmul_precision", "tensorfloat32")
@@ -272,13 +297,16 @@ def main():
 
         contenders = {k: functools.partial(torch_gradient, m, *their_ids) for k, m in kinds.items()}
         contenders |= {
-            k: functools.partial(gradient, ours, attend, False, *ids)
+            k: functools.partial(gradient, ours, attend, False, None, *ids)
             for k, attend in attentions.items()
         }
-        last = list(attentions)[-1]
-        contenders[f"{last}, gradient checkpointing"] = functools.partial(
-            gradient, ours, attentions[last], True, *ids
-        )
+        last, attend = list(attentions.items())[-1]
+        for name, *how in (
+            ("gradient checkpointing", True, None),
+            ("chunked loss", False, chunk),
+            ("chunked loss, gradient checkpointing", True, chunk),
+        ):
+            contenders[f"{last}, {name}"] = functools.partial(gradient, ours, attend, *how, *ids)
         report.measure(
             f"Loss and gradient, {sizes}",
             dtype,
@@ -292,20 +320,20 @@ def main():
         few, many = (8, 16) if options.quick else (128, 256)
         runs = [(1, few), (batch, many)]
         if dtype == "bfloat16":
-            runs = [(1, few), (1, many), (batch, few), (batch, many)]
+            runs = [(size, many) for size in prompt_batches] + [(1, few), (batch, few)]
         for size, count in runs:
             prompts = rng.integers(0, config.vocab_size, (size, prompt))
             their_prompts = torch.tensor(prompts, device=TORCH)
             written = functools.partial(torch_write, theirs, count, their_prompts)
             contenders = {"transformers": written}
             if options.static_cache:
-                contenders["transformers, static cache"] = functools.partial(
-                    written, cache_implementation="static"
+                contenders["transformers, compiled static cache"] = functools.partial(
+                    written, **compiled_static()
                 )
             contenders |= {
                 k: functools.partial(write, ours, a, count, jnp.asarray(prompts), jax.random.key(0))
                 for k, a in attentions.items()
-                if k == "eqjax" or (size, count) == (batch, many)
+                if k == "eqjax" or count == many
             }
             expected = []
 

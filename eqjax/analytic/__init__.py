@@ -1,6 +1,7 @@
 """Elementary functions that are right on real and complex arrays; losses; arithmetic on trees."""
 
 from ._functions import (
+    at_least_float32 as at_least_float32,
     attention as attention,
     causal_mask as causal_mask,
     gelu as gelu,
@@ -22,6 +23,7 @@ from ._functions import (
     unheads as unheads,
 )
 from ._losses import (
+    FactoredLogits as FactoredLogits,
     check_ids as check_ids,
     cross_entropy as cross_entropy,
     rows as rows,

@@ -5,6 +5,8 @@ real states, complex nudges and complex-step differentiation. Masks, targets and
 differentiated.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -150,6 +152,11 @@ def is_complex(tree) -> bool:
 def tree_complex(tree):
     """`tree` with its real arrays as complex ones."""
     return jax.tree.map(lambda a: lax.complex(a, jnp.zeros_like(a)), tree)
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """The dtype, or float32 for half precision."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def tree_cast(tree, dtype):

@@ -1,15 +1,52 @@
 """Losses of one sample, holomorphic in the outputs."""
 
+import functools
+import operator
+
+import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Inexact, Int, Num
 
-from ._functions import logsumexp
+from ._functions import at_least_float32, logsumexp
+
+
+class FactoredLogits(eqx.Module):
+    """The logits `hidden @ headᵀ` as their two factors, for `cross_entropy` to read a few tokens at a time.
+
+    With V tokens in the vocabulary the logits are by far the largest array of a language model's training step. Here
+    at most `chunk` tokens (of every sample, under `vmap`) have theirs, and the backward pass computes them anew (Chen
+    et al. 2016). Products are in the dtype of the factors, forward and backward; logits, their log-sum-exp and
+    the sum of the head's gradients over the chunks are in at least float32.
+
+    **Arguments:** `hidden (..., C)`; `head (V, C)`, which has no batch axis: make these logits and read their loss under
+    one `vmap`. `chunk`: tokens, at least 1.
+    """
+
+    hidden: Float[Array, "... c"]
+    head: Float[Array, "v c"]
+    chunk: int = eqx.field(static=True, default=128)
+
+    def __check_init__(self):
+        if self.chunk < 1:
+            raise ValueError(f"`chunk` must be at least 1 token, got {self.chunk}.")
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the logits, `(..., V)`."""
+        return *self.hidden.shape[:-1], self.head.shape[0]
+
+    @property
+    def array(self) -> Float[Array, "... v"]:
+        """The logits, multiplied out."""
+        return _product(self.hidden, self.head)
 
 
 def cross_entropy(
-    logits: Inexact[Array, "... vocab"],
+    logits: Inexact[Array, "... vocab"] | FactoredLogits,
     targets: Int[Array, "..."],
     weights: Float[Array, "..."] | None = None,
     *,
@@ -17,18 +54,23 @@ def cross_entropy(
 ) -> Inexact[Array, ""]:
     """Mean cross-entropy in nats over all leading axes (the *token mean*); holomorphic in `logits`.
 
-    **Arguments:** `logits (..., V)`; integer `targets (...)` in `[0, V)`, or `ignore` where nothing is asked; `weights
-    (...)` of the tokens, at least 0, by which the mean is taken. It is 0 where nothing is asked at all.
+    **Arguments:** `logits (..., V)`, an array or `FactoredLogits`; integer `targets (...)` in `[0, V)`, or `ignore`
+    where nothing is asked; `weights (...)` of the tokens, at least 0, by which the mean is taken. It is 0 where
+    nothing is asked at all.
 
     **Raises:** `ValueError` if shapes differ, or a target is another number; under tracing that one gives NaN.
     """
-    _same_shape("targets", targets, logits[..., 0])
+    _same_shape("targets", targets, logits.shape[:-1])
     if weights is not None:
-        _same_shape("weights", weights, targets)
+        _same_shape("weights", weights, targets.shape)
     asked = targets != ignore
     known = check_ids("targets", targets, logits.shape[-1], also=ignore)
-    picked = jnp.take_along_axis(logits, jnp.where(known & asked, targets, 0)[..., None], axis=-1)
-    losses = jnp.where(known, logsumexp(logits) - picked[..., 0], jnp.nan)
+    index = jnp.where(known & asked, targets, 0)
+    if isinstance(logits, FactoredLogits):
+        losses = _chunked(logits.hidden, logits.head, index, logits.chunk)
+    else:
+        losses = _surprise(logits, index)
+    losses = jnp.where(known, losses, jnp.nan)
     share = jnp.where(asked, 1 if weights is None else weights, 0).astype(losses.dtype)
     total = jnp.sum(share)
     return jnp.sum(jnp.where(asked, losses, 0) * share) / jnp.where(total == 0, 1, total)
@@ -39,7 +81,7 @@ def squared_error(outputs: Inexact[Array, "..."], targets: Num[Array, "..."]) ->
 
     **Raises:** `ValueError` if the shapes differ.
     """
-    _same_shape("targets", targets, outputs)
+    _same_shape("targets", targets, outputs.shape)
     difference = outputs - targets.astype(outputs.dtype)
     return 0.5 * jnp.sum(difference * difference)
 
@@ -67,5 +109,50 @@ def check_ids(
 
 def _same_shape(name, given, wanted):
     # Broadcast, a loss would be a plausible number of something else.
-    if given.shape != wanted.shape:
-        raise ValueError(f"`{name}` must have shape {wanted.shape}, got {given.shape}.")
+    if given.shape != wanted:
+        raise ValueError(f"`{name}` must have shape {wanted}, got {given.shape}.")
+
+
+def _surprise(logits, index):
+    """`-log p` of the tokens `index`."""
+    # Compared, not indexed: the derivative is one pass over the logits, without a scatter into zeros.
+    asked = jax.nn.one_hot(index, logits.shape[-1], dtype=bool)
+    return logsumexp(logits) - jnp.sum(jnp.where(asked, logits, 0), axis=-1)
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _chunked(hidden, head, index, chunk):
+    """`_surprise` of factored logits, `chunk` tokens at a time."""
+    count = index.size
+    parts = max(1, -(-count // chunk))
+    if parts == 1:
+        return _surprise(_product(hidden, head), index)
+    size = -(-count // parts)
+    cut = lambda a: jnp.pad(a, [(0, parts * size - count)] + [(0, 0)] * (a.ndim - 1))
+    flat = cut(hidden.reshape(count, -1)).reshape(parts, size, -1), cut(index.ravel())
+    # A scan adds up gradients in the dtype of what it is given.
+    wide = head.astype(at_least_float32(head.dtype))
+
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # a scan prevents it already
+    def read(part):
+        hidden, index = part
+        return _surprise(_product(hidden, wide.astype(head.dtype)), index)
+
+    losses = jax.lax.map(read, (flat[0], flat[1].reshape(parts, size)))
+    return losses.ravel()[:count].reshape(index.shape)
+
+
+@jax.custom_jvp
+def _product(hidden, head):
+    wide = at_least_float32(hidden.dtype)
+    return jnp.einsum("...c,vc->...v", hidden, head, preferred_element_type=wide)
+
+
+@functools.partial(_product.defjvp, symbolic_zeros=True)
+def _product_jvp(primals, tangents):
+    # The rule of a half-precision product with float32 results would multiply in float32 on the way back.
+    (hidden, head), logits = primals, _product(*primals)
+    zero = lambda tangent: isinstance(tangent, SymbolicZero)
+    pairs = (tangents[0], head), (hidden, tangents[1])
+    moved = [a @ b.T for a, b in pairs if not (zero(a) or zero(b))]
+    return logits, functools.reduce(operator.add, moved).astype(logits.dtype)

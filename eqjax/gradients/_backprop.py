@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from ..analytic import tree_cast
+from ..analytic import FactoredLogits, tree_cast
 from ..fields import trainable
 from ._estimate import (
     AbstractEstimator,
@@ -26,6 +26,13 @@ def called(model: Any, inputs: Any, key: PRNGKeyArray | None) -> Any:
     return model(inputs)
 
 
+def _full(outputs):
+    """The outputs of a model in full precision."""
+    kept = lambda node: isinstance(node, FactoredLogits)
+    cast = lambda node: node if kept(node) else tree_cast(node, jnp.result_type(float))
+    return jax.tree.map(cast, outputs, is_leaf=kept)
+
+
 class Backprop(AbstractEstimator):
     """The gradient of `L(model(inputs))`, by reverse mode (Rumelhart, Hinton & Williams 1986). *Objective: output.*
 
@@ -37,7 +44,8 @@ class Backprop(AbstractEstimator):
     - `call`: `(model, inputs, key) -> outputs` of one sample; by default `model(inputs)`. The key is None without one.
     - `trains`: function from models to a mask of the trained arrays.
     - `dtype`: of model and inputs in the forward and backward pass, such as bfloat16; loss and gradients stay in full
-      precision. None leaves all as it is.
+      precision, and outputs are cast to it, but for `FactoredLogits`, whose factors are meant to be short. None
+      leaves all as it is.
     """
 
     objective: ClassVar[str] = "output"
@@ -63,7 +71,7 @@ class Backprop(AbstractEstimator):
                 if self.dtype is None:
                     return loss(self.call(full, inputs, key), targets)
                 outputs = self.call(*tree_cast((full, inputs), self.dtype), key)
-                return loss(tree_cast(outputs, jnp.result_type(float)), targets)
+                return loss(_full(outputs), targets)
 
             values = eqx.filter_vmap(one)(inputs, targets, batch_keys(key, size))
             return accepted_mean(values, taken), values

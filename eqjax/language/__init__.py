@@ -10,7 +10,6 @@ from ._attend import (
     Cached as Cached,
     DotProduct as DotProduct,
     Heads as Heads,
-    at_least_float32 as at_least_float32,
     weights as weights,
 )
 from ._bpe import BPETokenizer as BPETokenizer, train_bpe as train_bpe

@@ -53,8 +53,8 @@ class DotProduct(eqx.Module):
     """Softmax attention; takes and returns no extra. The softmax is taken in at least float32.
 
     **Arguments:** `implementation`: None, or `"xla"` or `"cudnn"` for `jax.nn.dot_product_attention`; the last is Flash
-    attention, for half precision on a GPU (`ValueError` for other dtypes). (JAX's own takes float64 softmaxes in
-    float32, so None is the default.)
+    attention, for half precision on a GPU (`ValueError` for other dtypes); a single query is left to `"xla"`. (JAX's own
+    takes float64 softmaxes in float32, so None is the default.)
     """
 
     implementation: str | None = eqx.field(default=None, static=True)
@@ -75,8 +75,12 @@ class DotProduct(eqx.Module):
                 f'`DotProduct("cudnn")` is for float16 and bfloat16, got queries of {heads.query.dtype}. Cast the model '
                 "(`eqjax.tree_cast`), or attend by `DotProduct()`."
             )
-        # Causal is a word that Flash attention understands better than a mask.
-        how = {"mask": None if causal else seen[None], "is_causal": causal, "scale": 1.0}
+        queries, count, _ = heads.query.shape
+        if queries == 1:  # its scores are no array that Flash attention would save
+            kind = "xla"
+        # Causal is a word that Flash attention understands better than a mask, and under `vmap` it wants every head's.
+        mask = None if causal else jnp.broadcast_to(seen[None], (count, *seen.shape))
+        how = {"mask": mask, "is_causal": causal, "scale": 1.0}
         arrays = heads.query, heads.key, heads.value
         with jax.numpy_dtype_promotion("standard"):  # inside, half precision meets float32
             return jax.nn.dot_product_attention(*arrays, implementation=kind, **how), None
@@ -94,15 +98,10 @@ class DroppedOut(eqx.Module):
 
 def weights(heads: Heads) -> Float[Array, "h t s"]:
     """The attention weights; zero where nothing is seen."""
-    wide = at_least_float32(heads.query.dtype)
+    wide = analytic.at_least_float32(heads.query.dtype)
     scores = jnp.einsum("thd,shd->hts", heads.query, heads.key, preferred_element_type=wide)
     seen = jnp.broadcast_to(heads.visible()[None], scores.shape)
     return analytic.softmax(scores, seen).astype(heads.value.dtype)
-
-
-def at_least_float32(dtype: Any) -> Any:
-    """The dtype, or float32 for half precision."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def dropout(x: Float[Array, "..."], rate: float, key: PRNGKeyArray | None) -> Float[Array, "..."]:

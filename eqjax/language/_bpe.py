@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import operator
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import tokenizers
 
 from ._gpt2 import GPT2
-from ._hub import resolved
+from ._hub import ADDED, TOKENIZER_CONFIG, read_json, resolved
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -32,8 +33,8 @@ class BPETokenizer:
 
     @classmethod
     def load(cls, source: str | os.PathLike) -> "BPETokenizer":
-        """Read a `tokenizer.json`, or a folder that has one, or has `vocab.json` and `merges.txt`; or that of a model
-        by its name, as `load_gpt2` does."""
+        """Read a `tokenizer.json`, or a folder that has one, or has `vocab.json` and `merges.txt` (and more tokens
+        in `added_tokens.json` or `tokenizer_config.json`); or that of a model by its name, as `load_gpt2` does."""
         path = Path(source)
         path = path if path.is_file() else resolved(source)
         file = path / "tokenizer.json" if path.is_dir() else path
@@ -55,6 +56,13 @@ class BPETokenizer:
         tokenizer = _byte_level(model)
         if tokenizer.token_to_id(END_OF_TEXT) is not None:
             tokenizer.add_special_tokens([END_OF_TEXT])
+        for number, token in sorted(_added(path).items()):
+            tokenizer.add_tokens([token])
+            if (found := tokenizer.token_to_id(token.content)) != number:
+                raise ValueError(
+                    f"{path} adds the token {token.content!r} as {number}, but it comes as {found}: added tokens "
+                    "follow the vocabulary without a gap. Give the folder's tokenizer.json."
+                )
         return cls(tokenizer.to_str())
 
     def save(self, path: str | os.PathLike) -> None:
@@ -140,3 +148,23 @@ def _byte_level(model: tokenizers.models.BPE) -> tokenizers.Tokenizer:
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     return tokenizer
+
+
+def _added(folder: Path) -> dict[int, tokenizers.AddedToken]:
+    """The tokens beside the vocabulary, by their ids."""
+    old, new = (
+        {} if not path.is_file() else read_json(path)
+        for path in (folder / ADDED, folder / TOKENIZER_CONFIG)
+    )
+    try:
+        plain = {
+            operator.index(number): tokenizers.AddedToken(token) for token, number in old.items()
+        }
+        told = new.get("added_tokens_decoder") or {}
+        return plain | {
+            int(number): tokenizers.AddedToken(**token) for number, token in told.items()
+        }
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the tokens that {ADDED} or {TOKENIZER_CONFIG} of {folder} add cannot be read: {error}"
+        ) from None

@@ -12,7 +12,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .. import analytic
-from ._attend import Attend, Cache, Cached, DotProduct, DroppedOut, Heads, at_least_float32, dropout
+from ..analytic import FactoredLogits
+from ._attend import Attend, Cache, Cached, DotProduct, DroppedOut, Heads, dropout
 from ._gpt2_config import ACTIVATIONS, GPT2Config
 
 
@@ -49,7 +50,7 @@ class GPT2Norm(eqx.Module):
     eps: float = eqx.field(static=True)
 
     def __call__(self, h: Float[Array, "t c"]) -> Float[Array, "t c"]:
-        wide = at_least_float32(h.dtype)
+        wide = analytic.at_least_float32(h.dtype)
         x, weight, bias = (a.astype(wide) for a in (h, self.weight, self.bias))
         return analytic.layer_norm(x, weight, bias, self.eps).astype(h.dtype)
 
@@ -221,13 +222,24 @@ class GPT2(eqx.Module):
             layer = jax.checkpoint(layer, prevent_cse=False)  # a scan prevents it already
         return lax.scan(layer, h, (blocks, scales, extra, keys))
 
+    @property
+    def head(self) -> Float[Array, "v c"]:
+        """The embeddings that read the logits out."""
+        return self.wte if self.lm_head is None else self.lm_head
+
+    def readout(self, h: Float[Array, "t c"]) -> FactoredLogits:
+        """The last layer norm, and the logits as two factors."""
+        return FactoredLogits(self.ln_f(h), self.head)
+
     def unembed(self, h: Float[Array, "t c"]) -> Float[Array, "t v"]:
         """The last layer norm and the logits, in at least float32."""
-        head = self.wte if self.lm_head is None else self.lm_head
-        wide = at_least_float32(h.dtype)
-        return jnp.einsum("tc,vc->tv", self.ln_f(h), head, preferred_element_type=wide)
+        return self.readout(h).array
 
-    def __call__(
+    def __call__(self, tokens: Int[Array, " t"], **settings: Any) -> Float[Array, "t v"]:
+        """The logits of the next token after every token; the settings are those of `factored`."""
+        return self.factored(tokens, **settings).array
+
+    def factored(
         self,
         tokens: Int[Array, " t"],
         *,
@@ -236,8 +248,8 @@ class GPT2(eqx.Module):
         attend: Attend | None = None,
         key: PRNGKeyArray | None = None,
         gradient_checkpointing: bool = False,
-    ) -> Float[Array, "t v"]:
-        """The logits of the next token after every token.
+    ) -> FactoredLogits:
+        """What `model(tokens, ...)` returns, not multiplied out: what a training loss should read.
 
         **Arguments:**
 
@@ -253,7 +265,7 @@ class GPT2(eqx.Module):
             positions = counted(mask) if positions is None else positions
         h = dropout(self.embed(tokens, positions), self.config.embd_pdrop, drop)
         how = {"key": key, "gradient_checkpointing": gradient_checkpointing}
-        return self.unembed(self.run(h, attend, mask=seen, **how)[0])
+        return self.readout(self.run(h, attend, mask=seen, **how)[0])
 
     def hidden(self, tokens: Int[Array, " t"]) -> Float[Array, "n t c"]:
         """The hidden states that enter each of the L blocks, and those that leave the last: `(L + 1, t, C)`."""

@@ -24,6 +24,8 @@ from ._gpt2_config import GPT2Config
 # Sorted by name, as they are moved, the shards are complete when the index appears.
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = "model-{}-of-{}.safetensors"
+# Where a folder without a tokenizer.json tells the tokens beside its vocabulary: older ones, later ones.
+ADDED, TOKENIZER_CONFIG = "added_tokens.json", "tokenizer_config.json"
 
 
 def load_gpt2(source: str | os.PathLike, *, dtype: DTypeLike | None = None) -> GPT2:
@@ -156,7 +158,7 @@ def resolved(source: str | os.PathLike) -> Path:
     try:
         import huggingface_hub  # only where a name asks for it
 
-        tokens = ["tokenizer.json", "vocab.json", "merges.txt"]
+        tokens = ["tokenizer.json", "vocab.json", "merges.txt", ADDED, TOKENIZER_CONFIG]
         wanted = ["config.json", "*.safetensors", _INDEX, *tokens]
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # whatever went wrong, the cure is the same

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .. import analytic
+from ..analytic import FactoredLogits
 from ..language import GPT2, Cache, Cached, DotProduct, RecurrentLayer, adapted_maps, counted
 from ._attention_memory import Fused, SlotRecall
 from ._memory import AbstractRemembering, Memory
@@ -167,6 +168,17 @@ class MemoryGPT2(AbstractRemembering):
         **Arguments:** `tokens (t,)`, t ≤ n_positions. `memory`: an empty one by default. `mask (t,)`: false for padding,
         which is neither seen nor remembered.
         """
+        logits, memory = self.factored(tokens, memory, mask=mask)
+        return logits.array, memory
+
+    def factored(
+        self,
+        tokens: Int[Array, " t"],
+        memory: Memory | None = None,
+        *,
+        mask: Bool[Array, " t"] | None = None,
+    ) -> tuple[FactoredLogits, Memory]:
+        """What `model(tokens, ...)` returns, with logits that are not multiplied out."""
         segment = self.open(self.memory() if memory is None else memory, tokens.shape[0])
         logits, segment = self._extend(tokens, segment, mask)
         return logits, self.close(segment)
@@ -204,7 +216,8 @@ class MemoryGPT2(AbstractRemembering):
         """
         full = segment.cache.length + tokens.shape[0] > segment.cache.valid.size
         told = "the segment has no room for these tokens: `close` it and `open` another."
-        return self._extend(tokens, eqx.error_if(segment, full, told), mask)
+        logits, segment = self._extend(tokens, eqx.error_if(segment, full, told), mask)
+        return logits.array, segment
 
     def _extend(self, tokens, segment, mask):
         memory, cache = segment.memory, segment.cache
@@ -234,7 +247,7 @@ class MemoryGPT2(AbstractRemembering):
         if self.late is not None:
             h, late = self.late(h, late, new)
         memory = Memory(slots, early, late, memory.segments, memory.tokens)
-        return self.gpt2.unembed(h), Segment(memory, cache.written(key, value, new), salience)
+        return self.gpt2.readout(h), Segment(memory, cache.written(key, value, new), salience)
 
     def close(self, segment: Segment) -> Memory:
         """Write the segment's tokens to the slots."""

@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from ..language import at_least_float32
+from ..analytic import at_least_float32
 
 
 class Slots(eqx.Module):

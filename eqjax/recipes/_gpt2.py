@@ -13,7 +13,7 @@ import optax
 from jax.typing import DTypeLike
 
 from .. import language, training
-from ..analytic import cross_entropy
+from ..analytic import FactoredLogits, cross_entropy
 from ..fields import trainable
 from ..gradients import Backprop
 from ..language import GPT2, BPETokenizer, CharTokenizer, GPT2Config
@@ -257,19 +257,19 @@ def _trained(config: GPT2Settings, model: GPT2 | MemoryGPT2) -> Any:
 
 
 def _read(length: int, checkpointing: bool, model: GPT2 | MemoryGPT2, tokens, key):
-    """The logits after every token; with memory, read segment by segment."""
+    """The logits after every token, in factors; with memory, read segment by segment."""
     if isinstance(model, GPT2):
         rates = (model.config.resid_pdrop, model.config.embd_pdrop, model.config.attn_pdrop)
         key = key if any(rates) else None
-        return model(tokens, key=key, gradient_checkpointing=checkpointing)
+        return model.factored(tokens, key=key, gradient_checkpointing=checkpointing)
 
     @jax.checkpoint
     def segment(memory, tokens):
-        logits, memory = model(tokens, memory)
-        return memory, logits
+        logits, memory = model.factored(tokens, memory)
+        return memory, logits.hidden
 
-    _, logits = jax.lax.scan(segment, model.memory(), tokens.reshape(-1, length))
-    return logits.reshape(tokens.size, -1)
+    _, hidden = jax.lax.scan(segment, model.memory(), tokens.reshape(-1, length))
+    return FactoredLogits(hidden.reshape(tokens.size, -1), model.gpt2.head)
 
 
 def matrices(params: Any) -> Any:

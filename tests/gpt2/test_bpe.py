@@ -127,3 +127,50 @@ def test_tokenizers_that_do_not_fit(model):
         train_bpe("the cat", 300)
     large = dataclasses.replace(model, config=dataclasses.replace(model.config, vocab_size=257))
     tokenizer.check(large)
+
+
+def old_folder(path, **files):
+    """A folder without tokenizer.json, whose vocabulary has 260 tokens."""
+    tokenizer = train_bpe(["the cat sat on the mat, the cat sat"], 260)
+    vocabulary = json.loads(tokenizer.text)["model"]["vocab"]
+    merges = "".join(f"{first} {second}\n" for first, second in tokenizer.merges)
+    (path / "merges.txt").write_text("#version: 0.2\n" + merges, "utf-8")
+    for name, content in ({"vocab": vocabulary} | files).items():
+        (path / f"{name}.json").write_text(json.dumps(content), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"added_tokens": {"<bot>": 261, "<user>": 260}},
+        {
+            "tokenizer_config": {
+                "added_tokens_decoder": {"260": {"content": "<user>", "lstrip": True}}
+            }
+        },
+    ],
+    ids=lambda files: next(iter(files)),
+)
+def test_added_tokens_of_old_folders_are_those_of_transformers(files, tmp_path):
+    ours = BPETokenizer.load(old_folder(tmp_path, **files))
+    theirs = transformers.GPT2Tokenizer.from_pretrained(tmp_path)
+    for text in ("<user> hi", "the cat <user><bot> sat", "<|endoftext|>on"):
+        assert ours.encode(text).tolist() == theirs.encode(text, add_special_tokens=False)
+    assert ours.decode([260]) == "<user>" and ours.encode("<user> hi")[0] == 260
+    assert BPETokenizer(ours.text).encode("<user>").tolist() == [260]
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({"added_tokens": {"<user>": 273}}, "'<user>' as 273, but it comes as 260"),
+        ({"added_tokens": {"<user>": 5}}, "'<user>' as 5, but it comes as 260"),
+        ({"added_tokens": {"<user>": "260"}}, "added_tokens.json .* cannot be read"),
+        ({"tokenizer_config": {"added_tokens_decoder": {"260": "<user>"}}}, "cannot be read"),
+        ({"tokenizer_config": {"added_tokens_decoder": ["<user>"]}}, "cannot be read"),
+    ],
+)
+def test_added_tokens_that_make_no_sense_are_refused(files, told, tmp_path):
+    with pytest.raises(ValueError, match=told):
+        BPETokenizer.load(old_folder(tmp_path, **files))

@@ -259,6 +259,7 @@ def test_a_name_is_fetched_from_the_hub(folder, model, monkeypatch):
 
     def fetch(name, *, allow_patterns):
         asked.append(name)
+        assert {"vocab.json", "added_tokens.json", "tokenizer_config.json"} < set(allow_patterns)
         if name != "somebody/gpt2":
             raise OSError("no route to host")
         return str(folder)

@@ -11,12 +11,14 @@ import optax
 import pytest
 from gpt2_reference import IDS, TINY, run
 
-from eqjax.analytic import causal_mask, cross_entropy
+from eqjax.analytic import causal_mask, cross_entropy, tree_cast
 from eqjax.fields import trainable
 from eqjax.language import (
     GPT2,
     DotProduct,
+    GPT2Config,
     Heads,
+    generate,
 )
 from eqjax.language._attend import DroppedOut
 
@@ -116,6 +118,41 @@ def test_fused_attention_and_dropout_of_weights(key):
     dropped = many(jax.random.split(key, 2000))
     assert jnp.max(jnp.abs(jnp.mean(dropped, axis=0) - expected)) < 0.15
     assert jnp.max(jnp.abs(dropped[0] - expected)) > 0.1
+
+
+def test_a_batch_attends_by_cudnn_in_the_shapes_that_it_takes(key, monkeypatch):
+    """There is none here: XLA's attention stands in, and asks what the batching rule of cuDNN's asks."""
+    asked, real = [], jax.nn.dot_product_attention
+
+    def stand_in(query, key, value, *, mask, implementation, **how):
+        if implementation == "cudnn":
+            asked.append(query.shape[0])
+            assert mask is None or mask.shape == (query.shape[1], query.shape[0], key.shape[0])
+        return real(query, key, value, mask=mask, implementation="xla", **how)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", stand_in)
+    parts = np.random.default_rng(0).normal(size=(3, 8, 7, 2, 4))
+    mask = np.random.default_rng(0).random((8, 7, 7)) < 0.5
+    mask[:, :, 0] = True
+
+    @jax.jit
+    @jax.vmap
+    def differences(query, key, value, mask):
+        query, key, value = (a.astype(jnp.bfloat16) for a in (query, key, value))
+        found = []
+        for first in (4, 6):  # 3 queries, and 1
+            heads = Heads(query[first:], key, value, mask[first:], jnp.zeros((7 - first, 1)))
+            fused, plain = (DotProduct(how)(heads)[0].astype(float) for how in ("cudnn", None))
+            found.append(jnp.max(jnp.abs(fused - plain)))
+        return found
+
+    assert (jnp.stack(differences(*parts, mask)) < 0.03).all()
+    assert asked == [3]  # one query is XLA's
+    small = tree_cast(GPT2.init(GPT2Config(16, 16, 8, 1, 2), key), jnp.bfloat16)
+    options = {"key": key, "attend": DotProduct("cudnn")}
+    write = jax.vmap(lambda prompt, mask: generate(small, prompt, 4, mask=mask, **options).tokens)
+    shape = jax.eval_shape(write, jnp.zeros((8, 5), jnp.int32), jnp.ones((8, 5), bool))
+    assert shape.shape == (8, 4) and set(asked[1:]) == {5}
 
 
 def test_dropout_needs_a_key(model, logits):
