@@ -68,20 +68,6 @@ def scalar(value: Any) -> Any:
     return jnp.asarray(value, jnp.result_type(float)) if isinstance(value, (int, float)) else value
 
 
-def check_steps(**steps: int) -> None:
-    """Counts must be at least 1."""
-    for name, value in steps.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
-
-
-def check_positive(**values: Any) -> None:
-    """Python numbers must be above 0 (None and arrays, which may be traced, are left alone)."""
-    for name, value in values.items():
-        if isinstance(value, (int, float)) and not value > 0:
-            raise ValueError(f"`{name}` must be above 0, got {value}.")
-
-
 def trainable(model: PyTree) -> PyTree[bool]:
     """Which leaves of `model` training changes: every inexact array that is no `hyperparameter`.
 

@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
+from .._checks import check_positive
 from ._associative import (
     AssociativeMemory,
     ClampedMemory,
@@ -20,7 +21,7 @@ from ._associative import (
     Softmax,
     Spherical,
 )
-from ._base import AbstractForceField, check_positive, hyperparameter, scalar
+from ._base import AbstractForceField, hyperparameter, scalar
 
 
 class CircuitRow(eqx.Module):

@@ -13,8 +13,9 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Inexact, Int, PRNGKeyArray
 
 from .. import analytic
+from .._checks import check_count, check_positive
 from ._associative import LogCosh
-from ._base import AbstractForceField, check_positive, check_steps, hyperparameter, scalar
+from ._base import AbstractForceField, hyperparameter, scalar
 
 
 def hebb(patterns: Float[Array, "p n"]) -> Float[Array, "n n"]:
@@ -156,7 +157,7 @@ def recall(
         raise ValueError(
             f"`{type(order).__name__}` draws random orders: give `key=jax.random.key(...)`."
         )
-    check_steps(max_sweeps=max_sweeps)
+    check_count(max_sweeps=max_sweeps)
     if cue.shape != network.threshold.shape:
         raise ValueError(
             f"`cue` must have one entry for each of the {network.threshold.size} neurons, got the shape {cue.shape}."

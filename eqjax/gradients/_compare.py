@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from .._checks import check_count, check_kind, given, refuse
 from ._estimate import AbstractEstimator, GradientEstimate
 from ._oracle import OracleAdjoint
 
@@ -132,10 +133,15 @@ def compare(
         raise ValueError(
             "`estimators` is empty: name at least one, for example [AsymEP(), OracleAdjoint()]."
         )
-    named = _named(estimators)
-    for estimator in named.values():
-        if not isinstance(estimator, AbstractEstimator):
-            raise ValueError(f"`estimators` holds {estimator!r}, which is no estimator.")
+    check_kind((Mapping, Sequence), "a list of estimators, or a mapping", estimators=estimators)
+    named = {} if isinstance(estimators, str) else _named(estimators)
+    if (
+        not all(isinstance(estimator, AbstractEstimator) for estimator in named.values())
+        or not named
+    ):
+        refuse("estimators", "hold estimators, such as `AsymEP()`, and nothing else", estimators)
+    check_kind(AbstractEstimator, "an estimator", **given(reference=reference))
+    check_count(repeats=repeats)
     if reference is None:
         oracles = (e for e in named.values() if isinstance(e, OracleAdjoint))
         reference = next(oracles, next(iter(named.values())))
@@ -145,7 +151,7 @@ def compare(
             model, loss, batch, estimator, reference, key=key
         )
         seconds = []
-        for _ in range(max(1, repeats)):
+        for _ in range(repeats):
             start = time.perf_counter()
             jax.block_until_ready(estimator(model, loss, batch, key=key))
             seconds.append(time.perf_counter() - start)

@@ -4,8 +4,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
+from .._checks import check_positive, check_precision
 from ._fallback import with_tolerance
-from ._residual import Solver, check_tolerance
+from ._residual import Solver
 
 
 class Refine(eqx.Module):
@@ -31,7 +32,8 @@ class Refine(eqx.Module):
     rtol: ScalarLike = 1e-2
 
     def __check_init__(self):
-        check_tolerance(self.rtol, 0.0)
+        check_precision(coarse=self.coarse)
+        check_positive(rtol=self.rtol)
 
 
 def loosened(solver: Solver, rtol: ScalarLike) -> Solver:

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree, ScalarLike
 
+from .._checks import check_positive
 from ..analytic import is_complex
-from ..fields import Realified, check_positive
+from ..fields import Realified
 from ..relaxation import NewtonKrylov, residual_ratio
 from ._bifurcation import BranchSample, SpecialPoint, special_points, special_table
 from ._check import leading_modes

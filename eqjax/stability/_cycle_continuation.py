@@ -11,7 +11,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree
 
-from ..fields import check_positive
+from .._checks import check_positive
 from ..relaxation import NewtonKrylov
 from ._cycle_points import CyclePoint, CycleSample, cycle_points, cycle_table
 from ._cycles import PeriodicOrbit, multipliers_resolved

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarLike
 
-from ..fields import check_positive
+from .._checks import check_positive
 from ..relaxation import NewtonKrylov
 from ._jacobian import check_autonomous, real_dtype
 from ._krylov_schur import Eigenpairs, eigenpairs, resolve

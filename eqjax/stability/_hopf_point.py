@@ -11,8 +11,8 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarLike
 
+from .._checks import check_positive
 from ..analytic import tree_held
-from ..fields import check_positive
 from ..relaxation import GMRES, residual_ratio
 from ._eigenvalue import quotient
 from ._jacobian import real_dtype

@@ -13,8 +13,9 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float, Inexact, Int, PRNGKeyArray, PyTree, ScalarLike
 
+from .._checks import check_count
 from ..analytic import is_complex, matmul
-from ..fields import check_steps, on_complex_vectors
+from ..fields import on_complex_vectors
 from ._host import eigen, on_host, truncate
 
 # What "most wanted first" means; written with methods that NumPy and JAX arrays share.
@@ -183,7 +184,7 @@ def check_sizes(k: int, ncv: int | None, max_restarts: int, n: int) -> None:
             f"`ncv` must be at least k + 2 = {k + 2} to leave room to search, got {ncv}. Leave it out, or try "
             f"ncv={max(2 * k + 1, 20)}."
         )
-    check_steps(max_restarts=max_restarts)
+    check_count(max_restarts=max_restarts)
 
 
 def unravel_complex(unravel: Callable, rows: Complex[Array, "k n"]) -> PyTree[Array]:

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
-from ..fields import check_positive, check_steps
+from .._checks import check_count, check_positive
 from ._jacobian import check_autonomous, real_dtype
 from ._propagation import one_step, turn
 
@@ -157,7 +157,7 @@ def finite_time_exponents(
     """
     real = real_dtype(z0)
     check_positive(step=step)
-    check_steps(steps=steps)
+    check_count(steps=steps)
     return _finite_time(field, z0, x, jnp.asarray(step, real), steps, solver)
 
 

@@ -15,8 +15,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree, ScalarLike
 
 from .. import relaxation
+from .._checks import check_positive
 from ..analytic import matmul
-from ..fields import check_positive
 from ._jacobian import jacobian, state_dtype
 from ._krylov_schur import (
     AbstractTransform,
