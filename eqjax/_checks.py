@@ -1,9 +1,10 @@
 """Whether arguments are what they should be: one place for it, below every floor, and one style of message.
 
 A `ValueError` names the `argument`, says what is allowed, what was given, and where there is one the cure. Numbers may be
-arrays, so that a study does not compile anew, and then they may be traced: of these only the dtype is looked at.
+arrays, so that a study does not compile anew, and then they may be traced: of these only the dtype is known.
 """
 
+import inspect
 import math
 import numbers
 import os
@@ -14,6 +15,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 # What a wrong argument makes the code of JAX, or a user's, raise.
 FAILURES = (TypeError, ValueError, AttributeError, IndexError, KeyError)
@@ -53,25 +55,33 @@ def check_count(least: int = 1, most: int | None = None, /, **counts: Any) -> No
             refuse(name, f"be at most {most}", value)
 
 
+def check_seed(**seeds: Any) -> None:
+    """Seeds that JAX and NumPy take: whole numbers from 0, of 63 bits."""
+    check_count(0, 2**63 - 1, **seeds)
+
+
 def check_number(allowed: str, fits: Callable[[Any], bool], /, **values: Any) -> None:
     """Numbers for which `fits`."""
     for name, value in values.items():
-        if _is_array(value, np.number):
-            continue
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        is_array = _is_array(value, np.number)
+        if isinstance(value, bool) or not (is_array or isinstance(value, numbers.Real)):
             refuse(name, "be a number", value)
-        if not fits(value):
-            refuse(name, allowed, value)
+        # NumPy, because under `jit` JAX would trace even what it does with constants.
+        known = [] if isinstance(value, Tracer) else np.ravel(value).tolist()
+        if wrong := [v for v in known if not fits(v)]:
+            refuse(name, allowed, wrong[0])
 
 
 def check_positive(**values: Any) -> None:
     """Numbers above 0, and finite."""
-    check_number("be above 0 and finite", lambda v: 0 < v < math.inf, **values)
+    check_number("be above 0", lambda v: v > 0, **values)
+    check_finite_number(**values)
 
 
 def check_not_negative(**values: Any) -> None:
     """Numbers of at least 0, and finite."""
-    check_number("be at least 0 and finite", lambda v: 0 <= v < math.inf, **values)
+    check_number("be at least 0", lambda v: v >= 0, **values)
+    check_finite_number(**values)
 
 
 def check_finite_number(**values: Any) -> None:
@@ -87,7 +97,7 @@ def check_between(low: float, high: float, /, **values: Any) -> None:
 def check_tolerance(rtol: Any, atol: Any, *, both_zero: bool = False) -> None:
     """Tolerances that a solve can meet."""
     check_not_negative(rtol=rtol, atol=atol)
-    if not both_zero and all(isinstance(tol, numbers.Real) and tol == 0 for tol in (rtol, atol)):
+    if not both_zero and all(not isinstance(tol, Tracer) and tol == 0 for tol in (rtol, atol)):
         raise ValueError(
             "`rtol` and `atol` are both 0, a tolerance that rounding never meets. "
             "Pass, for example, rtol=1e-4."
@@ -113,6 +123,15 @@ def check_callable(like: str, /, **functions: Any) -> None:
     for name, value in functions.items():
         if not callable(value):
             refuse(name, f"be a function {like}", value)
+
+
+def check_settings(function: Callable, settings: dict[str, Any]) -> None:
+    """Names of keyword arguments that `function` has."""
+    parameters = inspect.signature(function).parameters.values()
+    names = [p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    for name in settings:
+        if name not in names:
+            raise ValueError(f"`{name}` is no setting here. There are {', '.join(names)}.")
 
 
 def check_key(**keys: Any) -> None:
@@ -152,6 +171,19 @@ def tried(what: str, function: Callable, /, **arguments: Any) -> Any:
         told = "; ".join(f"{name}: {shown(value)}" for name, value in arguments.items())
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(f"`{what}` fails here ({told}): {why}") from error
+
+
+def check_array(kind: Any, axes: int, what: str, /, **arrays: Any) -> None:
+    """Arrays of a dtype of `kind`, with so many axes; `what` says it in words."""
+    for name, value in arrays.items():
+        if not (_is_array(value, kind) and value.ndim == axes):
+            refuse(name, f"be {what}", value)
+
+
+def check_tokens(**tokens: Any) -> None:
+    """Token ids in a row."""
+    what = "token ids in a row, an array of whole numbers with one axis"
+    check_array(np.integer, 1, what, **tokens)
 
 
 def check_memory(what: str, size: float) -> None:

@@ -5,6 +5,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Inexact, Int, Num
 
+from .._checks import check_arrays, given, refuse
 from ._functions import logsumexp
 
 
@@ -22,6 +23,11 @@ def cross_entropy(
 
     **Raises:** `ValueError` if shapes differ, or a target is another number; under tracing that one gives NaN.
     """
+    check_arrays(logits=logits, targets=targets, **given(weights=weights))
+    if jnp.ndim(logits) < 1:
+        refuse("logits", "have an axis of the vocabulary, (..., V)", logits)
+    if not jnp.issubdtype(jnp.result_type(targets), jnp.integer):
+        refuse("targets", "be whole numbers, the ids of tokens", targets)
     _same_shape("targets", targets, logits[..., 0])
     if weights is not None:
         _same_shape("weights", weights, targets)
@@ -39,6 +45,7 @@ def squared_error(outputs: Inexact[Array, "..."], targets: Num[Array, "..."]) ->
 
     **Raises:** `ValueError` if the shapes differ.
     """
+    check_arrays(outputs=outputs, targets=targets)
     _same_shape("targets", targets, outputs)
     difference = outputs - targets.astype(outputs.dtype)
     return 0.5 * jnp.sum(difference * difference)
@@ -65,7 +72,7 @@ def check_ids(
     return known
 
 
-def _same_shape(name, given, wanted):
+def _same_shape(name, value, wanted):
     # Broadcast, a loss would be a plausible number of something else.
-    if given.shape != wanted.shape:
-        raise ValueError(f"`{name}` must have shape {wanted.shape}, got {given.shape}.")
+    if value.shape != wanted.shape:
+        raise ValueError(f"`{name}` must have shape {wanted.shape}, got {value.shape}.")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PyTree
 
+from .._checks import check_finite_number
 from ..analytic import is_complex
 
 
@@ -20,6 +21,13 @@ class AbstractForceField(eqx.Module):
     result has the structure of `z`. Batch with `jax.vmap` outside. `diffrax.ODETerm(field)` and
     `optimistix.root_find(lambda z, x: field(0.0, z, x), …)` work as they are.
     """
+
+    def __check_init__(self):
+        for field in dataclasses.fields(self):
+            if field.metadata.get("hyperparameter"):
+                for leaf in jax.tree.leaves(getattr(self, field.name)):
+                    if not eqx.is_array(leaf) or leaf.ndim == 0:
+                        check_finite_number(**{field.name: leaf})
 
     @abc.abstractmethod
     def __call__(self, t: Any, z: PyTree[Array], x: PyTree) -> PyTree[Array]:

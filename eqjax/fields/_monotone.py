@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from .. import analytic
+from .._checks import check_finite_number, check_key
 from ._base import AbstractSplitField, hyperparameter, scalar
 from ._parts import MLP, Attention
 
@@ -85,6 +86,8 @@ class MonotoneBlock(AbstractSplitField):
         expansion: int = 4,
         key: PRNGKeyArray,
     ):
+        check_finite_number(leak=leak, margin=margin)
+        check_key(key=key)
         if not 0 < margin < 1 + leak:
             raise ValueError(
                 f"`margin` must lie between 0 and 1 + leak = {1 + leak}, got {margin}: "

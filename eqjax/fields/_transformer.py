@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
+from .._checks import check_count, check_key
 from ..analytic import scale, shift
 from ._base import (
     AbstractEnergyField,
@@ -17,7 +18,7 @@ from ._base import (
     negative_gradient,
     scalar,
 )
-from ._parts import MLP, Attention, AttentionEnergy, HopfieldEnergy, LayerNorm
+from ._parts import MLP, Attention, AttentionEnergy, HopfieldEnergy, LayerNorm, check_heads
 
 _State = Inexact[Array, "t c"]
 
@@ -33,6 +34,9 @@ def _sublayers(
     key: PRNGKeyArray,
 ) -> tuple[LayerNorm, Any, LayerNorm, Any]:
     """Both sublayers of a block, each after its norm."""
+    check_heads(width, heads)
+    check_count(expansion=expansion)
+    check_key(key=key)
     k1, k2 = jax.random.split(key)
     return (
         LayerNorm(width),

@@ -164,7 +164,8 @@ def check_call(
     batch = check_batch(batch)
     warn_of_fresh(model=model, loss=loss)
     size = jax.tree.leaves(batch)[0].shape[0]
-    if subset is not None and (jnp.shape(subset) != (size,) or jnp.result_type(subset) != bool):
+    taken = subset if eqx.is_array_like(subset) else jnp.zeros(())
+    if subset is not None and (jnp.shape(taken), jnp.result_type(taken)) != ((size,), jnp.bool_):
         refuse("subset", f"hold {size} bools, one for each sample", subset)
     return batch
 

@@ -15,6 +15,7 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
+from .._checks import check_count, check_key, check_kind, check_positive
 from ._gpt2 import GPT2, AbstractLinear, Linear
 from ._hub import opened, read_json, replacing
 
@@ -59,8 +60,10 @@ def lora(
 
     Train what `adapters(model)` marks; `merge` makes the model plain again.
     """
-    if rank < 1:
-        raise ValueError(f"`rank` must be at least 1, got {rank}.")
+    check_count(rank=rank)
+    check_positive(alpha=alpha)
+    check_key(key=key)
+    check_kind((tuple, list), "a tuple of names", targets=targets)
     scale = alpha / (math.sqrt(rank) if rs else rank)
     found = []
 

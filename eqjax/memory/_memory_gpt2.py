@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .. import analytic
+from .._checks import check_callable, check_count, check_key, check_kind, check_tokens, given
 from ..language import GPT2, Cache, Cached, DotProduct, RecurrentLayer, adapted_maps, counted
 from ._attention_memory import Fused, SlotRecall
 from ._memory import AbstractRemembering, Memory
@@ -122,6 +123,11 @@ class MemoryGPT2(AbstractRemembering):
         threshold: float = 0.0,
         key: PRNGKeyArray,
     ):
+        check_kind(GPT2, "a `GPT2`", gpt2=gpt2)
+        check_callable("cell(width, units, key=key)", **given(early=early, late=late))
+        check_count(0, capacity=capacity)
+        check_count(**given(units=units))
+        check_key(key=key)
         config, dtype = gpt2.config, gpt2.wte.dtype
         layers = (3 * config.n_layer // 4,) if layers is None else tuple(sorted(set(layers)))
         if not layers or not all(0 <= layer < config.n_layer for layer in layers):
@@ -167,6 +173,7 @@ class MemoryGPT2(AbstractRemembering):
         **Arguments:** `tokens (t,)`, t ≤ n_positions. `memory`: an empty one by default. `mask (t,)`: false for padding,
         which is neither seen nor remembered.
         """
+        check_tokens(tokens=tokens)
         segment = self.open(self.memory() if memory is None else memory, tokens.shape[0])
         logits, segment = self._extend(tokens, segment, mask)
         return logits, self.close(segment)

@@ -27,6 +27,7 @@ from ._residual import (
     Solver as Solver,
     check_field as check_field,
     check_structure as check_structure,
+    explained as explained,
     force_residual as force_residual,
     residual_ratio as residual_ratio,
 )

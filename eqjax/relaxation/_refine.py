@@ -4,7 +4,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
-from .._checks import check_positive, check_precision
+from .._checks import check_precision, check_tolerance
 from ._fallback import with_tolerance
 from ._residual import Solver
 
@@ -33,7 +33,7 @@ class Refine(eqx.Module):
 
     def __check_init__(self):
         check_precision(coarse=self.coarse)
-        check_positive(rtol=self.rtol)
+        check_tolerance(self.rtol, 0.0)
 
 
 def loosened(solver: Solver, rtol: ScalarLike) -> Solver:

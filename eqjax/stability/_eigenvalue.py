@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, PRNGKeyArray, PyTree, ScalarLike
 
+from .._checks import check_flags
 from ..analytic import is_complex
 from ..fields import on_complex_vectors
 from ._krylov_schur import AbstractTransform
@@ -43,6 +44,7 @@ def eigenvalue(
     `jax.grad`. Where eigenvalues coincide there is no derivative. With `throw=False` the derivative is NaN where
     the eigenvectors did not converge. Once differentiable only.
     """
+    check_flags(throw=throw)
     settings = {
         "which": which,
         "transform": transform,

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
-from .._checks import check_count, check_positive
+from .._checks import check_count, check_key, check_kind, check_positive, given
 from ._jacobian import check_autonomous, real_dtype
 from ._propagation import one_step, turn
 
@@ -83,6 +83,9 @@ def lyapunov(
     """
     real, n = real_dtype(z0), optax.tree.size(z0)
     k = n if k is None else k
+    check_count(0, k=k, steps=steps, transient=transient, every=every)
+    check_key(**given(key=key))
+    check_kind(dfx.AbstractSolver, "a Diffrax solver", solver=solver)
     if not 1 <= k <= n:
         raise ValueError(f"`k` must lie between 1 and the size of the state, {n}, got {k}.")
     check_positive(step=step)
