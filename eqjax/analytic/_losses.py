@@ -24,8 +24,8 @@ def cross_entropy(
     **Raises:** `ValueError` if shapes differ, or a target is another number; under tracing that one gives NaN.
     """
     check_arrays(logits=logits, targets=targets, **given(weights=weights))
-    if jnp.ndim(logits) < 1:
-        refuse("logits", "have an axis of the vocabulary, (..., V)", logits)
+    if jnp.ndim(logits) < 1 or not jnp.issubdtype(jnp.result_type(logits), jnp.inexact):
+        refuse("logits", "be floating-point numbers, (..., V)", logits)
     if not jnp.issubdtype(jnp.result_type(targets), jnp.integer):
         refuse("targets", "be whole numbers, the ids of tokens", targets)
     _same_shape("targets", targets, logits[..., 0])

@@ -13,6 +13,7 @@ from .._checks import (
     check_callable,
     check_count,
     check_key,
+    check_memory,
     check_not_negative,
     check_number,
     check_tokens,
@@ -175,7 +176,6 @@ def _settle(field, z0, x):
 
 
 @generate.register(AbstractEquilibriumModel)
-@eqx.filter_jit
 def _settled(
     model: AbstractEquilibriumModel,
     prompt: Int[Array, " p"],
@@ -190,7 +190,15 @@ def _settled(
     _check(prompt, count, key)
     check_count(length=length)
     check_callable("settle(field, z0, x)", settle=settle)
-    sampler = Sampler(temperature)
+    check_memory(f"`count` {count}: a text of so many tokens", 100.0 * count)
+    model.encode(
+        prompt[-length:]
+    )  # refuses tokens that it does not know, which a compiled program cannot
+    return _window_by_window(model, prompt, count, length, key, Sampler(temperature), settle, warm)
+
+
+@eqx.filter_jit
+def _window_by_window(model, prompt, count, length, key, sampler, settle, warm):
     prompt = prompt[-length:].astype(jnp.int32)
     filled = prompt.shape[0]
     window = jnp.zeros(length, jnp.int32).at[:filled].set(prompt)

@@ -169,6 +169,8 @@ class GPT2(eqx.Module):
     ) -> Float[Array, "t c"]:
         """Token plus position embeddings; positions 0, 1, … unless given."""
         check_tokens(tokens=tokens)
+        if not tokens.size:
+            raise ValueError("`tokens` must hold at least one token.")
         limit = self.config.n_positions
         if positions is None:
             if tokens.shape[0] > limit:

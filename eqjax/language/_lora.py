@@ -105,6 +105,7 @@ def adapters(model: PyTree) -> PyTree[bool]:
 
 def merge(model: _Model) -> _Model:
     """The same model with plain linear maps: adapters added to the weights, 4-bit weights written out."""
+    check_kind(eqx.Module, "a `GPT2`, or what holds one", model=model)
     return each_linear(lambda _, node: node.plain() if _is_linear(node) else node, model)
 
 
@@ -294,6 +295,7 @@ def quantise(model: _Model) -> _Model:
     Embeddings, layer norms and biases stay as they are. A weight takes 4 bits and 1/64 number. Training leaves the
     quantised maps alone; `lora(quantise(model), …)` is QLoRA, `merge` writes the weights out again.
     """
+    check_kind(eqx.Module, "a `GPT2`, or what holds one", model=model)
 
     def small(_, node):
         if isinstance(node, AdaptedLinear):

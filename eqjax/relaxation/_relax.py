@@ -26,7 +26,14 @@ from .._checks import (
 )
 from ..analytic import tree_finite
 from ..fields import AbstractSplitField
-from ._residual import RESULTS, check_inexact, compiled_once, explained, residual_ratio
+from ._residual import (
+    RESULTS,
+    check_inexact,
+    check_structure,
+    compiled_once,
+    explained,
+    residual_ratio,
+)
 
 
 class Relaxation(eqx.Module):
@@ -149,7 +156,7 @@ def relax(
 
 def _check_times(step, steps, t1, max_steps, controller):
     check_positive(step=step)
-    check_count(max_steps=max_steps, **given(steps=steps))
+    check_count(1, 2**31 - 1, max_steps=max_steps, **given(steps=steps))
     finite = lambda t: 0 <= t < math.inf
     check_number("be a finite time, at least 0", finite, **given(t1=t1))
     if steps is not None and controller is not None:
@@ -171,7 +178,9 @@ def _check_ways(solver, controller, saveat, adjoint, norm, precision):
 @compiled_once
 def _residual(field, t, z, x, norm, scale, precision):
     with jax.default_matmul_precision(None if precision is None else "highest"):
-        return residual_ratio(field(t, z, x), z, norm=norm, scale=scale)
+        force = field(t, z, x)
+    check_structure(z, force)  # one number for all was broadcast
+    return residual_ratio(force, z, norm=norm, scale=scale)
 
 
 def _terms(field, solver):

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, PRNGKeyArray, PyTree, ScalarLike
 
-from .._checks import check_flags
+from .._checks import check_arrays, check_flags
 from ..analytic import is_complex
 from ..fields import on_complex_vectors
+from ..relaxation import explained
 from ._krylov_schur import AbstractTransform
 from ._spectrum import SpectrumResults, spectrum
 
@@ -60,7 +61,9 @@ def eigenvalue(
 @eqx.filter_jit
 def _eigenvalue(field, z, x, settings):
     # Whatever the field closes over becomes visible to differentiation.
-    force = eqx.filter_closure_convert(lambda z, x: field(0.0, z, x), z, x)
+    check_arrays(z=z)
+    with explained(field, z, x):
+        force = eqx.filter_closure_convert(lambda z, x: field(0.0, z, x), z, x)
     return _implicit((force, z, x), settings=settings)
 
 

@@ -9,7 +9,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, ScalarLike
 
-from .._checks import check_count, check_number, check_positive
+from .._checks import check_count, check_number, check_positive, given
 from ..relaxation import GMRES
 from ._host import largest, on_host
 from ._krylov_schur import AbstractTransform, Transformed, everything, expand, unit
