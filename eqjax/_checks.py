@@ -92,7 +92,7 @@ def check_finite_number(**values: Any) -> None:
     check_number("be finite", math.isfinite, **values)
 
 
-def check_between(low: float, high: float, /, **values: Any) -> None:
+def check_between(low: Any, high: Any, /, **values: Any) -> None:
     """Numbers from `low` to `high`, ends included."""
     check_number(f"lie between {low} and {high}", lambda v: low <= v <= high, **values)
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from .._checks import check_count, check_kind, given, refuse
+from .._checks import check_callable, check_count, check_kind, given, refuse
 from ._estimate import AbstractEstimator, GradientEstimate
 from ._oracle import OracleAdjoint
 
@@ -116,6 +116,7 @@ def compare(
     key: PRNGKeyArray | None = None,
     reference: AbstractEstimator | None = None,
     repeats: int = 1,
+    callback: Callable[[str], Any] | None = None,
 ) -> Comparison:
     """Run every estimator on the same model and batch and compare gradients, residuals and cost.
 
@@ -126,6 +127,7 @@ def compare(
     - `reference`: whose gradient the others are measured against; by default the first `OracleAdjoint` of the
       list, or else the first estimator.
     - `repeats`: timed calls after the one that compiles.
+    - `callback(told)`: called before every estimator, with a line that says which it is.
 
     **Returns:** a `Comparison`, which prints itself as a table.
     """
@@ -142,11 +144,14 @@ def compare(
         refuse("estimators", "hold estimators, such as `AsymEP()`, and nothing else", estimators)
     check_kind(AbstractEstimator, "an estimator", **given(reference=reference))
     check_count(repeats=repeats)
+    check_callable("of a line of text", **given(callback=callback))
     if reference is None:
         oracles = (e for e in named.values() if isinstance(e, OracleAdjoint))
         reference = next(oracles, next(iter(named.values())))
     rows = []
-    for name, estimator in named.items():
+    for i, (name, estimator) in enumerate(named.items()):
+        if callback is not None:
+            callback(f"{name}, {i + 1} of {len(named)}")
         estimate, cosine, error = on_common_samples(
             model, loss, batch, estimator, reference, key=key
         )

@@ -192,8 +192,9 @@ def explained(model: Any, loss: Callable, batch: tuple[PyTree, PyTree]) -> Itera
 
 
 def _blame(model, loss, inputs, target):
-    x = tried("model.encode", model.encode, inputs=inputs)
-    z = tried("model.initial", model.initial, x=x)
+    zeros = lambda tree: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), tree)
+    x = zeros(tried("model.encode", model.encode, inputs=inputs))
+    z = zeros(tried("model.initial", model.initial, x=x))
     check_field(model.field, z, x)
     outputs = tried("model.decode", model.decode, z=z)
     tried(

@@ -49,7 +49,7 @@ class Embedding(eqx.Module):
         check_tokens(inputs=inputs)
         if inputs.shape[0] > self.positions.shape[0]:
             raise ValueError(
-                f"the model reads at most {self.positions.shape[0]} tokens, got {inputs.shape[0]}: "
+                f"`inputs`: the model reads at most {self.positions.shape[0]} tokens, got {inputs.shape[0]}: "
                 "crop the input to its last tokens."
             )
         analytic.check_ids("inputs", inputs, self.tokens.shape[0])

@@ -240,6 +240,7 @@ def _continued(
     **sampling: Any,
 ) -> Continuation:
     _check(prompt, count, key)
+    check_memory(f"`count` {count}: a text of so many tokens", 100.0 * count)
     limit = model.config.n_positions
     if cache and prompt.shape[0] + count > limit:
         raise ValueError(

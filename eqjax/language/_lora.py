@@ -60,6 +60,7 @@ def lora(
 
     Train what `adapters(model)` marks; `merge` makes the model plain again.
     """
+    check_kind(eqx.Module, "a `GPT2`, or what holds one", model=model)
     check_count(rank=rank)
     check_positive(alpha=alpha)
     check_key(key=key)

@@ -128,6 +128,10 @@ class MemoryGPT2(AbstractRemembering):
         check_count(0, capacity=capacity)
         check_count(**given(units=units))
         check_key(key=key)
+        if early is None and late is None and capacity == 0:
+            raise ValueError(
+                "`early`, `late` and `capacity` leave nothing to remember with. Give one of them."
+            )
         config, dtype = gpt2.config, gpt2.wte.dtype
         layers = (3 * config.n_layer // 4,) if layers is None else tuple(sorted(set(layers)))
         if not layers or not all(0 <= layer < config.n_layer for layer in layers):
@@ -194,7 +198,7 @@ class MemoryGPT2(AbstractRemembering):
         size = limit if size is None else size
         if not 1 <= size <= limit:
             raise ValueError(
-                f"a segment has 1 to n_positions={limit} tokens, got {size}. Read longer texts in several segments: "
+                f"`tokens`: a segment has 1 to n_positions={limit} tokens, got {size}. Read longer texts in several segments: "
                 "`segment_loss` and `reply` do so."
             )
         cache, salience = self.gpt2.cache(size), None

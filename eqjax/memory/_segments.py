@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, ScalarLike
 
-from .._checks import check_count, check_key, check_kind, check_tokens
+from .._checks import check_count, check_key, check_kind, check_memory, check_tokens
 from ..analytic import cross_entropy
 from ..language import Continuation, Sampler, autoregress, generate, known
 from ._memory import Memory
@@ -73,6 +73,7 @@ def reply(
     """
     check_tokens(prompt=prompt)
     check_count(count=count)
+    check_memory(f"`count` {count}: a text of so many tokens", 100.0 * count)
     check_key(key=key)
     check_kind(Memory, "a memory, such as `model.memory()`", memory=memory)
     if prompt.shape[0] < 1:

@@ -169,7 +169,10 @@ class TrainConfig(AbstractRecipe):
             self.check_unused("qknorm", "the monotone `block` has none")
         if self.homeostat_samples is not None:
             check_count(1, self.batch, homeostat_samples=self.homeostat_samples)
-        # Of a solver's history alone.
+        self.check_fits()
+
+    def check_fits(self) -> None:
+        """`ValueError` for sizes that no memory of this machine holds: those of a solver's history alone."""
         told = f"`batch` {self.batch}, `length` {self.length}, `width` {self.width}: settling"
         check_memory(told, 64.0 * self.batch * self.length * self.width)
 

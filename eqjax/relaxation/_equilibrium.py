@@ -23,6 +23,7 @@ from ._residual import (
     RESULTS,
     MeasuresForce,
     Solver,
+    check_inexact,
     check_structure,
     compiled_once,
     evaluations_told,
@@ -106,6 +107,7 @@ def equilibrium(
     check_arrays(z0=z0)
     warn_of_fresh(field=field)
     z0 = jax.tree.map(jnp.asarray, z0)
+    check_inexact(z0)
     # Around the program, too: what differentiates it is traced when the contexts inside have closed.
     asked = isinstance(precision, str)
     outside = jax.default_matmul_precision(precision) if asked else contextlib.nullcontext()
