@@ -50,7 +50,7 @@ def check_count(least: int = 1, most: int | None = None, /, **counts: Any) -> No
     for name, value in counts.items():
         if _is_array(value, np.integer):
             continue
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
             refuse(name, "be a whole number", value)
         if value < least:
             refuse(name, f"be at least {least}", value)
@@ -67,7 +67,8 @@ def check_number(allowed: str, fits: Callable[[Any], bool], /, **values: Any) ->
     """Numbers for which `fits`."""
     for name, value in values.items():
         is_array = _is_array(value, np.number)
-        if isinstance(value, bool) or not (is_array or isinstance(value, numbers.Real)):
+        is_number = isinstance(value, (int, float, np.integer, np.floating))
+        if isinstance(value, bool) or not (is_array or is_number):
             refuse(name, "be a number", value)
         # NumPy, because under `jit` JAX would trace even what it does with constants.
         known = [] if isinstance(value, Tracer) else np.ravel(value).tolist()

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 
@@ -14,7 +15,7 @@ _compiling = False
 
 
 # JAX tells when a program has been lowered, which is when its compilation begins, and when that has ended.
-def _listen(event: str, duration: float, **_: object) -> None:
+def _listen(event: str, duration_secs: float, **_: Any) -> None:
     global _compiling
     if event.endswith("jaxpr_to_mlir_module_duration"):
         _compiling = True

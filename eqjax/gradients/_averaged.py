@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from .._checks import check_count, check_key, check_kind
+from .._checks import check_count, check_kind
 from ._estimate import AbstractEstimator, GradientEstimate, needed_key, total_variance
 
 
@@ -40,8 +40,7 @@ class Averaged(AbstractEstimator):
         return self.estimator.settle(field, z0, x)
 
     def __call__(self, model, loss, batch, *, key=None, subset=None):
-        check_key(key=needed_key(key, "`Averaged`"))
-        keys = jax.random.split(key, self.repeats)
+        keys = jax.random.split(needed_key(key, "`Averaged`"), self.repeats)
         every = _repeated(self.estimator, model, loss, batch, keys, subset)
         used = jnp.any(every.report.accepted, axis=1)
         count = jnp.sum(used)

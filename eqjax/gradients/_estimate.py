@@ -225,6 +225,7 @@ def needed_key(key: PRNGKeyArray | None, why: str) -> PRNGKeyArray:
         raise ValueError(
             f"{why} draws random numbers: pass `key=jax.random.key(...)` to the estimator."
         )
+    check_key(key=key)
     return key
 
 

@@ -50,6 +50,7 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
     window: AbstractVar[int]
     growth: AbstractVar[ScalarLike]
     patience: AbstractVar[int]
+    ridge: AbstractVar[ScalarLike | None]
     norm: AbstractVar[Callable[[PyTree], Array]]
     scale: AbstractVar[ScalarLike]
 

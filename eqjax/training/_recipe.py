@@ -47,8 +47,8 @@ class Settings:
             if isinstance(value, float):
                 check_finite_number(**{name: value})
             object.__setattr__(self, name, value)
-        if hasattr(self, "seed"):
-            check_seed(seed=self.seed)
+        if "seed" in hints:
+            check_seed(seed=getattr(self, "seed"))  # noqa: B009
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary."""
