@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from .. import analytic
 from .._checks import check_count, check_not_negative
 from ..fields import hyperparameter, trainable
-from ..gradients import AbstractEstimator, GradientEstimate, Report, accepted_mean
+from ..gradients import AbstractEstimator, GradientEstimate, Report, accepted_mean, check_call
 from ..language import GPT2, DotProduct, GPT2Config
 from ._art import FuzzyART, complement_code, stacked
 
@@ -147,6 +147,7 @@ class ARLL(AbstractEstimator):
             raise ValueError(
                 "`carry` is missing, the prototypes so far: pass `carry=law.start(model)`, to `TrainState.create` for a step."
             )
+        batch = check_call(model, loss, batch, key, subset, settles=False)
         if batch[0].shape[1] < self.stride:
             raise ValueError(
                 f"prototypes learn at every `stride`={self.stride}-th position and the batch is only "
