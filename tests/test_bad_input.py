@@ -181,7 +181,7 @@ language.GPT2.init(None, key)  # config
 language.GPT2Config(n_layer=_) : 0 1.5 '8' True
 language.GPT2Config(layer_norm_epsilon=_) : -1.0 nan '1e-5' None
 language.GPT2Config(tie_word_embeddings=_) : 'no'
-language.GPT2Config(vocab_size=10, eos_token_id=_) : 99 -1
+language.GPT2Config(eos_token_id=_) : -1 1.5 'a'
 gpt2(jnp.zeros(4))  # tokens
 gpt2(prompt[:0])  # tokens
 gpt2('hello')  # tokens

@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from .._checks import check_callable, check_key, check_kind, given, refuse
@@ -71,10 +72,7 @@ class Step(eqx.Module):
 
     def __call__(self, state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, Any]]:
         self._check(state)
-        if state.step.is_deleted():
-            raise ValueError(
-                "`state` was used before: a step takes the arrays of its state. Go on with the state that it returned."
-            )
+        _check_unused(state)
         return _update((self, batch), state)
 
     def compile(self, state: TrainState, batch: tuple) -> "CompiledStep":
@@ -100,6 +98,7 @@ class CompiledStep:
     program: Any
 
     def __call__(self, state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, Any]]:
+        _check_unused(state)
         return self.program((self.step, batch), state)
 
     @property
@@ -133,6 +132,13 @@ def make_step(
     check_kind(AbstractHomeostat, "a homeostat", **given(homeostat=homeostat))
     check_callable("loss(outputs, targets)", loss=loss)
     return Step(estimator, optimiser, homeostat, loss)
+
+
+def _check_unused(state: TrainState) -> None:
+    if not isinstance(state.step, Tracer) and state.step.is_deleted():
+        raise ValueError(
+            "`state` was used before: a step takes the arrays of its state. Go on with the state that it returned."
+        )
 
 
 def _check_optimiser(optimiser: Any) -> None:
