@@ -226,7 +226,7 @@ def test_long_work_says_what_it_does_and_short_work_nothing(capsys, monkeypatch)
         jax.jit(lambda x: x + 1)(np.zeros(17))  # which is compiled, and then no longer
         time.sleep(0.12)
     told = capsys.readouterr().err.splitlines()
-    assert told[0] == "settling (0 s)" and told[-1] == "answering (0 s)"
+    assert told[0].startswith("settling (") and told[-1].startswith("answering (")
     with _working.working("settling"):
         pass
     assert capsys.readouterr().err == ""
@@ -234,7 +234,7 @@ def test_long_work_says_what_it_does_and_short_work_nothing(capsys, monkeypatch)
     with _working.working("settling"):
         time.sleep(0.12)
     _working._listen("/jax/core/compile/backend_compile_duration", 0.1)
-    assert capsys.readouterr().err.startswith("settling, compiling… (0 s)")
+    assert capsys.readouterr().err.startswith("settling, compiling… (")
 
 
 def test_module_runs_from_a_path_with_a_space(tmp_path):

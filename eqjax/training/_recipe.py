@@ -69,7 +69,10 @@ class Settings:
                 hint = f"; did you mean `{near[0]}`?" if near else f". Known: {', '.join(hints)}."
                 raise ValueError(f"{where}: unknown setting `{name}`{hint}")
             converted[name] = _convert(where, name, value, hints[name])
-        return cls(**converted)
+        try:
+            return cls(**converted)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
     def save(self, path: Path) -> None:
         """Write the YAML file that `load` reads."""
