@@ -17,9 +17,9 @@ from ._estimate import (
     GradientEstimate,
     Report,
     accepted_mean,
+    blamed,
     borrow,
     check_call,
-    explained,
     scalar_loss,
     zero_unless,
 )
@@ -78,7 +78,7 @@ class BPTT(AbstractEstimator):
 
     def __call__(self, model, loss, batch, *, key=None, subset=None):
         batch = check_call(model, loss, batch, key, subset)
-        with explained(model, loss, batch):
+        with blamed(model, loss, batch):
             return self._estimate(model, loss, batch, subset)
 
     @eqx.filter_jit

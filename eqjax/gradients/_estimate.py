@@ -181,7 +181,7 @@ def scalar_loss(value: Any) -> Inexact[Array, ""]:
 
 
 @contextlib.contextmanager
-def explained(model: Any, loss: Callable, batch: tuple[PyTree, PyTree]) -> Iterator[None]:
+def blamed(model: Any, loss: Callable, batch: tuple[PyTree, PyTree]) -> Iterator[None]:
     """What fails in here fails with a `ValueError` if a part of `model` or the `loss` is to blame, which it names."""
     try:
         yield

@@ -20,8 +20,8 @@ from ._estimate import (
     Report,
     accepted_mean,
     batch_keys,
+    blamed,
     check_call,
-    explained,
     needed_key,
     scalar_loss,
     total_variance,
@@ -189,7 +189,7 @@ class ForwardEligibility(AbstractEstimator):
 
     def __call__(self, model, loss, batch, *, key=None, subset=None):
         inputs, targets = check_call(model, loss, batch, key, subset)
-        with explained(model, loss, (inputs, targets)):
+        with blamed(model, loss, (inputs, targets)):
             return self._estimate(model, loss, inputs, targets, key, subset)
 
     def _estimate(self, model, loss, inputs, targets, key, subset):

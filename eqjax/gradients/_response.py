@@ -26,9 +26,9 @@ from ._estimate import (
     Report,
     accepted_mean,
     batch_keys,
+    blamed,
     borrow,
     check_call,
-    explained,
     scalar_loss,
     zero_unless,
 )
@@ -205,7 +205,7 @@ class AbstractEquilibriumEstimator(AbstractEstimator):
 
     def __call__(self, model, loss, batch, *, key=None, subset=None):
         batch = check_call(model, loss, batch, key, subset)
-        with explained(model, loss, batch):
+        with blamed(model, loss, batch):
             self.check(model, loss, batch, key)
             return _estimate(self, model, loss, batch, key, subset)
 
