@@ -24,7 +24,7 @@ class AbstractForceField(eqx.Module):
 
     def __check_init__(self):
         for field in dataclasses.fields(self):
-            if field.metadata.get("hyperparameter"):
+            if field.metadata.get("hyperparameter") and not field.metadata.get("unbounded"):
                 for leaf in jax.tree.leaves(getattr(self, field.name)):
                     if not eqx.is_array(leaf) or leaf.ndim == 0:
                         check_finite_number(**{field.name: leaf})
@@ -65,9 +65,11 @@ def negative_gradient(energy, z: PyTree[Array]) -> PyTree[Array]:
     return jax.tree.map(jnp.negative, jax.grad(energy, holomorphic=is_complex(z))(z))
 
 
-def hyperparameter(**kwargs) -> Any:
-    """A module field that holds a scalar array which a study may vary but training leaves alone."""
-    return eqx.field(converter=scalar, metadata={"hyperparameter": True}, **kwargs)
+def hyperparameter(*, unbounded: bool = False, **kwargs) -> Any:
+    """A module field that holds a scalar array which a study may vary but training leaves alone. Of a force field it must be
+    finite, unless it is `unbounded`."""
+    metadata = {"hyperparameter": True, "unbounded": unbounded}
+    return eqx.field(converter=scalar, metadata=metadata, **kwargs)
 
 
 def scalar(value: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
-from .._checks import check_positive
+from .._checks import check_number, check_positive
 from ._associative import (
     AssociativeMemory,
     ClampedMemory,
@@ -69,7 +69,7 @@ class Crossbar(AbstractForceField):
     clamped: tuple[int, ...] = eqx.field(static=True)
     visible_bias: Float[Array, " n"] = hyperparameter()
     hidden_bias: Float[Array, " m"] = hyperparameter()
-    gain: Float[Array, ""] = hyperparameter()
+    gain: Float[Array, ""] = hyperparameter(unbounded=True)
 
     def __init__(
         self,
@@ -79,7 +79,8 @@ class Crossbar(AbstractForceField):
         unit: float = 1e-3,
         gain: float = math.inf,
     ):
-        check_positive(resistance=resistance, unit=unit, gain=gain)
+        check_positive(resistance=resistance, unit=unit)
+        check_number("be above 0", lambda v: v > 0, gain=gain)
         self.clamped = ()
         if isinstance(memory, ClampedMemory):
             self.clamped, memory = memory.clamped, memory.memory
