@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,15 @@ def progress_bar(
 def train_with_bar(run: Run, progress: Progress, name: str) -> Any:
     """`train`, drawn on a progress bar."""
     steps, done = run.recipe.steps, int(run.state.step)
-    task = progress.add_task(name, total=steps, completed=done, loss="–", residual="–")
+    task = progress.add_task(name, total=steps, completed=done, loss="compiling…", residual="–")
+    said = time.monotonic()
 
     def on_step(step: int, values: dict[str, float]) -> None:
+        nonlocal said
         if "loss" in values:
+            if not progress.console.is_terminal and time.monotonic() - said >= 10:
+                said = time.monotonic()  # no bar is drawn there
+                progress.console.print(f"{name}: step {step} of {steps}, loss {values['loss']:.3f}")
             residual = f"{values.get('free_residual', float('nan')):.0e}"
             loss = f"{values['loss']:.3f}"
             progress.update(task, completed=step, loss=loss, residual=residual)

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from eqjax import stability
-from eqjax.cli import main
+from eqjax.cli import _working, main
 from eqjax.recipes import TrainConfig, open_run
 from eqjax.recipes._examine import settle, windows
 
@@ -77,6 +78,8 @@ def test_train_evaluate_sample_compare(text, tmp_path, capsys):
         ["--estimators", "asymep,adam"],
         ["--beta", "0.2,x"],
         ["--nudged-steps", "0"],
+        ["--batch", str(10**12)],
+        ["--nudged-steps", "3", "--estimators", "oracle"],
     ):
         with pytest.raises(SystemExit):
             main(["compare", str(out), *flags])
@@ -109,6 +112,7 @@ def test_spectrum_and_continue_see_what_dense_algebra_sees(text, tmp_path, capsy
     for arguments, message in (
         (["spectrum", out, "--windows", 0], "--windows"),
         (["spectrum", out, "--k", 0], "--k"),
+        (["spectrum", out, "--k", 10**6], "--k must be at most 64"),
         (["spectrum", out, "--step-size", -1], "--step-size"),
         (["spectrum", out, "--step", 3], "there are: 0, 2, 4"),
         (["continue", out, "--parameter", "mlp.up"], "attention_gain"),
@@ -189,12 +193,48 @@ def test_bad_input_is_refused_before_any_training(text, tmp_path, capsys):
         ([*base, text, "--unknown", 3], "unknown"),
         (["train", "--config", tmp_path / "bad.yaml"], "did you mean `length`"),
         (["train", "--resume", tmp_path / "nowhere"], "no run here"),
-        (["train", "--resume", out, "--steps", 9], "takes no others"),
+        (["train", "--resume", out, "--steps", 9], "takes no others: leave --steps out"),
+        (["train", f"--resume={out}", "--steps=1200"], "leave --steps out"),  # its default
+        ([*base, text, "--seed", 2**70], "--seed must be at most"),
+        ([*base, text, "--attention-gain", "nan"], "--attention-gain must be finite"),
+        ([*base, text, "--width", 10**9], "GiB. Make it smaller"),
+        ([*base, text, "--homeostat-margin", 0.1], "there is no --homeostat"),
+        ([*base, text, "--homeostat", "growth", "--homeostat-samples", 99], "at most 16"),
+        (["gpt2", *base, text, "--slots", 8], "--slots 8 has no effect"),
+        (["gpt2", *base, text, "--vocabulary", 300], "--vocabulary 300 has no effect"),
+        (["gpt2", *base, text, "--start", "gpt2", "--width", 64], "--width 64 has no effect"),
+        (["sample", out, "--seed", 2**70, "--prompt", "a"], "--seed must be at most"),
+        (["sample", out, "--temperature", "inf"], "--temperature must be finite"),
+        (["gpt2", "generate", out, "--top-k", 0], "--top-k must be at least 1"),
+        (["gpt2", "chat", out, "--memory", tmp_path], "is a folder"),
+        (["compare", out, "--nudged-steps", 1.7], "--nudged-steps takes whole numbers"),
+        (["compare", out, "--nudged-steps", "inf"], "--nudged-steps takes finite numbers"),
+        (["compare", out, "--batch", 0], "--batch must be at least 1"),
+        (["evaluate", out, "--attention-gain", "inf"], "--attention-gain must be finite"),
         (["evaluate", tmp_path], "no run here"),
         (["train", "--text", text, "--out", tmp_path / "short" / "x"], "cannot write there"),
     ):
         assert message in fails(capsys, *arguments), arguments
         assert not (out / "checkpoints").exists()
+
+
+def test_long_work_says_what_it_does_and_short_work_nothing(capsys, monkeypatch):
+    monkeypatch.setattr(_working, "_PAUSE", 0.05)
+    with _working.working("settling") as tell:
+        time.sleep(0.12)
+        tell("answering")
+        jax.jit(lambda x: x + 1)(np.zeros(17))  # which is compiled, and then no longer
+        time.sleep(0.12)
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("settling (") and told[-1].startswith("answering (")
+    with _working.working("settling"):
+        pass
+    assert capsys.readouterr().err == ""
+    _working._listen("/jax/core/compile/jaxpr_to_mlir_module_duration", 0.1)
+    with _working.working("settling"):
+        time.sleep(0.12)
+    _working._listen("/jax/core/compile/backend_compile_duration", 0.1)
+    assert capsys.readouterr().err.startswith("settling, compiling… (")
 
 
 def test_module_runs_from_a_path_with_a_space(tmp_path):

@@ -198,7 +198,7 @@ def test_misuse_of_branches_of_cycles_is_refused():
         ({"bounds": (0.6, -0.5)}, "low < high"),
         ({"bounds": (-0.5, 0.0)}, "do not hold"),
         ({"where": lambda f: f.nothing}, "picks no leaf"),
-        ({"steps": 0}, "`steps` must be above 0"),
+        ({"steps": 0}, "`steps` must be at least 1"),
     ):
         with pytest.raises(ValueError, match=message):
             cycle_continuation(field, orbit, **good | change)

@@ -87,7 +87,13 @@ def test_a_floor_imports_from_the_faces_of_floors_below(path):
 def test_modules_are_private_and_a_room_shows_what_it_means_to():
     for path in MODULES:
         parts = path.relative_to(ROOT / "eqjax").parts
-        assert parts[0].removesuffix(".py") in {*ROOMS, "__init__", "__main__", "_extras"}, path
+        assert parts[0].removesuffix(".py") in {
+            *ROOMS,
+            "__init__",
+            "__main__",
+            "_checks",
+            "_extras",
+        }, path
         assert len(parts) == 1 or parts[-1].startswith("_"), f"{path} is not private"
     for room in ROOMS:
         face = importlib.import_module(f"eqjax.{room}")

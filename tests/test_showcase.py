@@ -240,7 +240,7 @@ SQUARE = jnp.eye(3)
         (lambda: LeakyIntegrateAndFire(tau=-1.0), "`tau` is a time constant"),
         (lambda: Crossbar(pattern_memory(-SQUARE)), "no resistor has a negative"),
         (lambda: fire(LeakyIntegrateAndFire(), 0.0, t1=1.0, capacity=0), "`capacity`"),
-        (lambda: FixedStep(0.0), "`step` must be above 0 ms"),
+        (lambda: FixedStep(0.0), "`step` must be above 0"),
         (
             lambda: ej.relax(HodgkinHuxley(), jnp.zeros(4), step=0.0, steps=1),
             "`step` must be above",

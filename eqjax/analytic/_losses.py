@@ -11,6 +11,7 @@ from jax.core import Tracer
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, Inexact, Int, Num
 
+from .._checks import check_arrays, check_count, given, refuse
 from ._functions import at_least_float32, logsumexp
 
 
@@ -31,8 +32,7 @@ class FactoredLogits(eqx.Module):
     chunk: int = eqx.field(static=True, default=128)
 
     def __check_init__(self):
-        if self.chunk < 1:
-            raise ValueError(f"`chunk` must be at least 1 token, got {self.chunk}.")
+        check_count(chunk=self.chunk)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -60,13 +60,21 @@ def cross_entropy(
 
     **Raises:** `ValueError` if shapes differ, or a target is another number; under tracing that one gives NaN.
     """
+    factored = isinstance(logits, FactoredLogits)
+    if not factored:
+        check_arrays(logits=logits)
+        if jnp.ndim(logits) < 1 or not jnp.issubdtype(jnp.result_type(logits), jnp.inexact):
+            refuse("logits", "be floating-point numbers, (..., V)", logits)
+    check_arrays(targets=targets, **given(weights=weights))
+    if not jnp.issubdtype(jnp.result_type(targets), jnp.integer):
+        refuse("targets", "be whole numbers, the ids of tokens", targets)
     _same_shape("targets", targets, logits.shape[:-1])
     if weights is not None:
         _same_shape("weights", weights, targets.shape)
     asked = targets != ignore
     known = check_ids("targets", targets, logits.shape[-1], also=ignore)
     index = jnp.where(known & asked, targets, 0)
-    if isinstance(logits, FactoredLogits):
+    if factored:
         losses = _chunked(logits.hidden, logits.head, index, logits.chunk)
     else:
         losses = _surprise(logits, index)
@@ -81,6 +89,7 @@ def squared_error(outputs: Inexact[Array, "..."], targets: Num[Array, "..."]) ->
 
     **Raises:** `ValueError` if the shapes differ.
     """
+    check_arrays(outputs=outputs, targets=targets)
     _same_shape("targets", targets, outputs.shape)
     difference = outputs - targets.astype(outputs.dtype)
     return 0.5 * jnp.sum(difference * difference)
@@ -107,10 +116,10 @@ def check_ids(
     return known
 
 
-def _same_shape(name, given, wanted):
+def _same_shape(name, value, wanted):
     # Broadcast, a loss would be a plausible number of something else.
-    if given.shape != wanted:
-        raise ValueError(f"`{name}` must have shape {wanted}, got {given.shape}.")
+    if value.shape != wanted:
+        raise ValueError(f"`{name}` must have shape {wanted}, got {value.shape}.")
 
 
 def _surprise(logits, index):

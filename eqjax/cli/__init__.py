@@ -20,7 +20,7 @@ import tyro
 
 from ..language import cache_folder
 from . import _equilibrium, _gpt2
-from ._checks import as_flags
+from ._common import as_flags, check_alone
 
 _RUN = _equilibrium.COMMANDS | _gpt2.GPT2_COMMANDS
 _NAMES = {kind.__name__.removesuffix("Command").lower(): kind for kind in _equilibrium.COMMANDS}
@@ -46,6 +46,8 @@ def _parse(argv: list[str]):
                 tyro.cli, kind, args=argv[len(words) :], prog=prog, config=config
             )
             command = parse()
+            if command.resume is not None:
+                check_alone(argv[len(words) :])
             if command.config is None:
                 return command
             try:

@@ -9,8 +9,10 @@ from typing import Annotated
 import tyro
 
 from .. import showcase
+from .._checks import check_count, check_finite_number, check_positive, given
 from ..recipes import EstimatorName, TrainConfig
-from ._checks import check_prompt, encoded, trained
+from ._common import check_sampling, encoded, print_entropy, trained
+from ._working import working
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +56,14 @@ class TrainCommand:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateCommand:
-    """Cross-entropy of a trained model on validation text, settled as it was in training."""
+    """Cross-entropy of a trained model on validation text, settled as it was in training; of a GPT-2's run, too."""
 
     run: tyro.conf.Positional[Path]
     """The run's folder."""
     step: int | None = None
     """Which checkpoint; the newest if not given."""
     attention_gain: float | None = None
-    """Replace the attention gain α (0 switches the attention off)."""
+    """Replace the attention gain α of an equilibrium model (0 switches the attention off)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +116,7 @@ class SpectrumCommand:
     step: int | None = None
     """Which checkpoint; the newest if not given."""
     windows: int = 4
-    """Validation windows to look at."""
+    """Validation windows to look at; all of them if there are fewer."""
     k: int = 6
     """Eigenvalues of each."""
     step_size: float | None = None
@@ -205,7 +207,13 @@ def _evaluate(command: EvaluateCommand) -> None:
 
     from ..recipes import open_run
 
-    run = open_run(command.run, TrainConfig, step=command.step)
+    check_finite_number(**given(attention_gain=command.attention_gain))
+    run = open_run(command.run, step=command.step)
+    if not isinstance(run.recipe, TrainConfig):
+        if command.attention_gain is not None:
+            raise ValueError(f"--attention-gain: {command.run} is no equilibrium model's run.")
+        with working("evaluating"):
+            return print_entropy(run)
     if command.attention_gain is not None:
         gain = run.model.field.attention_gain  # pyright: ignore[reportAttributeAccessIssue]
         new = jnp.asarray(command.attention_gain, gain.dtype)
@@ -216,12 +224,12 @@ def _evaluate(command: EvaluateCommand) -> None:
 def _sample(command: SampleCommand) -> None:
     from ..recipes import open_run, sample
 
-    check_prompt(command.prompt)
-    if not command.temperature >= 0:
-        raise ValueError(f"--temperature must be at least 0, got {command.temperature}.")
+    check_sampling(command)
     run = open_run(command.run, TrainConfig)
     prompt = encoded(run.tokenizer, command.prompt)
-    text = sample(run, prompt, command.count, temperature=command.temperature, seed=command.seed)
+    how = {"temperature": command.temperature, "seed": command.seed}
+    with working(f"writing {command.count} characters"):
+        text = sample(run, prompt, command.count, **how)
     print(command.prompt + text)
 
 
@@ -238,13 +246,17 @@ def _compare(command: CompareCommand) -> None:
     for name in names:
         if name not in known:
             raise ValueError(f"--estimators: unknown `{name}`. Known: {', '.join(known)}.")
-    steps = [int(n) for n in _numbers("--nudged-steps", command.nudged_steps)]
+    steps = [_whole(n) for n in _numbers("--nudged-steps", command.nudged_steps)]
     betas = _numbers("--beta", command.beta)
+    check_count(batch=command.batch)
     run = open_run(command.run, TrainConfig, step=command.step)
     run.recipe = config = dataclasses.replace(run.recipe, batch=command.batch)
+    config.check_fits()
     variants, oracle = _variants(config, names, steps, betas), reference_oracle(config)
     batch = probe_batch(run)
-    table = compare(run.model, cross_entropy, batch, variants, reference=oracle, repeats=3)
+    how = {"reference": oracle, "repeats": 3}
+    with working("comparing") as tell:
+        table = compare(run.model, cross_entropy, batch, variants, callback=tell, **how)
     print(table)
     (command.run / "compare.json").write_text(json.dumps(table.to_dict(), indent=1), "utf-8")
     save(comparison(table), command.run / "compare.png")
@@ -259,14 +271,16 @@ def _spectrum(command: SpectrumCommand) -> None:
     from ..recipes import check_windows, windows
     from ..stability import save
 
-    if command.windows < 1:
-        raise ValueError(f"--windows must be at least 1, got {command.windows}.")
+    check_count(windows=command.windows)
     run, model, step = _opened(command)
-    found = check_windows(model, windows(run, command.windows), step=step, k=command.k)
+    inputs = windows(run, command.windows)
+    count = len(inputs)
+    with working(f"spectra of {count} windows"):
+        found = jax.block_until_ready(check_windows(model, inputs, step=step, k=command.k))
     worst = int(jnp.argmax(found.abscissa))
-    print(f"Window {worst} of {command.windows}, Euler step {step:g}:")
+    print(f"Window {worst} of {count}, Euler step {step:g}:")
     print(jax.tree.map(lambda leaf: leaf[worst], found))
-    share = lambda held: f"{int(jnp.sum(jnp.asarray(held)))} of {command.windows}"
+    share = lambda held: f"{int(jnp.sum(jnp.asarray(held)))} of {count}"
     print(
         f"Fixed points found: {share(found.fixed_point)} windows; the flow stays at {share(found.holds)}, "
         f"Euler at {share(found.holds_euler)}. "
@@ -278,8 +292,6 @@ def _spectrum(command: SpectrumCommand) -> None:
 
 
 def _continue(command: ContinueCommand) -> None:
-    from rich.console import Console
-
     from .. import plots
     from ..recipes import follow, scalar_parameter, windows
     from ..stability import classify, save
@@ -289,11 +301,11 @@ def _continue(command: ContinueCommand) -> None:
         raise ValueError(f"--window must lie between 0 and 63, got {command.window}.")
     trained = scalar_parameter(model.field, command.parameter)
     inputs = windows(run, 64)
-    with Console(stderr=True).status("") as status:
+    with working("finding a start") as tell:
 
         def told(value, state, spectrum):
             rate = float(spectrum.values.real.max())
-            status.update(f"{command.parameter} {value:.4f}: largest growth rate {rate:+.3f}")
+            tell(f"{command.parameter} {value:.4f}: largest growth rate {rate:+.3f}")
 
         branch = follow(
             model,
@@ -323,10 +335,10 @@ def _opened(command: SpectrumCommand | ContinueCommand):
     """The run, its model in the precision asked for, and the Euler step."""
     from ..recipes import in_double, open_run
 
+    check_positive(**given(step_size=command.step_size))
     run = open_run(command.run, TrainConfig, step=command.step)
     step = run.recipe.step_size if command.step_size is None else command.step_size
-    if not step > 0:
-        raise ValueError(f"--step-size must be above 0, got {step}.")
+    check_count(1, run.recipe.length * run.recipe.width, k=command.k)  # of so many modes
     return run, in_double(run) if command.x64 else run.model, step
 
 
@@ -335,9 +347,15 @@ def _numbers(flag: str, text: str) -> list[float]:
         values = [float(part) for part in text.split(",")] if text else []
     except ValueError:
         raise ValueError(f"{flag} takes numbers with commas between them, got {text!r}.") from None
-    if not all(value > 0 for value in values):
-        raise ValueError(f"{flag} takes numbers above 0, got {text!r}.")
+    if not all(0 < value < math.inf for value in values):
+        raise ValueError(f"{flag} takes finite numbers above 0, got {text!r}.")
     return values
+
+
+def _whole(value: float) -> int:
+    if value != int(value):
+        raise ValueError(f"--nudged-steps takes whole numbers, got {value:g}.")
+    return int(value)
 
 
 def _variants(config: TrainConfig, names: list[str], steps: list[int], betas: list[float]):
@@ -368,6 +386,11 @@ def _variants(config: TrainConfig, names: list[str], steps: list[int], betas: li
                 # A sweep is there to see what goes wrong: nothing is left out for its adjoint.
                 where = lambda e: (e.nudged, e.accept.adjoint_residual)
                 variants[label] = eqx.tree_at(where, estimator, (nudge, float("inf")))
+    if (steps or betas) and set(variants) <= set(names):
+        raise ValueError(
+            "--nudged-steps and --beta have no effect: none of --estimators has nudged phases to be made by them. "
+            "Add asymep, say."
+        )
     return variants
 
 

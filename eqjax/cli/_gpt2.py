@@ -8,7 +8,8 @@ from typing import Annotated
 import tyro
 
 from ..recipes import AeonSettings, ARLLSettings, GPT2Settings
-from ._checks import check_prompt, encoded, trained
+from ._common import check_sampling, encoded, print_entropy, trained
+from ._working import working
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,12 +107,8 @@ class GPT2Command:
 
 
 def _train(command: GPT2TrainCommand) -> None:
-    from ..language import bigram_cross_entropy
-
     run, outcome = trained(command, "loss {task.fields[loss]}")
-    entropy = run.evaluate(run.validation_ids).cross_entropy
-    bigram = bigram_cross_entropy(run.train_ids, run.validation_ids, run.tokenizer.size)
-    print(f"validation cross-entropy {entropy:.4f} nats/token (bigram {bigram:.3f})")
+    print_entropy(run)
     if outcome.memory_bytes:
         print(f"{outcome.seconds_per_step:.3f} s/step, {outcome.memory_bytes / 2**20:.0f} MiB/step")
 
@@ -123,7 +120,7 @@ def _generate(command: GPT2GenerateCommand) -> None:
     from ..language import generate
     from ..memory import MemoryGPT2, load_memory
 
-    check_prompt(command.prompt)
+    check_sampling(command)
     model, tokenizer = _opened(command.source)
     prompt = encoded(tokenizer, command.prompt)
     config = model.gpt2.config if isinstance(model, MemoryGPT2) else model.config
@@ -133,18 +130,20 @@ def _generate(command: GPT2GenerateCommand) -> None:
         raise ValueError(f"--memory {command.memory}: {command.source} is a GPT-2 without memory.")
     else:  # what is longer than the context slides its window
         how = {"cache": len(prompt) + command.count <= config.n_positions}
-    written = generate(
-        model,
-        jnp.asarray(prompt),
-        command.count,
-        key=jax.random.key(command.seed),
-        temperature=command.temperature,
-        top_k=command.top_k,
-        top_p=command.top_p,
-        stop=_ends(config, getattr(tokenizer, "end", None)),
-        **how,
-    )
-    print(command.prompt + tokenizer.decode(written.tokens[: int(written.length)]))
+    with working(f"writing up to {command.count} tokens"):
+        written = generate(
+            model,
+            jnp.asarray(prompt),
+            command.count,
+            key=jax.random.key(command.seed),
+            temperature=command.temperature,
+            top_k=command.top_k,
+            top_p=command.top_p,
+            stop=_ends(config, getattr(tokenizer, "end", None)),
+            **how,
+        )
+        length = int(written.length)
+    print(command.prompt + tokenizer.decode(written.tokens[:length]))
 
 
 def _ends(config, *others: int | None) -> tuple[int, ...]:
@@ -158,8 +157,17 @@ def _opened(source: str):
     from ..training import holds_run
 
     if holds_run(source):
-        run = open_run(source, GPT2Settings, ARLLSettings)
-        return run.model, run.tokenizer
+        run = open_run(source)
+        if isinstance(run.recipe, AeonSettings):
+            raise ValueError(
+                f"{source}: a model trained by `eqjax gpt2 aeon` reads text in a state of its own, which text that it "
+                "writes itself does not give. `eqjax evaluate` tells how well it reads."
+            )
+        if isinstance(run.recipe, (GPT2Settings, ARLLSettings)):
+            return run.model, run.tokenizer
+        raise ValueError(
+            f"{source}: an equilibrium model. Let it write by `eqjax sample {source}`."
+        )
     return pretrained(source)
 
 
@@ -172,6 +180,9 @@ def _chat(command: GPT2ChatCommand) -> None:
     from ..memory import MemoryGPT2, load_memory, reply, save_memory
     from ..recipes import open_run
 
+    check_sampling(command)
+    if command.memory.is_dir():
+        raise ValueError(f"--memory {command.memory} is a folder. Give the name of a file.")
     run = open_run(command.source, GPT2Settings)
     model, tokenizer = run.model, run.tokenizer
     if not isinstance(model, MemoryGPT2):
@@ -198,19 +209,21 @@ def _chat(command: GPT2ChatCommand) -> None:
         # Padding on the left, so that few lengths are compiled; not much, since it takes room in the context.
         size = -(-len(prompt) // 8) * 8
         padding = size - len(prompt)
-        written, memory = reply(
-            model,
-            jnp.asarray(np.pad(prompt, (padding, 0))),
-            memory,
-            command.count,
-            key=jax.random.fold_in(jax.random.key(command.seed), int(memory.tokens)),
-            temperature=command.temperature,
-            top_k=command.top_k,
-            top_p=command.top_p,
-            stop=_ends(model.gpt2.config, getattr(tokenizer, "end", None), newline),
-            mask=jnp.arange(size) >= padding,
-        )
-        print(tokenizer.decode(written.tokens[: int(written.length)]).strip("\n"), flush=True)
+        with working("answering"):
+            written, memory = reply(
+                model,
+                jnp.asarray(np.pad(prompt, (padding, 0))),
+                memory,
+                command.count,
+                key=jax.random.fold_in(jax.random.key(command.seed), int(memory.tokens)),
+                temperature=command.temperature,
+                top_k=command.top_k,
+                top_p=command.top_p,
+                stop=_ends(model.gpt2.config, getattr(tokenizer, "end", None), newline),
+                mask=jnp.arange(size) >= padding,
+            )
+            length = int(written.length)
+        print(tokenizer.decode(written.tokens[:length]).strip("\n"), flush=True)
         save_memory(memory, command.memory, model)
 
 

@@ -18,8 +18,6 @@ from ._base import (
     AbstractForceField as AbstractForceField,
     AbstractSplitField as AbstractSplitField,
     Realified as Realified,
-    check_positive as check_positive,
-    check_steps as check_steps,
     hyperparameter as hyperparameter,
     on_complex_vectors as on_complex_vectors,
     scalar as scalar,

@@ -7,9 +7,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Inexact, PyTree
 
 from .. import analytic
+from .._checks import check_array, check_count, check_positive
 from ._base import AbstractForceField, hyperparameter, scalar
 
 
@@ -35,8 +37,7 @@ class Polynomial(eqx.Module):
     power: int = eqx.field(default=2, static=True)
 
     def __check_init__(self):
-        if self.power < 2:
-            raise ValueError(f"`power` must be at least 2, got {self.power}.")
+        check_count(2, power=self.power)
 
     def __call__(self, z: Float[Array, " n"]) -> Float[Array, ""]:
         return jnp.sum(jax.nn.relu(z) ** self.power) / self.power
@@ -99,9 +100,8 @@ class AssociativeMemory(AbstractForceField):
         visible_time: float = 1.0,
         hidden_time: float = 1.0,
     ):
-        for name, value in (("visible_time", visible_time), ("hidden_time", hidden_time)):
-            if not value > 0:
-                raise ValueError(f"`{name}` must be above 0, got {value}.")
+        check_positive(visible_time=visible_time, hidden_time=hidden_time)
+        check_array(np.floating, 2, "one memory a row, (m, n)", patterns=patterns)
         m, n = patterns.shape
         self.patterns = patterns
         self.visible = Quadratic() if visible is None else visible
@@ -221,8 +221,7 @@ def pattern_memory(
 
     **Arguments:** `patterns`: ξ `(m, n)`; `beta`: β > 0; the times as in `AssociativeMemory`.
     """
-    if not beta > 0:
-        raise ValueError(f"`beta` must be above 0, got {beta}.")
+    check_positive(beta=beta)
     return AssociativeMemory(
         patterns,
         hidden=Softmax(scalar(beta)),

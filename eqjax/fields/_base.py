@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Inexact, PyTree
 
+from .._checks import check_finite_number
 from ..analytic import is_complex
 
 
@@ -20,6 +21,13 @@ class AbstractForceField(eqx.Module):
     result has the structure of `z`. Batch with `jax.vmap` outside. `diffrax.ODETerm(field)` and
     `optimistix.root_find(lambda z, x: field(0.0, z, x), …)` work as they are.
     """
+
+    def __check_init__(self):
+        for field in dataclasses.fields(self):
+            if field.metadata.get("hyperparameter") and not field.metadata.get("unbounded"):
+                for leaf in jax.tree.leaves(getattr(self, field.name)):
+                    if not eqx.is_array(leaf) or leaf.ndim == 0:
+                        check_finite_number(**{field.name: leaf})
 
     @abc.abstractmethod
     def __call__(self, t: Any, z: PyTree[Array], x: PyTree) -> PyTree[Array]:
@@ -57,29 +65,17 @@ def negative_gradient(energy, z: PyTree[Array]) -> PyTree[Array]:
     return jax.tree.map(jnp.negative, jax.grad(energy, holomorphic=is_complex(z))(z))
 
 
-def hyperparameter(**kwargs) -> Any:
-    """A module field that holds a scalar array which a study may vary but training leaves alone."""
-    return eqx.field(converter=scalar, metadata={"hyperparameter": True}, **kwargs)
+def hyperparameter(*, unbounded: bool = False, **kwargs) -> Any:
+    """A module field that holds a scalar array which a study may vary but training leaves alone. Of a force field it must be
+    finite, unless it is `unbounded`."""
+    metadata = {"hyperparameter": True, "unbounded": unbounded}
+    return eqx.field(converter=scalar, metadata=metadata, **kwargs)
 
 
 def scalar(value: Any) -> Any:
     """A scalar array of the default float dtype from a number; arrays pass unchanged."""
     # Strongly typed: a weak scalar would change type, and so recompile, when it is restored from disk.
     return jnp.asarray(value, jnp.result_type(float)) if isinstance(value, (int, float)) else value
-
-
-def check_steps(**steps: int) -> None:
-    """Counts must be at least 1."""
-    for name, value in steps.items():
-        if value < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
-
-
-def check_positive(**values: Any) -> None:
-    """Python numbers must be above 0 (None and arrays, which may be traced, are left alone)."""
-    for name, value in values.items():
-        if isinstance(value, (int, float)) and not value > 0:
-            raise ValueError(f"`{name}` must be above 0, got {value}.")
 
 
 def trainable(model: PyTree) -> PyTree[bool]:

@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float, PyTree
 
+from .._checks import check_number, check_positive
 from ._associative import (
     AssociativeMemory,
     ClampedMemory,
@@ -20,7 +21,7 @@ from ._associative import (
     Softmax,
     Spherical,
 )
-from ._base import AbstractForceField, check_positive, hyperparameter, scalar
+from ._base import AbstractForceField, hyperparameter, scalar
 
 
 class CircuitRow(eqx.Module):
@@ -68,7 +69,7 @@ class Crossbar(AbstractForceField):
     clamped: tuple[int, ...] = eqx.field(static=True)
     visible_bias: Float[Array, " n"] = hyperparameter()
     hidden_bias: Float[Array, " m"] = hyperparameter()
-    gain: Float[Array, ""] = hyperparameter()
+    gain: Float[Array, ""] = hyperparameter(unbounded=True)
 
     def __init__(
         self,
@@ -78,7 +79,8 @@ class Crossbar(AbstractForceField):
         unit: float = 1e-3,
         gain: float = math.inf,
     ):
-        check_positive(resistance=resistance, unit=unit, gain=gain)
+        check_positive(resistance=resistance, unit=unit)
+        check_number("be above 0", lambda v: v > 0, gain=gain)
         self.clamped = ()
         if isinstance(memory, ClampedMemory):
             self.clamped, memory = memory.clamped, memory.memory

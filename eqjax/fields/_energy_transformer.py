@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int, PRNGKeyArray, PyTree, ScalarLike
 
 from .. import analytic
+from .._checks import check_positive
 from ._associative import AssociativeMemory, Polynomial, Quadratic, Softmax
 from ._base import AbstractForceField, hyperparameter, scalar
 from ._model import AbstractEquilibriumModel
@@ -135,8 +136,7 @@ class EnergyTransformer(AbstractForceField):
         for name, value in (
             sizes | {"beta": beta, "visible_time": visible_time, "hidden_time": hidden_time}
         ).items():
-            if not value > 0:
-                raise ValueError(f"`{name}` must be above 0, got {value}.")
+            check_positive(**{name: value})
         self.patterns = jnp.abs(normal(key, (memories, width), width**-0.5))
         self.visible_bias, self.memory_bias = jnp.zeros(width), jnp.zeros(memories)
         self.attention_bias = jnp.zeros(context)

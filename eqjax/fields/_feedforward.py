@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from .. import analytic
+from .._checks import check_count, check_key, check_kind
 from ._base import AbstractForceField
 from ._model import EquilibriumModel, clamp
 from ._parts import normal
@@ -42,6 +43,10 @@ class FeedForward(AbstractForceField):
         activation: Callable[[Any], Any] = jax.nn.sigmoid,
         key: PRNGKeyArray,
     ):
+        check_kind((tuple, list), "a list of whole numbers", sizes=sizes)
+        for size in sizes:
+            check_count(0, sizes=size)
+        check_key(key=key)
         if len(sizes) < 2 or min(sizes) < 1:
             raise ValueError(
                 "`sizes` must name the input and at least one layer, each with one unit or more, such as (2, 4, 1); got "

@@ -13,8 +13,9 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Inexact, Int, PRNGKeyArray
 
 from .. import analytic
+from .._checks import check_array, check_arrays, check_count, check_key, check_positive, given
 from ._associative import LogCosh
-from ._base import AbstractForceField, check_positive, check_steps, hyperparameter, scalar
+from ._base import AbstractForceField, hyperparameter, scalar
 
 
 def hebb(patterns: Float[Array, "p n"]) -> Float[Array, "n n"]:
@@ -24,7 +25,7 @@ def hebb(patterns: Float[Array, "p n"]) -> Float[Array, "n n"]:
 
     **Arguments:** `patterns` `(p, n)`, each entry -1 or +1, else `ValueError`. **Returns:** the weight `(n, n)`.
     """
-    patterns = _checked_signs("patterns", patterns)
+    patterns = _checked_patterns(patterns)
     return _hollow(patterns.T @ patterns) / patterns.shape[1]
 
 
@@ -35,7 +36,7 @@ def storkey(patterns: Float[Array, "p n"]) -> Float[Array, "n n"]:
 
     **Arguments, returns:** as `hebb`.
     """
-    patterns = _checked_signs("patterns", patterns)
+    patterns = _checked_patterns(patterns)
     n = patterns.shape[1]
 
     def learn(weight, pattern):
@@ -54,7 +55,7 @@ def pseudo_inverse(patterns: Float[Array, "p n"]) -> Float[Array, "n n"]:
 
     **Arguments, returns:** as `hebb`.
     """
-    patterns = _checked_signs("patterns", patterns)
+    patterns = _checked_patterns(patterns)
     projection = jnp.linalg.pinv(patterns) @ patterns
     return _hollow(0.5 * (projection + projection.T))
 
@@ -156,7 +157,9 @@ def recall(
         raise ValueError(
             f"`{type(order).__name__}` draws random orders: give `key=jax.random.key(...)`."
         )
-    check_steps(max_sweeps=max_sweeps)
+    check_count(max_sweeps=max_sweeps)
+    check_key(**given(key=key))
+    check_array(np.floating, 1, "a state of every neuron, (n,)", cue=cue)
     if cue.shape != network.threshold.shape:
         raise ValueError(
             f"`cue` must have one entry for each of the {network.threshold.size} neurons, got the shape {cue.shape}."
@@ -243,7 +246,13 @@ def _bias(name: str, value: Array | None, weight: Array) -> Array:
     return value
 
 
+def _checked_patterns(patterns: Any) -> Array:
+    check_array(np.floating, 2, "one pattern a row, (p, n)", patterns=patterns)
+    return _checked_signs("patterns", patterns)
+
+
 def _checked_signs(name: str, value: Array) -> Array:
+    check_arrays(**{name: value})
     message = f"`{name}` must hold only -1 and +1. Turn bits {{0, 1}} into `2 * bits - 1`."
     if isinstance(value, Tracer):
         return eqx.error_if(value, jnp.any(jnp.abs(value) != 1), message)
@@ -254,6 +263,7 @@ def _checked_signs(name: str, value: Array) -> Array:
 
 
 def _check_symmetric(weight: Array) -> None:
+    check_array(np.floating, 2, "a square matrix, (n, n)", weight=weight)
     if weight.shape[0] != weight.shape[1]:
         raise ValueError(f"`weight` must be square, (n, n), got the shape {weight.shape}.")
     if isinstance(weight, Tracer):

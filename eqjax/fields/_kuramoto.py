@@ -4,9 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Complex, Float, Inexact
 
 from .. import analytic
+from .._checks import check_array
 from ._base import AbstractForceField, hyperparameter
 
 
@@ -64,6 +66,7 @@ def order_parameter(phases: Float[Array, "*batch n"]) -> Complex[Array, "*batch"
 
 def check_coupling(weight: Any, size: int) -> None:
     """Refuse a coupling that is no square matrix of the network's size."""
+    check_array(np.floating, 2, "a square matrix, (n, n)", weight=weight)
     if weight.shape != (size, size):
         raise ValueError(
             f"`weight` couples {size} units and must have the shape {(size, size)}, got {weight.shape}: `weight[i, j]` "

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree, ScalarLike
 
+from .._checks import check_key, check_not_negative
 from ._base import AbstractForceField, trainable
 
 
@@ -21,6 +22,8 @@ def _varied(field: PyTree, factors: PyTree) -> PyTree:
 
 def deviations(field: PyTree, spread: ScalarLike, key: PRNGKeyArray) -> PyTree:
     """Factors `1 + spread · N(0, 1)`, one for every number that trains; None for the rest."""
+    check_not_negative(spread=spread)
+    check_key(key=key)
     leaves, tree = jax.tree.flatten(eqx.filter(field, trainable(field)))
     keys = jax.random.split(key, max(1, len(leaves)))
     drawn = [
@@ -52,8 +55,6 @@ class Mismatched(AbstractForceField):
     factors: PyTree[Array] = eqx.field(metadata={"hyperparameter": True})
 
     def __init__(self, field: AbstractForceField, spread: float, *, key: PRNGKeyArray):
-        if not spread >= 0:
-            raise ValueError(f"`spread` must be at least 0, got {spread}.")
         self.field, self.factors = field, deviations(field, spread, key)
 
     def __call__(self, t: Any, z: PyTree[Array], x: PyTree) -> PyTree[Array]:

@@ -7,6 +7,7 @@ from typing import Any
 import equinox as eqx
 from jaxtyping import Array, PyTree
 
+from .._checks import check_callable
 from ._base import AbstractForceField
 
 
@@ -48,6 +49,12 @@ class EquilibriumModel(AbstractEquilibriumModel):
     field: AbstractForceField
     decoder: Callable[[Any], Any]
     start: Callable[[Any], Any] = clamp
+
+    def __check_init__(self):
+        check_callable("of one sample's inputs", encoder=self.encoder)
+        check_callable("field(t, z, x)", field=self.field)
+        check_callable("of a state", decoder=self.decoder)
+        check_callable("of the encoded input", start=self.start)
 
     def encode(self, inputs: PyTree) -> PyTree:
         return self.encoder(inputs)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, PRNGKeyArray, PyTree
 
 from .. import analytic
+from .._checks import check_finite_number, check_key
 from ._base import AbstractSplitField, hyperparameter, scalar
 from ._causal import AbstractCausalField
 from ._parts import MLP, Attention
@@ -86,6 +87,8 @@ class MonotoneBlock(AbstractSplitField, AbstractCausalField):
         expansion: int = 4,
         key: PRNGKeyArray,
     ):
+        check_finite_number(leak=leak, margin=margin)
+        check_key(key=key)
         if not 0 < margin < 1 + leak:
             raise ValueError(
                 f"`margin` must lie between 0 and 1 + leak = {1 + leak}, got {margin}: "

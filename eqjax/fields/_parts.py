@@ -6,14 +6,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, PRNGKeyArray
 
 from .. import analytic
+from .._checks import check_count, check_finite_number, check_key, check_memory
 
 
 def normal(key: PRNGKeyArray, shape: tuple[int, ...], std: float) -> Float[Array, "..."]:
+    check_key(key=key)
     return std * jax.random.normal(key, shape)
 
 
 def check_heads(width: int, heads: int) -> None:
     """Refuse a width that cannot be split into heads."""
+    check_count(0, width=width, heads=heads)
+    check_memory(f"`width` {width}: an attention", 16.0 * width * width)
     if width < 1 or heads < 1 or width % heads:
         raise ValueError(
             f"`width` must be a positive multiple of `heads`, got width={width} and heads={heads}. "
@@ -58,6 +62,8 @@ class Attention(eqx.Module):
         key: PRNGKeyArray,
     ):
         check_heads(width, heads)
+        check_key(key=key)
+        check_finite_number(residual_scale=residual_scale)
         q, k, v, o = (normal(s, (width, width), width**-0.5) for s in jax.random.split(key, 4))
         self.query, self.key, self.value, self.output = q, k, v, residual_scale * o
         self.heads, self.qknorm = heads, qknorm

@@ -8,6 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, PRNGKeyArray
 
 from .. import analytic
+from .._checks import (
+    check_callable,
+    check_count,
+    check_key,
+    check_memory,
+    check_not_negative,
+    check_number,
+)
 from ._base import AbstractForceField, hyperparameter, scalar
 from ._parts import normal
 
@@ -38,14 +46,15 @@ class RecurrentField(AbstractForceField):
         activation: Callable[[Any], Any] = jnp.tanh,
         key: PRNGKeyArray,
     ):
+        check_count(0, size=size)
+        check_key(key=key)
+        check_callable("of an array, such as `jnp.tanh`", activation=activation)
+        check_memory(f"`size` {size}: the weight", 4.0 * size * size)
         if size < 2:
             raise ValueError(f"`size` must be at least 2 (one unit has no asymmetry), got {size}.")
-        if not 0 <= asymmetry <= 1:
-            raise ValueError(
-                f"`asymmetry` is the ratio ‖antisym(W)‖/‖W‖ and must lie in [0, 1], got {asymmetry}."
-            )
-        if strength < 0:
-            raise ValueError(f"`strength` is a norm and must be at least 0, got {strength}.")
+        # The ratio ‖antisym(W)‖/‖W‖, and a norm.
+        check_number("lie in [0, 1]", lambda v: 0 <= v <= 1, asymmetry=asymmetry)
+        check_not_negative(strength=strength)
         self.weight, self.bias = normal(key, (size, size), size**-0.5), jnp.zeros(size)
         self.strength, self.asymmetry = scalar(strength), scalar(asymmetry)
         self.activation = activation

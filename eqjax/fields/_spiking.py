@@ -11,6 +11,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, Float
 
+from .._checks import check_callable, given
 from ._base import AbstractForceField, hyperparameter
 from ._connections import Weight, check_weight
 from ._neurons import check_sign, injected, linoid, rejected
@@ -42,6 +43,7 @@ class LeakyIntegrateAndFire(AbstractForceField):
     stimulus: Callable[[Any], Any] | None = None
 
     def __check_init__(self):
+        check_callable("of time, in ms", **given(stimulus=self.stimulus))
         check_sign(self, "a time constant in ms", "tau", zero=False)
         check_sign(self, "in ms", "refractory")
         threshold = self.threshold

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, PRNGKeyArray, PyTree
 
+from .._checks import check_count, check_key
 from ..analytic import scale, shift
 from ._base import (
     AbstractEnergyField,
@@ -18,7 +19,7 @@ from ._base import (
     scalar,
 )
 from ._causal import AbstractCausalField
-from ._parts import MLP, Attention, AttentionEnergy, HopfieldEnergy, LayerNorm
+from ._parts import MLP, Attention, AttentionEnergy, HopfieldEnergy, LayerNorm, check_heads
 
 _State = Inexact[Array, "t c"]
 
@@ -34,6 +35,9 @@ def _sublayers(
     key: PRNGKeyArray,
 ) -> tuple[LayerNorm, Any, LayerNorm, Any]:
     """Both sublayers of a block, each after its norm."""
+    check_heads(width, heads)
+    check_count(expansion=expansion)
+    check_key(key=key)
     k1, k2 = jax.random.split(key)
     return (
         LayerNorm(width),

@@ -24,6 +24,7 @@ from ._estimate import (
     Report as Report,
     accepted_mean as accepted_mean,
     borrow as borrow,
+    check_call as check_call,
 )
 from ._forward import (
     ExactEligibility as ExactEligibility,

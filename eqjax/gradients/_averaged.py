@@ -7,7 +7,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ._estimate import AbstractEstimator, GradientEstimate, check_key, total_variance
+from .._checks import check_count, check_kind
+from ._estimate import AbstractEstimator, GradientEstimate, needed_key, total_variance
 
 
 class Averaged(AbstractEstimator):
@@ -24,8 +25,8 @@ class Averaged(AbstractEstimator):
     repeats: int = eqx.field(default=8, static=True)
 
     def __check_init__(self):
-        if self.repeats < 2:
-            raise ValueError(f"`repeats` must be at least 2, got {self.repeats}.")
+        check_kind(AbstractEstimator, "an estimator", estimator=self.estimator)
+        check_count(2, repeats=self.repeats)
 
     @property
     def objective(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -39,7 +40,7 @@ class Averaged(AbstractEstimator):
         return self.estimator.settle(field, z0, x)
 
     def __call__(self, model, loss, batch, *, key=None, subset=None):
-        keys = jax.random.split(check_key(key, "`Averaged`"), self.repeats)
+        keys = jax.random.split(needed_key(key, "`Averaged`"), self.repeats)
         every = _repeated(self.estimator, model, loss, batch, keys, subset)
         used = jnp.any(every.report.accepted, axis=1)
         count = jnp.sum(used)

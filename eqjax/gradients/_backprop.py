@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
+from .._checks import FAILURES, check_callable, is_clear, shown
 from ..analytic import FactoredLogits, tree_cast
 from ..fields import trainable
 from ._estimate import (
@@ -17,7 +18,8 @@ from ._estimate import (
     Report,
     accepted_mean,
     batch_keys,
-    check_batch,
+    check_call,
+    scalar_loss,
 )
 
 
@@ -57,9 +59,23 @@ class Backprop(AbstractEstimator):
         """**Raises:** `ValueError`: there is nothing to settle."""
         raise ValueError("A model trained by `Backprop` computes its output at once; call it.")
 
-    @eqx.filter_jit
+    def __check_init__(self):
+        check_callable("call(model, inputs, key)", call=self.call)
+
     def __call__(self, model, loss, batch, *, key=None, subset=None):
-        inputs, targets = check_batch(batch)
+        batch = check_call(model, loss, batch, key, subset, settles=False)
+        try:
+            return self._estimate(model, loss, batch, key, subset)
+        except FAILURES as error:
+            if is_clear(error):
+                raise
+            raise ValueError(
+                f"`model` or `loss` fails on `batch` {shown(batch)}: {error}"
+            ) from error
+
+    @eqx.filter_jit
+    def _estimate(self, model, loss, batch, key, subset):
+        inputs, targets = batch
         trained, held = eqx.partition(model, self.trains(model))
         size = jax.tree.leaves(inputs)[0].shape[0]
         taken = jnp.ones(size, bool) if subset is None else subset
@@ -69,9 +85,9 @@ class Backprop(AbstractEstimator):
 
             def one(inputs, targets, key):
                 if self.dtype is None:
-                    return loss(self.call(full, inputs, key), targets)
+                    return scalar_loss(loss(self.call(full, inputs, key), targets))
                 outputs = self.call(*tree_cast((full, inputs), self.dtype), key)
-                return loss(_full(outputs), targets)
+                return scalar_loss(loss(_full(outputs), targets))
 
             values = eqx.filter_vmap(one)(inputs, targets, batch_keys(key, size))
             return accepted_mean(values, taken), values

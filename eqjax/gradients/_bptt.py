@@ -9,15 +9,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
-from ..fields import check_positive, check_steps, trainable
+from .._checks import check_count, check_kind, check_positive, given
+from ..fields import trainable
 from ..relaxation import relax
 from ._estimate import (
     AbstractEstimator,
     GradientEstimate,
     Report,
     accepted_mean,
+    blamed,
     borrow,
-    check_batch,
+    check_call,
+    scalar_loss,
     zero_unless,
 )
 from ._reversible import Reversible
@@ -53,9 +56,12 @@ class BPTT(AbstractEstimator):
     trains: Callable = trainable
 
     def __check_init__(self):
-        check_steps(steps=self.steps)
+        check_count(steps=self.steps)
         check_positive(step=self.step)
-        if self.truncate is not None and not 1 <= self.truncate <= self.steps:
+        check_kind((dfx.AbstractSolver, Reversible), "a Diffrax solver", solver=self.solver)
+        check_kind(dfx.AbstractAdjoint, "a Diffrax adjoint", adjoint=self.adjoint)
+        check_count(**given(truncate=self.truncate))
+        if self.truncate is not None and self.truncate > self.steps:
             raise ValueError(
                 f"`truncate` must lie between 1 and `steps` = {self.steps}, got {self.truncate}."
             )
@@ -70,9 +76,13 @@ class BPTT(AbstractEstimator):
         ways = {"solver": self.solver, "adjoint": self.adjoint}
         return relax(field, z0, x, **lengths, **ways, throw=False)
 
-    @eqx.filter_jit
     def __call__(self, model, loss, batch, *, key=None, subset=None):
-        batch = check_batch(batch)
+        batch = check_call(model, loss, batch, key, subset)
+        with blamed(model, loss, batch):
+            return self._estimate(model, loss, batch, subset)
+
+    @eqx.filter_jit
+    def _estimate(self, model, loss, batch, subset):
         trained, held = eqx.partition(model, self.trains(model))
 
         def one(model, inputs, target):
@@ -83,7 +93,7 @@ class BPTT(AbstractEstimator):
                 start = self._relax(model.field, z, x, self.steps - last)
                 z, before = jax.lax.stop_gradient(start.value), start.stats["field_evaluations"]
             settled = self._relax(model.field, z, x, last)
-            value = loss(model.decode(settled.value), target)
+            value = scalar_loss(loss(model.decode(settled.value), target))
             # One evaluation a step and, where it is differentiated, one product with Jᵀ: the least it can cost.
             cost = before + 2 * settled.stats["field_evaluations"]
             return value, settled.residual, cost, settled.value

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from .._checks import check_callable, check_count, check_kind, given, refuse
 from ._estimate import AbstractEstimator, GradientEstimate
 from ._oracle import OracleAdjoint
 
@@ -115,6 +116,7 @@ def compare(
     key: PRNGKeyArray | None = None,
     reference: AbstractEstimator | None = None,
     repeats: int = 1,
+    callback: Callable[[str], Any] | None = None,
 ) -> Comparison:
     """Run every estimator on the same model and batch and compare gradients, residuals and cost.
 
@@ -125,6 +127,7 @@ def compare(
     - `reference`: whose gradient the others are measured against; by default the first `OracleAdjoint` of the
       list, or else the first estimator.
     - `repeats`: timed calls after the one that compiles.
+    - `callback(told)`: called before every estimator, with a line that says which it is.
 
     **Returns:** a `Comparison`, which prints itself as a table.
     """
@@ -132,20 +135,28 @@ def compare(
         raise ValueError(
             "`estimators` is empty: name at least one, for example [AsymEP(), OracleAdjoint()]."
         )
-    named = _named(estimators)
-    for estimator in named.values():
-        if not isinstance(estimator, AbstractEstimator):
-            raise ValueError(f"`estimators` holds {estimator!r}, which is no estimator.")
+    check_kind((Mapping, Sequence), "a list of estimators, or a mapping", estimators=estimators)
+    named = {} if isinstance(estimators, str) else _named(estimators)
+    if (
+        not all(isinstance(estimator, AbstractEstimator) for estimator in named.values())
+        or not named
+    ):
+        refuse("estimators", "hold estimators, such as `AsymEP()`, and nothing else", estimators)
+    check_kind(AbstractEstimator, "an estimator", **given(reference=reference))
+    check_count(repeats=repeats)
+    check_callable("of a line of text", **given(callback=callback))
     if reference is None:
         oracles = (e for e in named.values() if isinstance(e, OracleAdjoint))
         reference = next(oracles, next(iter(named.values())))
     rows = []
-    for name, estimator in named.items():
+    for i, (name, estimator) in enumerate(named.items()):
+        if callback is not None:
+            callback(f"{name}, {i + 1} of {len(named)}")
         estimate, cosine, error = on_common_samples(
             model, loss, batch, estimator, reference, key=key
         )
         seconds = []
-        for _ in range(max(1, repeats)):
+        for _ in range(repeats):
             start = time.perf_counter()
             jax.block_until_ready(estimator(model, loss, batch, key=key))
             seconds.append(time.perf_counter() - start)

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PRNGKeyArray, PyTree, ScalarLike
 
+from .._checks import check_count, check_positive, given
 from ..analytic import matmul
-from ..fields import check_positive
-from ._estimate import check_key
+from ._estimate import needed_key
 from ._response import Response
 
 
@@ -77,10 +77,11 @@ class ProbeCorrection(AbstractCorrection):
     radius: ScalarLike | None = None
 
     def __check_init__(self):
-        check_positive(probes=self.probes, radius=self.radius)
+        check_count(**given(probes=self.probes))
+        check_positive(**given(radius=self.radius))
 
     def check(self, key):
-        check_key(key, "`ProbeCorrection`")
+        needed_key(key, "`ProbeCorrection`")
 
     def _count(self, size):
         count = size if self.probes is None else self.probes

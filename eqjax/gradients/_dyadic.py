@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import ScalarLike
 
-from ..fields import check_positive, trainable
+from .._checks import check_positive, given
+from ..fields import trainable
 from ..relaxation import Anderson, Solver, equilibrium, residual_ratio
 from ._estimate import Accept
 from ._nudge import displaced
@@ -38,7 +39,7 @@ class DyadicEP(AbstractEquilibriumEstimator):
     trains: Callable = trainable
 
     def __check_init__(self):
-        check_positive(radius=self.radius)
+        check_positive(**given(radius=self.radius))
 
     def respond(self, model, loss, inputs, target, key):
         sample = Sample.encoded(model, loss, inputs, target)

@@ -1,15 +1,27 @@
 """What every gradient estimator is and returns."""
 
 import abc
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Inexact, Int, PRNGKeyArray, PyTree
 
-from ..relaxation import Equilibrium, Relaxation
+from .._checks import (
+    FAILURES,
+    check_arrays,
+    check_callable,
+    check_key,
+    check_number,
+    given,
+    is_clear,
+    refuse,
+    tried,
+)
+from ..relaxation import Equilibrium, Relaxation, check_field, warn_of_fresh
 
 
 class Report(eqx.Module):
@@ -84,10 +96,9 @@ class Accept(eqx.Module):
     adjoint_residual: float | Array = 0.3
 
     def __check_init__(self):
-        for name in ("free_residual", "adjoint_residual"):
-            value = getattr(self, name)
-            if isinstance(value, (int, float)) and not value > 0:
-                raise ValueError(f"`Accept({name}=...)` must be above 0, got {value}.")
+        # Infinity takes every sample that is finite.
+        bounds = {"free_residual": self.free_residual, "adjoint_residual": self.adjoint_residual}
+        check_number("be above 0", lambda v: v > 0, **bounds)
 
 
 class AbstractEstimator(eqx.Module):
@@ -102,6 +113,9 @@ class AbstractEstimator(eqx.Module):
 
     objective: eqx.AbstractClassVar[str]
     trains: eqx.AbstractVar[Callable]
+
+    def __check_init__(self):
+        check_callable("of a model to a mask, such as `eqjax.trainable`", trains=self.trains)
 
     @abc.abstractmethod
     def settle(self, field: Callable, z0: PyTree[Array], x: PyTree) -> Equilibrium | Relaxation:
@@ -137,10 +151,65 @@ def zero_unless(condition: Bool[Array, ""], tree: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jnp.where(condition, leaf, jnp.zeros_like(leaf)), tree)
 
 
+def check_call(
+    model: Any, loss: Any, batch: Any, key: Any, subset: Any, *, settles: bool = True
+) -> tuple[PyTree, PyTree]:
+    """The batch of arrays, if an estimator can be called with these; a model that `settles` has a field."""
+    if settles and not all(
+        hasattr(model, name) for name in ("field", "encode", "initial", "decode")
+    ):
+        refuse("model", "have a `field`, `encode`, `initial` and `decode`", model, _MODEL)
+    check_callable("loss(outputs, targets)", loss=loss)
+    check_key(**given(key=key))
+    batch = check_batch(batch)
+    warn_of_fresh(model=model, loss=loss)
+    size = jax.tree.leaves(batch)[0].shape[0]
+    taken = subset if eqx.is_array_like(subset) else jnp.zeros(())
+    if subset is not None and (jnp.shape(taken), jnp.result_type(taken)) != ((size,), jnp.bool_):
+        refuse("subset", f"hold {size} bools, one for each sample", subset)
+    return batch
+
+
+_MODEL = "Build one by `eqjax.EquilibriumModel(encoder, field, decoder)`."
+
+
+def scalar_loss(value: Any) -> Inexact[Array, ""]:
+    """The loss of one sample, if it is a number that can be differentiated."""
+    if not (isinstance(value, jax.Array) and value.shape == () and eqx.is_inexact_array(value)):
+        refuse("loss(outputs, targets)", "return one floating-point number, computed by JAX", value)
+    return value
+
+
+@contextlib.contextmanager
+def blamed(model: Any, loss: Callable, batch: tuple[PyTree, PyTree]) -> Iterator[None]:
+    """What fails in here fails with a `ValueError` if a part of `model` or the `loss` is to blame, which it names."""
+    try:
+        yield
+    except FAILURES as error:
+        if not is_clear(error):
+            _blame(model, loss, *jax.eval_shape(lambda b: jax.tree.map(lambda a: a[0], b), batch))
+        raise
+
+
+def _blame(model, loss, inputs, target):
+    zeros = lambda tree: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), tree)
+    x = zeros(tried("model.encode", model.encode, inputs=inputs))
+    z = zeros(tried("model.initial", model.initial, x=x))
+    check_field(model.field, z, x)
+    outputs = tried("model.decode", model.decode, z=z)
+    tried(
+        "loss(outputs, targets)",
+        lambda o, t: scalar_loss(loss(o, t)),
+        outputs=outputs,
+        targets=target,
+    )
+
+
 def check_batch(batch: Any) -> tuple[PyTree, PyTree]:
     """`batch` must be `(inputs, targets)` with one leading batch axis everywhere."""
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise ValueError("`batch` must be a pair `(inputs, targets)`.")
+        refuse("batch", "be a pair `(inputs, targets)`", batch)
+    check_arrays(inputs=batch[0], targets=batch[1])
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tuple(batch))]
     sizes = {shape[0] if shape else None for shape in shapes}
     if len(sizes) != 1 or None in sizes or 0 in sizes:
@@ -150,11 +219,13 @@ def check_batch(batch: Any) -> tuple[PyTree, PyTree]:
     return jax.tree.map(jnp.asarray, tuple(batch))
 
 
-def check_key(key: PRNGKeyArray | None, why: str) -> PRNGKeyArray:
+def needed_key(key: PRNGKeyArray | None, why: str) -> PRNGKeyArray:
+    """The key, which there must be."""
     if key is None:
         raise ValueError(
             f"{why} draws random numbers: pass `key=jax.random.key(...)` to the estimator."
         )
+    check_key(key=key)
     return key
 
 

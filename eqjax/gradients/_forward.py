@@ -11,7 +11,8 @@ import optimistix as optx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
-from ..fields import check_positive, check_steps, trainable
+from .._checks import check_count, check_kind, check_positive
+from ..fields import trainable
 from ..relaxation import relax, residual_ratio
 from ._estimate import (
     AbstractEstimator,
@@ -19,8 +20,10 @@ from ._estimate import (
     Report,
     accepted_mean,
     batch_keys,
-    check_batch,
-    check_key,
+    blamed,
+    check_call,
+    needed_key,
+    scalar_loss,
     total_variance,
     zero_unless,
 )
@@ -34,7 +37,7 @@ class AbstractEligibility(eqx.Module):
     draws: eqx.AbstractVar[int]
 
     def __check_init__(self):
-        check_steps(draws=self.draws)
+        check_count(draws=self.draws)
 
     @abc.abstractmethod
     def run(self, initial: Callable, advance: Callable, theta, steps: int, key: Any) -> Any:
@@ -48,7 +51,7 @@ class AbstractEligibility(eqx.Module):
         self, n: int, parameters: int, batch: int, itemsize: int, key: PRNGKeyArray | None
     ) -> None:
         """Refuse what cannot be run."""
-        check_key(key, f"`{type(self).__name__}`")
+        needed_key(key, f"`{type(self).__name__}`")
 
 
 # Why forward at all: equilibrium gradients differentiate L(z*), and a parameter that changes only how fast
@@ -176,14 +179,20 @@ class ForwardEligibility(AbstractEstimator):
     trains: Callable = trainable
 
     def __check_init__(self):
-        check_steps(steps=self.steps)
+        check_count(steps=self.steps)
         check_positive(step=self.step)
+        kinds = "an eligibility such as `ExactEligibility()`"
+        check_kind(AbstractEligibility, kinds, eligibility=self.eligibility)
 
     def settle(self, field, z0, x):
         return relax(field, z0, x, step=self.step, steps=self.steps, throw=False)
 
     def __call__(self, model, loss, batch, *, key=None, subset=None):
-        inputs, targets = check_batch(batch)
+        inputs, targets = check_call(model, loss, batch, key, subset)
+        with blamed(model, loss, (inputs, targets)):
+            return self._estimate(model, loss, inputs, targets, key, subset)
+
+    def _estimate(self, model, loss, inputs, targets, key, subset):
         trained = eqx.filter(model, self.trains(model))
         theta = jax.tree.leaves(trained)
         # Sizes are known without running anything, so that what does not fit is refused before it is tried.
@@ -221,7 +230,7 @@ def _carried(estimator, model, loss, batch, key, subset):
             return z + eps * ravel_pytree(model.field(0.0, state(z), x))[0]
 
         def readout(theta, z):
-            return loss(build(theta)[0].decode(state(z)), target)
+            return scalar_loss(loss(build(theta)[0].decode(state(z)), target))
 
         z, contract = estimator.eligibility.run(initial, advance, theta, steps, key)
         value, (direct, pull) = jax.value_and_grad(readout, (0, 1))(theta, z)

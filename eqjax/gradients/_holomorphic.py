@@ -10,11 +10,12 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, ScalarLike
 
+from .._checks import check_count, check_kind, check_positive
 from ..analytic import scale
-from ..fields import Realified, check_positive, trainable
+from ..fields import Realified, trainable
 from ..relaxation import Anderson, Solver, relax
 from ._corrections import AbstractCorrection, ExactCorrection
-from ._estimate import Accept
+from ._estimate import Accept, scalar_loss
 from ._holomorphy import check_holomorphic
 from ._nudge import AbstractContrast, Nudge, Nudged
 from ._nudged import AbstractNudgedEstimator, as_nudge
@@ -63,7 +64,7 @@ class HolomorphicEP(AbstractNudgedEstimator):
         known = (tuple((a.shape, a.dtype.name) for a in known[0]), *known[1:])
         if known not in _CHECKED:
             check_holomorphic(lambda z, x: model.field(0.0, z, x), z, x, name="field")
-            objective = lambda z, y: loss(model.decode(z), y)
+            objective = lambda z, y: scalar_loss(loss(model.decode(z), y))
             check_holomorphic(objective, z, target, name="loss of the decoded state")
             _CHECKED.add(known)
 
@@ -91,9 +92,10 @@ class LockIn(AbstractContrast):
     solver: dfx.AbstractSolver = dfx.Heun()
 
     def __check_init__(self):
-        check_positive(period=self.period, periods=self.periods, step=self.step)
-        if self.transient < 0:
-            raise ValueError(f"`transient` must be at least 0, got {self.transient}.")
+        check_positive(period=self.period, step=self.step)
+        check_count(periods=self.periods)
+        check_count(0, transient=self.transient)
+        check_kind(dfx.AbstractSolver, "a Diffrax solver", solver=self.solver)
 
     def settle(self, phases, nudge):
         response = phases.response

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, Inexact, PyTree, ScalarLike
 
+from .._checks import check_count, check_kind, check_positive, given
 from ..analytic import is_complex, scale, tree_complex
-from ..fields import check_positive, check_steps
 from ..relaxation import Anderson, Solver, TokenOrder, equilibrium
 from ._response import Response, in_adjoint_coordinates
 from ._stencils import AbstractStencil, Central, OneSided, relative_radius
@@ -216,10 +216,12 @@ class Nudge(eqx.Module):
     contrast: AbstractContrast = AdjointCoordinates()
 
     def __check_init__(self):
-        check_steps(steps=self.steps)
+        check_count(steps=self.steps)
         if self.radius is not None and self.beta is not None:
             raise ValueError("Give `radius` or `beta`, not both: each fixes the nudge.")
-        check_positive(radius=self.radius, beta=self.beta)
+        check_positive(**given(radius=self.radius, beta=self.beta))
+        check_kind(AbstractStencil, "a stencil such as `Central()`", stencil=self.stencil)
+        check_kind(AbstractContrast, "a contrast such as `SharedAdjoint()`", contrast=self.contrast)
         if not isinstance(self.solver, optx.AbstractFixedPointSolver):
             raise ValueError(
                 f"`nudged` must be a `Nudge` or an Optimistix fixed-point solver, got {self.solver!r}: a Newton solve of "

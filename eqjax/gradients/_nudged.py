@@ -11,11 +11,12 @@ import optax
 import optimistix as optx
 from jaxtyping import Array, PyTree, ScalarLike
 
+from .._checks import check_kind, check_positive, given
 from ..analytic import tree_complex
-from ..fields import check_positive, perturbed
+from ..fields import perturbed
 from ..relaxation import TokenOrder
 from ._corrections import AbstractCorrection, ExactCorrection
-from ._estimate import check_key
+from ._estimate import needed_key
 from ._nudge import Nudge, Nudged, Phases
 from ._response import AbstractEquilibriumEstimator, Adjoint, Free, Response, Sample
 from ._stencils import AbstractStencil
@@ -55,7 +56,9 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
         self.nudged = replace(nudge, **given) if given else nudge
 
     def __check_init__(self):
-        check_positive(read_noise=self.read_noise)
+        check_positive(**given(read_noise=self.read_noise))
+        kinds = "a correction such as `ExactCorrection()`"
+        check_kind(AbstractCorrection, kinds, correction=self.correction)
 
     @property
     def stencil(self) -> AbstractStencil:
@@ -63,7 +66,7 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
 
     def check(self, model, loss, batch, key):
         if self.read_noise is not None:
-            check_key(key, "`read_noise`")
+            needed_key(key, "`read_noise`")
         self.correction.check(key)
         exact = isinstance(self.correction, ExactCorrection) and self.read_noise is None
         if isinstance(self.nudged.solver, TokenOrder) and not exact:

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import lineax as lx
 import optimistix as optx
 
-from ..fields import check_steps, trainable
+from .._checks import check_count
+from ..fields import trainable
 from ..relaxation import (
     Anderson,
     Solver,
@@ -46,7 +47,7 @@ class OracleAdjoint(AbstractAdjointEstimator):
     trains: Callable = trainable
 
     def __check_init__(self):
-        check_steps(adjoint_steps=self.adjoint_steps)
+        check_count(adjoint_steps=self.adjoint_steps)
         kinds = (lx.AbstractLinearSolver, optx.AbstractFixedPointSolver, type(None))
         if not isinstance(self.adjoint_solver, kinds):
             raise ValueError(

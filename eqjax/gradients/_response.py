@@ -15,8 +15,9 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, PyTree
 
+from .._checks import check_count, check_kind
 from ..analytic import is_complex, scale
-from ..fields import check_steps, on_complex_vectors
+from ..fields import on_complex_vectors
 from ..relaxation import Solver, equilibrium, with_tolerance
 from ._estimate import (
     AbstractEstimator,
@@ -25,8 +26,10 @@ from ._estimate import (
     Report,
     accepted_mean,
     batch_keys,
+    blamed,
     borrow,
-    check_batch,
+    check_call,
+    scalar_loss,
     zero_unless,
 )
 
@@ -69,7 +72,7 @@ class Sample(NamedTuple):
     @classmethod
     def encoded(cls, model, loss, inputs, target) -> "Sample":
         x = model.encode(inputs)
-        objective = lambda state: loss(model.decode(state), target)
+        objective = lambda state: scalar_loss(loss(model.decode(state), target))
         return cls(model.field, x, model.initial(x), objective)
 
     def response(self, z: PyTree[Array], field: Callable | None = None) -> Response:
@@ -148,7 +151,9 @@ class AbstractEquilibriumEstimator(AbstractEstimator):
     accept: eqx.AbstractVar[Accept]
 
     def __check_init__(self):
-        check_steps(free_steps=self.free_steps)
+        check_count(free_steps=self.free_steps)
+        check_kind(Solver, "an Optimistix fixed-point solver or root finder", free=self.free)
+        check_kind(Accept, "an `Accept(...)`", accept=self.accept)
 
     @abc.abstractmethod
     def respond(self, model, loss, inputs, target, key) -> Settled:
@@ -203,9 +208,10 @@ class AbstractEquilibriumEstimator(AbstractEstimator):
         return Settled(response.z, jax.tree.map(lambda v: size * v, adjoint.value), report, memory)
 
     def __call__(self, model, loss, batch, *, key=None, subset=None):
-        batch = check_batch(batch)
-        self.check(model, loss, batch, key)
-        return _estimate(self, model, loss, batch, key, subset)
+        batch = check_call(model, loss, batch, key, subset)
+        with blamed(model, loss, batch):
+            self.check(model, loss, batch, key)
+            return _estimate(self, model, loss, batch, key, subset)
 
 
 class AbstractAdjointEstimator(AbstractEquilibriumEstimator):

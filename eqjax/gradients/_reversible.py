@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree, ScalarLike
 
+from .._checks import check_number
 from ..relaxation import RESULTS, Relaxation, residual_ratio
 
 
@@ -29,8 +30,7 @@ class Reversible(eqx.Module):
     coupling: float = eqx.field(default=0.9, static=True)
 
     def __check_init__(self):
-        if not 0 < self.coupling < 1:
-            raise ValueError(f"`coupling` must lie between 0 and 1, got {self.coupling}.")
+        check_number("lie between 0 and 1", lambda v: 0 < v < 1, coupling=self.coupling)
 
     def relax(self, field: Any, z0: PyTree[Array], x: PyTree, *, step: ScalarLike, steps: int):
         """`steps` steps of size `step`, with a reverse-mode derivative that reconstructs the states."""

@@ -8,6 +8,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, ScalarLike
 
+from .._checks import check_count
+
 
 class AbstractStencil(eqx.Module):
     """Phases settle at nudges `β sₖ`; with `aₖ = (z* - zₖ)/(β sₖ)` the contrast is `Σₖ wₖ aₖ`, in error O(β^order)."""
@@ -40,8 +42,7 @@ class Central(AbstractStencil):
     pairs: int = eqx.field(default=1, static=True)
 
     def __check_init__(self):
-        if self.pairs < 1:
-            raise ValueError(f"`pairs` must be at least 1, got {self.pairs}.")
+        check_count(pairs=self.pairs)
 
     @property
     def order(self):
@@ -62,6 +63,7 @@ class RootsOfUnity(AbstractStencil):
     points: int = eqx.field(default=4, static=True)
 
     def __check_init__(self):
+        check_count(0, points=self.points)
         if self.points < 2:
             raise ValueError(
                 f"`points` must be at least 2, got {self.points}. For one phase take `AsymEP(nudged=Nudge(stencil=OneSided()))`."

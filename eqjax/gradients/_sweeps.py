@@ -9,7 +9,6 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ..relaxation import TokenOrder, scanned, transposed, wanted, with_tolerance
 
-
 CAP, AMPLIFIED, ROUNDING = 4.0, 16.0, 4.0
 
 

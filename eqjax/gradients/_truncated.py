@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
-from ..fields import check_positive, check_steps, trainable
+from .._checks import check_count, check_positive
+from ..fields import trainable
 from ..relaxation import Anderson, Solver
 from ._estimate import Accept
 from ._response import AbstractAdjointEstimator, Adjoint, Response
@@ -33,7 +34,7 @@ class TruncatedAdjoint(AbstractAdjointEstimator):
     trains: Callable = trainable
 
     def __check_init__(self):
-        check_steps(terms=self.terms)
+        check_count(terms=self.terms)
         check_positive(damping=self.damping)
 
     def adjoint(self, response: Response) -> Adjoint:

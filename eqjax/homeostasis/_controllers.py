@@ -6,6 +6,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from .._checks import check_finite_number, check_not_negative, check_positive
+
 _Scalar = Float[Array, ""]
 
 
@@ -27,8 +29,7 @@ class Constant(AbstractController):
     weight: float | Array = 1.0
 
     def __check_init__(self):
-        if isinstance(self.weight, (int, float)) and not self.weight >= 0:
-            raise ValueError(f"`weight` must be at least 0, got {self.weight}.")
+        check_not_negative(weight=self.weight)
 
     def init(self):
         return ()
@@ -62,9 +63,8 @@ class AbstractLevelController(AbstractController):
         """By how much the log-weight moves, from the smoothed signal and that of the step before."""
 
     def __check_init__(self):
-        for name in ("target", "floor"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`{name}` must be above 0, got {getattr(self, name)}.")
+        check_positive(target=self.target, floor=self.floor)
+        check_finite_number(weight=self.weight, ceiling=self.ceiling, smoothing=self.smoothing)
         if not self.floor <= self.weight <= self.ceiling:
             raise ValueError(
                 f"`weight` = {self.weight} must lie between `floor` = {self.floor} and `ceiling` = {self.ceiling}."
@@ -108,6 +108,7 @@ class Multiplicative(AbstractLevelController):
     smoothing: float = 0.0
 
     def __check_init__(self):
+        check_finite_number(up=self.up, down=self.down)
         if not self.up > 1 > self.down > 0:
             raise ValueError(f"`up` > 1 > `down` > 0 is needed, got {self.up} and {self.down}.")
 
@@ -136,9 +137,8 @@ class PI(AbstractLevelController):
     clip: float = 3.0
 
     def __check_init__(self):
-        for name in ("proportional", "integral", "clip"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
+        gains = {"proportional": self.proportional, "integral": self.integral}
+        check_not_negative(clip=self.clip, **gains)
 
     def change(self, before, signal):
         error = self._error(signal)

@@ -10,6 +10,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from .._checks import (
+    check_callable,
+    check_count,
+    check_kind,
+    check_not_negative,
+    check_number,
+    check_settings,
+    given,
+)
 from ..analytic import tree_finite
 from ..gradients import borrow
 from . import _penalties as penalties
@@ -83,10 +92,13 @@ class Homeostat(AbstractHomeostat):
     samples: int | None = eqx.field(default=None, static=True)
 
     def __check_init__(self):
-        if not 0 <= self.gate <= 1:
-            raise ValueError(f"`gate` is a fraction of the batch, 0 to 1, got {self.gate}.")
-        if self.samples is not None and self.samples < 1:
-            raise ValueError(f"`samples` must be at least 1, or None for all, got {self.samples}.")
+        check_callable("penalty(field, z, x, key)", penalty=self.penalty)
+        check_callable("signal(report, penalty)", signal=self.signal)
+        kinds = "a controller such as `Constant(1.0)`"
+        check_kind(AbstractController, kinds, controller=self.controller)
+        fraction = "be a fraction of the batch, 0 to 1"
+        check_number(fraction, lambda v: 0 <= v <= 1, gate=self.gate)
+        check_count(**given(samples=self.samples))
 
     def init(self, model):
         nothing = jnp.asarray(jnp.nan, jnp.result_type(float))
@@ -168,8 +180,8 @@ def growth_homeostat(
     step = ej.training.make_step(estimator, optimiser, ej.homeostasis.growth_homeostat(margin=0.3))
     ```
     """
-    if isinstance(margin, (int, float)) and not margin >= 0:
-        raise ValueError(f"`margin` is a rate of decay, at least 0, got {margin}.")
+    check_not_negative(margin=margin)
+    check_settings(penalties.growth_rate, settings)
     penalty = eqx.Partial(penalties.growth_penalty, margin=margin, **settings)
     chosen = Constant(weight) if controller is None else controller
     return Homeostat(penalty, chosen, samples=samples, gate=gate)

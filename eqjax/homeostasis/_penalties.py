@@ -13,8 +13,9 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
+from .._checks import check_count
 from ..analytic import tree_held
-from ..fields import AbstractSplitField, check_steps
+from ..fields import AbstractSplitField
 from ..relaxation import residual_ratio
 from ..stability import (
     AbstractTransform,
@@ -215,6 +216,6 @@ def _learned(field: Any, z: PyTree, x: PyTree) -> PyTree:
 
 def _hutchinson(product: Callable, like: Array, key: PRNGKeyArray, probes: int) -> _Scalar:
     """`E ‖A v‖² / n` over random signs."""
-    check_steps(probes=probes)
+    check_count(probes=probes)
     sample = lambda key: square(product(signs(key, like)))
     return jnp.mean(jax.vmap(sample)(jax.random.split(key, probes))) / like.size

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from .._checks import check_callable, check_finite_number, check_positive
+
 
 class CapState(NamedTuple):
     """The largest norm of each weight."""
@@ -26,8 +28,8 @@ def cap_norms(
     **Arguments:** `factor` > 0; `where`: which part of the model, all of it by default: `lambda m: m.field.attention`.
     **Raises:** `ValueError` if nothing there is trained.
     """
-    if not factor > 0:
-        raise ValueError(f"`factor` must be above 0, got {factor}.")
+    check_positive(factor=factor)
+    check_callable("of the parameters, such as `lambda m: m.field`", where=where)
 
     def init(params):
         weights = [a for a in jax.tree.leaves(where(params)) if jnp.ndim(a) >= 2]
@@ -59,6 +61,8 @@ def rails(low: float, high: float, *, where: Callable[[Any], Any]) -> optax.Grad
     **Arguments:** `where`: which, as in `eqx.tree_at`: `lambda m: m.field.attention_gain`. A `hyperparameter` must first be
     trained: see `eqjax.trainable`. **Raises:** `ValueError` if nothing there is trained, or `low` ≥ `high`.
     """
+    check_finite_number(low=low, high=high)
+    check_callable("of the parameters, such as `lambda m: m.field`", where=where)
     if not low < high:
         raise ValueError(f"`low` must be below `high`, got {low} and {high}.")
 

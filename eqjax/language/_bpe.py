@@ -7,10 +7,12 @@ import operator
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tokenizers
 
+from .._checks import check_count, check_kind
 from ._gpt2 import GPT2
 from ._hub import ADDED, TOKENIZER_CONFIG, read_json, resolved
 
@@ -128,10 +130,13 @@ def train_bpe(texts: Iterable[str], size: int) -> BPETokenizer:
     **Arguments:** `texts`: any iterable of texts. `size`: tokens in all, at least 257 (the bytes and
     `<|endoftext|>`, which is token 0); fewer come out if no pair is left.
     """
+    check_count(0, size=size)
     if size < 257:
         raise ValueError(f"`size` must be at least 257, 256 bytes and {END_OF_TEXT}, got {size}.")
     if isinstance(texts, str):
         raise ValueError("`texts` must be an iterable of texts, got one text: pass `[text]`.")
+    check_kind(Iterable, "an iterable of texts", texts=texts)
+    texts = map(_text, texts)
     tokenizer = _byte_level(tokenizers.models.BPE())
     trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=size,
@@ -141,6 +146,11 @@ def train_bpe(texts: Iterable[str], size: int) -> BPETokenizer:
     )
     tokenizer.train_from_iterator(texts, trainer)
     return BPETokenizer(tokenizer.to_str())
+
+
+def _text(value: Any) -> str:
+    check_kind(str, "a text", texts=value)
+    return value
 
 
 def _byte_level(model: tokenizers.models.BPE) -> tokenizers.Tokenizer:

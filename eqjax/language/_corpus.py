@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .._checks import check_count, check_kind, check_number, check_seed, check_tokens, refuse
 from ..analytic import check_ids
 
 TINY_SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -38,6 +39,7 @@ def cache_folder() -> Path:
 
 def read_text(path: str | os.PathLike) -> Corpus:
     """Read a UTF-8 text file; `ValueError` if it is missing, empty or not text."""
+    check_kind((str, os.PathLike), "a path", path=path)
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file. Give the path of a UTF-8 text file.")
@@ -145,9 +147,19 @@ def bigram_cross_entropy(train: np.ndarray, validation: np.ndarray, vocabulary: 
 
 @dataclasses.dataclass(frozen=True)
 class CharTokenizer:
-    """One token per character of `characters` (sorted, no repeats)."""
+    """One token per character of `characters` (sorted, no repeats; else `ValueError`)."""
 
     characters: str
+
+    def __post_init__(self):
+        check_kind(str, "a string", characters=self.characters)
+        if not self.characters or "".join(sorted(set(self.characters))) != self.characters:
+            refuse(
+                "characters",
+                "be sorted, without repeats, and at least one",
+                self.characters,
+                "`CharTokenizer.from_text(text)` sorts.",
+            )
 
     @classmethod
     def from_text(cls, text: str) -> "CharTokenizer":
@@ -159,8 +171,11 @@ class CharTokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids, int32, one per character; `ValueError` for a character that is not in the vocabulary."""
+        check_kind(str, "a string", text=text)
         points = np.array([ord(c) for c in self.characters])
-        wanted = np.frombuffer(text.encode("utf-32-le"), np.uint32).astype(points.dtype)
+        wanted = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(
+            points.dtype
+        )
         ids = np.minimum(np.searchsorted(points, wanted), self.size - 1)
         unknown = points[ids] != wanted
         if unknown.any():
@@ -174,12 +189,17 @@ class CharTokenizer:
     def decode(self, ids) -> str:
         """The text of token ids; `ValueError` for an id that is none."""
         ids = np.asarray(ids).ravel()
+        if not ids.size:
+            return ""
+        check_tokens(ids=ids)
         check_ids("ids", ids, self.size)
         return "".join(self.characters[int(i)] for i in ids)
 
 
 def split(ids: np.ndarray, length: int, fraction: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
     """Cut a token stream into training and validation parts; each must hold a window of `length + 1`."""
+    check_count(length=length)
+    check_number("lie between 0 and 1", lambda v: 0 < v < 1, fraction=fraction)
     cut = int(fraction * len(ids))
     train, validation = ids[:cut], ids[cut:]
     for name, part in (("training", train), ("validation", validation)):
@@ -198,7 +218,11 @@ def batches(ids: np.ndarray, *, length: int, batch: int, seed: int) -> Any:
     """
     import grain  # here, so that a model can be used without it
 
+    check_count(length=length, batch=batch)
+    check_seed(seed=seed)
     starts = len(ids) - length
+    if starts < 1:
+        refuse("length", f"be shorter than the text of {len(ids)} tokens", length)
 
     def window(i):
         return ids[i : i + length], ids[i + 1 : i + length + 1]
@@ -217,6 +241,8 @@ class Streams(Iterator):
     """
 
     def __init__(self, ids: np.ndarray, *, length: int, batch: int, seed: int):
+        check_count(length=length, batch=batch)
+        check_seed(seed=seed)
         self._ids, self._length, self._read = ids, length, 0
         self._starts = np.random.default_rng(seed).integers(0, len(ids), (batch, 1))
 
@@ -235,7 +261,10 @@ class Streams(Iterator):
 
 def tiles(ids: np.ndarray, *, length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
     """At most `count` windows spread evenly over `ids`, for evaluation: inputs and targets `(n, length)`."""
+    check_count(length=length, count=count)
     available = (len(ids) - 1) // length
+    if available < 1:
+        refuse("length", f"be shorter than the text of {len(ids)} tokens", length)
     starts = length * np.unique(np.linspace(0, available - 1, min(count, available)).astype(int))
     index = starts[:, None] + np.arange(length)[None]
     return ids[index], ids[index + 1]

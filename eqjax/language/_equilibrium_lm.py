@@ -8,7 +8,21 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Inexact, Int, PRNGKeyArray
 
 from .. import analytic
-from ..fields import AbstractEquilibriumModel, AbstractForceField, EquilibriumModel, ThickBlock
+from .._checks import (
+    check_count,
+    check_finite_number,
+    check_key,
+    check_memory,
+    check_positive,
+    check_tokens,
+)
+from ..fields import (
+    AbstractEquilibriumModel,
+    AbstractForceField,
+    EquilibriumModel,
+    ThickBlock,
+    check_heads,
+)
 
 
 class Embedding(eqx.Module):
@@ -20,14 +34,22 @@ class Embedding(eqx.Module):
     def __init__(
         self, vocabulary: int, length: int, width: int, *, scale: float = 6.0, key: PRNGKeyArray
     ):
+        check_count(vocabulary=vocabulary, length=length, width=width)
+        check_finite_number(scale=scale)
+        check_key(key=key)
+        size = 4.0 * (vocabulary + length) * width
+        check_memory(
+            f"`vocabulary` {vocabulary}, `length` {length}, `width` {width}: a table", size
+        )
         k1, k2 = jax.random.split(key)
         self.tokens = scale * jax.random.normal(k1, (vocabulary, width))
         self.positions = 0.5 * scale * jax.random.normal(k2, (length, width))
 
     def __call__(self, inputs: Int[Array, " t"]) -> Float[Array, "t c"]:
+        check_tokens(inputs=inputs)
         if inputs.shape[0] > self.positions.shape[0]:
             raise ValueError(
-                f"the model reads at most {self.positions.shape[0]} tokens, got {inputs.shape[0]}: "
+                f"`inputs`: the model reads at most {self.positions.shape[0]} tokens, got {inputs.shape[0]}: "
                 "crop the input to its last tokens."
             )
         analytic.check_ids("inputs", inputs, self.tokens.shape[0])
@@ -71,6 +93,10 @@ def equilibrium_lm(
 
     **Returns:** an `EquilibriumModel`: int tokens `(t,)` in, logits `(t, V)` out.
     """
+    check_count(vocabulary=vocabulary, length=length)
+    check_heads(width, heads)
+    check_positive(embedding_scale=embedding_scale)
+    check_key(key=key)
     if not getattr(block, "causal", False):
         raise ValueError(
             f"`block={getattr(block, '__name__', block)}` is not causal: its symmetric attention lets a token feel the ones after "

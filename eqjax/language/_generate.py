@@ -9,6 +9,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree, ScalarLike
 
+from .._checks import (
+    check_callable,
+    check_count,
+    check_key,
+    check_memory,
+    check_not_negative,
+    check_number,
+    check_tokens,
+    given,
+)
 from ..fields import AbstractEquilibriumModel
 from ..relaxation import Anderson, equilibrium
 from ._attend import Attend
@@ -37,13 +47,9 @@ class Sampler(eqx.Module):
         top_k: ScalarLike | None = None,
         top_p: ScalarLike | None = None,
     ):
-        for name, value, good, allowed in (
-            ("temperature", temperature, lambda t: t >= 0, "not negative"),
-            ("top_k", top_k, lambda k: k >= 1, "at least 1, or None"),
-            ("top_p", top_p, lambda p: 0 < p <= 1, "in (0, 1], or None"),
-        ):
-            if isinstance(value, (int, float)) and not good(value):
-                raise ValueError(f"`{name}` must be {allowed}, got {value}.")
+        check_not_negative(temperature=temperature)
+        check_count(**given(top_k=top_k))
+        check_number("be in (0, 1]", lambda p: 0 < p <= 1, **given(top_p=top_p))
         self.temperature = jnp.asarray(temperature, jnp.result_type(float))
         self.top_k = None if top_k is None else jnp.asarray(top_k, jnp.int32)
         self.top_p = None if top_p is None else jnp.asarray(top_p, jnp.result_type(float))
@@ -95,8 +101,8 @@ def autoregress(
 
     **Returns:** the `Continuation`, and the logits and the state after its last token.
     """
-    if count < 1:
-        raise ValueError(f"`count` must be at least 1, got {count}.")
+    check_count(count=count)
+    check_key(key=key)
     ends = jnp.append(-1, jnp.asarray(() if stop is None else stop, jnp.int32))  # -1: no token
 
     def running(carry):
@@ -148,7 +154,10 @@ def generate(model: Any, prompt: Any, count: int, **settings: Any) -> Any:
     )
 
 
-def _check(prompt: Int[Array, " p"], count: int) -> None:
+def _check(prompt: Int[Array, " p"], count: int, key: PRNGKeyArray) -> None:
+    check_tokens(prompt=prompt)
+    check_count(0, count=count)
+    check_key(key=key)
     if prompt.shape[0] < 1 or count < 1:
         raise ValueError(
             f"`prompt` and `count` must hold at least one token, got {prompt.shape[0]} and {count}."
@@ -167,7 +176,6 @@ def _settle(field, z0, x):
 
 
 @generate.register(AbstractEquilibriumModel)
-@eqx.filter_jit
 def _settled(
     model: AbstractEquilibriumModel,
     prompt: Int[Array, " p"],
@@ -179,8 +187,18 @@ def _settled(
     settle: Callable = _settle,
     warm: bool = True,
 ) -> SettledContinuation:
-    _check(prompt, count)
-    sampler = Sampler(temperature)
+    _check(prompt, count, key)
+    check_count(length=length)
+    check_callable("settle(field, z0, x)", settle=settle)
+    check_memory(f"`count` {count}: a text of so many tokens", 100.0 * count)
+    model.encode(
+        prompt[-length:]
+    )  # refuses tokens that it does not know, which a compiled program cannot
+    return _window_by_window(model, prompt, count, length, key, Sampler(temperature), settle, warm)
+
+
+@eqx.filter_jit
+def _window_by_window(model, prompt, count, length, key, sampler, settle, warm):
     prompt = prompt[-length:].astype(jnp.int32)
     filled = prompt.shape[0]
     window = jnp.zeros(length, jnp.int32).at[:filled].set(prompt)
@@ -221,7 +239,8 @@ def _continued(
     attend: Attend | None = None,
     **sampling: Any,
 ) -> Continuation:
-    _check(prompt, count)
+    _check(prompt, count, key)
+    check_memory(f"`count` {count}: a text of so many tokens", 100.0 * count)
     limit = model.config.n_positions
     if cache and prompt.shape[0] + count > limit:
         raise ValueError(

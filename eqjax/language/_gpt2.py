@@ -12,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .. import analytic
+from .._checks import check_key, check_kind, check_memory, check_tokens
 from ..analytic import FactoredLogits
 from ._attend import Attend, Cache, Cached, DotProduct, DroppedOut, Heads, dropout
 from ._gpt2_config import ACTIVATIONS, GPT2Config
@@ -128,6 +129,8 @@ class GPT2(eqx.Module):
     @staticmethod
     def init(config: GPT2Config, key: PRNGKeyArray) -> "GPT2":
         """GPT-2's initialisation: N(0, .02²), projections onto the residual stream `/ sqrt(2 L)`, biases 0."""
+        check_kind(GPT2Config, "a `GPT2Config`", config=config)
+        check_key(key=key)
         layers, c, inner = config.n_layer, config.n_embd, config.inner
         tied, epsilon = config.tie_word_embeddings, config.layer_norm_epsilon
         shapes = {
@@ -141,6 +144,7 @@ class GPT2(eqx.Module):
         }
         # One draw for all: every other one would be compiled anew.
         ends = list(itertools.accumulate(map(math.prod, shapes.values())))
+        check_memory(f"`config`: a GPT-2 of {ends[-1]:,} parameters", 4.0 * ends[-1])
         draws = config.initializer_range * jax.random.normal(key, (ends[-1],))
         parts = dict(zip(shapes, jnp.split(draws, ends[:-1]), strict=True))
         matrix = lambda name: parts[name].reshape(shapes[name])
@@ -165,6 +169,9 @@ class GPT2(eqx.Module):
         self, tokens: Int[Array, " t"], positions: Int[Array, " t"] | None = None
     ) -> Float[Array, "t c"]:
         """Token plus position embeddings; positions 0, 1, … unless given."""
+        check_tokens(tokens=tokens)
+        if not tokens.size:
+            raise ValueError("`tokens` must hold at least one token.")
         limit = self.config.n_positions
         if positions is None:
             if tokens.shape[0] > limit:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from .._checks import check_count, check_flags, check_number, refuse
 from ..analytic import gelu
 
 ACTIVATIONS = {
@@ -76,8 +77,7 @@ class GPT2Config:
             value = getattr(self, name)
             if value is None and name == "n_inner":
                 continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+            check_count(**{name: value})
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"`n_embd` must be a multiple of `n_head`, got n_embd={self.n_embd} and n_head={self.n_head}. "
@@ -94,15 +94,15 @@ class GPT2Config:
             ("layer_norm_epsilon", 1e-12, 1),
             ("initializer_range", 0, 100),
         ):
-            value = getattr(self, name)
-            if not low <= value < high:
-                raise ValueError(f"`{name}` must lie in [{low}, {high}), got {value!r}.")
+            fits = lambda value, low=low, high=high: low <= value < high
+            check_number(f"lie in [{low}, {high})", fits, **{name: getattr(self, name)})
+        flags = "scale_attn_weights scale_attn_by_inverse_layer_idx tie_word_embeddings"
+        check_flags(**{name: getattr(self, name) for name in flags.split()})
         begins = () if self.bos_token_id is None else (self.bos_token_id,)
         for name, tokens in (("bos_token_id", begins), ("eos_token_id", self.ends)):
-            if not all(type(token) is int for token in tokens):
-                raise ValueError(
-                    f"`{name}` must be the number of a token or None, got {getattr(self, name)!r}."
-                )
+            # Not below `vocab_size`: small models are saved with GPT-2's own 50256, which they never write.
+            if not all(type(token) is int and token >= 0 for token in tokens):
+                refuse(name, "be the number of a token or None", getattr(self, name))
 
     @property
     def ends(self) -> tuple[int, ...]:

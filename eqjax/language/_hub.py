@@ -18,6 +18,7 @@ import safetensors
 import safetensors.numpy
 from jax.typing import DTypeLike
 
+from .._checks import check_kind
 from ._gpt2 import GPT2
 from ._gpt2_config import GPT2Config
 
@@ -150,6 +151,7 @@ def resolved(source: str | os.PathLike) -> Path:
 
     **Raises:** `ValueError` for what can be neither; `ConnectionError` for a name that cannot be fetched.
     """
+    check_kind((str, os.PathLike), "a folder, or the name of a model", source=source)
     if Path(source).is_dir():
         return Path(source)
     name = os.fspath(source)

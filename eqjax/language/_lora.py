@@ -15,6 +15,7 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
+from .._checks import check_count, check_key, check_kind, check_positive
 from ._gpt2 import GPT2, AbstractLinear, Linear
 from ._hub import opened, read_json, replacing
 
@@ -59,8 +60,11 @@ def lora(
 
     Train what `adapters(model)` marks; `merge` makes the model plain again.
     """
-    if rank < 1:
-        raise ValueError(f"`rank` must be at least 1, got {rank}.")
+    check_kind(eqx.Module, "a `GPT2`, or what holds one", model=model)
+    check_count(rank=rank)
+    check_positive(alpha=alpha)
+    check_key(key=key)
+    check_kind((tuple, list), "a tuple of names", targets=targets)
     scale = alpha / (math.sqrt(rank) if rs else rank)
     found = []
 
@@ -102,6 +106,7 @@ def adapters(model: PyTree) -> PyTree[bool]:
 
 def merge(model: _Model) -> _Model:
     """The same model with plain linear maps: adapters added to the weights, 4-bit weights written out."""
+    check_kind(eqx.Module, "a `GPT2`, or what holds one", model=model)
     return each_linear(lambda _, node: node.plain() if _is_linear(node) else node, model)
 
 
@@ -291,6 +296,7 @@ def quantise(model: _Model) -> _Model:
     Embeddings, layer norms and biases stay as they are. A weight takes 4 bits and 1/64 number. Training leaves the
     quantised maps alone; `lora(quantise(model), …)` is QLoRA, `merge` writes the weights out again.
     """
+    check_kind(eqx.Module, "a `GPT2`, or what holds one", model=model)
 
     def small(_, node):
         if isinstance(node, AdaptedLinear):

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .. import analytic
+from .._checks import check_count, check_number, given
 from ..fields import check_heads
 from ..language import Attend, DotProduct, GPT2Norm, Heads, Linear, SelfAttention, weights
 from ._memory import AbstractRemembering, Memory
@@ -57,12 +58,9 @@ class SlotRecall(eqx.Module):
         - `threshold`: tokens of a salience below it are not written; in [0, 1).
         - `dtype`: of the arrays. `key`: of the salience weights.
         """
-        if capacity < 1:
-            raise ValueError(f"`capacity` must be at least 1 slot, got {capacity}.")
-        if horizon is not None and horizon < 0:
-            raise ValueError(f"`horizon` must be None or segments, at least 0, got {horizon}.")
-        if not 0 <= threshold < 1:
-            raise ValueError(f"`threshold` must lie in [0, 1), got {threshold}.")
+        check_count(capacity=capacity)
+        check_count(0, **given(horizon=horizon))
+        check_number("lie in [0, 1)", lambda v: 0 <= v < 1, threshold=threshold)
         dtype = jnp.result_type(float) if dtype is None else dtype
         return SlotRecall(
             jnp.zeros((*layers, heads), dtype),

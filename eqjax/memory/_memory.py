@@ -14,6 +14,7 @@ import numpy as np
 import safetensors.numpy
 from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
 
+from .._checks import check_kind
 from ..language import opened, replacing
 from ._slots import Slots, along
 
@@ -62,6 +63,7 @@ class AbstractRemembering(eqx.Module):
 
     def check(self, memory: Memory) -> Memory:
         """The memory itself; `ValueError` for one that this model does not have."""
+        check_kind(Memory, "a memory, such as `model.memory()`", memory=memory)
         kinds = lambda tree: jax.tree.map(lambda a: f"{a.dtype}{list(a.shape)}", tree)
         if kinds(eqx.filter_eval_shape(self.memory)) != kinds(memory):
             raise ValueError(

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .. import analytic
+from .._checks import check_callable, check_count, check_key, check_kind, check_tokens, given
 from ..analytic import FactoredLogits
 from ..language import GPT2, Cache, Cached, DotProduct, RecurrentLayer, adapted_maps, counted
 from ._attention_memory import Fused, SlotRecall
@@ -123,6 +124,15 @@ class MemoryGPT2(AbstractRemembering):
         threshold: float = 0.0,
         key: PRNGKeyArray,
     ):
+        check_kind(GPT2, "a `GPT2`", gpt2=gpt2)
+        check_callable("cell(width, units, key=key)", **given(early=early, late=late))
+        check_count(0, capacity=capacity)
+        check_count(**given(units=units))
+        check_key(key=key)
+        if early is None and late is None and capacity == 0:
+            raise ValueError(
+                "`early`, `late` and `capacity` leave nothing to remember with. Give one of them."
+            )
         config, dtype = gpt2.config, gpt2.wte.dtype
         layers = (3 * config.n_layer // 4,) if layers is None else tuple(sorted(set(layers)))
         if not layers or not all(0 <= layer < config.n_layer for layer in layers):
@@ -168,6 +178,7 @@ class MemoryGPT2(AbstractRemembering):
         **Arguments:** `tokens (t,)`, t ≤ n_positions. `memory`: an empty one by default. `mask (t,)`: false for padding,
         which is neither seen nor remembered.
         """
+        check_tokens(tokens=tokens)
         logits, memory = self.factored(tokens, memory, mask=mask)
         return logits.array, memory
 
@@ -199,7 +210,7 @@ class MemoryGPT2(AbstractRemembering):
         size = limit if size is None else size
         if not 1 <= size <= limit:
             raise ValueError(
-                f"a segment has 1 to n_positions={limit} tokens, got {size}. Read longer texts in several segments: "
+                f"`tokens`: a segment has 1 to n_positions={limit} tokens, got {size}. Read longer texts in several segments: "
                 "`segment_loss` and `reply` do so."
             )
         cache, salience = self.gpt2.cache(size), None

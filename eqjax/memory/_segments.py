@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, ScalarLike
 
+from .._checks import check_count, check_key, check_kind, check_memory, check_tokens
 from ..analytic import cross_entropy
 from ..language import Continuation, Sampler, autoregress, generate, known
 from ._memory import Memory
@@ -70,6 +71,11 @@ def reply(
 
     **Returns:** the `Continuation`, and the memory to answer the next prompt with.
     """
+    check_tokens(prompt=prompt)
+    check_count(count=count)
+    check_memory(f"`count` {count}: a text of so many tokens", 100.0 * count)
+    check_key(key=key)
+    check_kind(Memory, "a memory, such as `model.memory()`", memory=memory)
     if prompt.shape[0] < 1:
         raise ValueError(
             "`prompt` must hold at least one token; to begin with nothing, give a start token."

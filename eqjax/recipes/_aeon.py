@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .._checks import check_between
 from ..language import Streams, split
 from ..resonance import AeonBackprop, AeonGPT2, LossController, resonant_adamw
 from ..training import Evaluation, Material, Parts, Run, TrainState, make_step
@@ -41,8 +42,7 @@ class AeonSettings(AbstractGPT2Recipe):
     def __post_init__(self):
         super().__post_init__()
         self.check_not_negative("rate_gain momentum_gain noise noise_gain")
-        if not abs(self.coupling) <= 1:
-            raise ValueError(f"`coupling` must lie between -1 and 1, got {self.coupling}.")
+        check_between(-1, 1, coupling=self.coupling)
 
     def build(self, material: Material) -> Parts:
         train_ids, validation_ids = split(material.tokenizer.encode(material.text), self.length)

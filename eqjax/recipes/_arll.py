@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import jax
 import jax.numpy as jnp
 
+from .._checks import check_number
 from ..language import batches, split
 from ..resonance import ARLL, HeadTap, LayerTap
 from ..training import Material, Parts, TrainState, make_step
@@ -36,9 +37,7 @@ class ARLLSettings(AbstractGPT2Recipe):
         super().__post_init__()
         self.check_above_zero("stride capacity vigilance rate")
         self.check_not_negative("strength")
-        for name in ("vigilance", "rate"):
-            if getattr(self, name) > 1:
-                raise ValueError(f"`{name}` must be at most 1, got {getattr(self, name)}.")
+        check_number("be at most 1", lambda v: v <= 1, vigilance=self.vigilance, rate=self.rate)
         if self.stride > self.length:
             raise ValueError(
                 f"`stride` {self.stride} is longer than a window, `length` {self.length}."

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .. import training
+from .._checks import check_between, check_count, check_memory, given
 from ..analytic import cross_entropy
 from ..gradients import on_common_samples
 from ..language import CharTokenizer, batches, generate, load_corpus, split, tiles
@@ -132,6 +133,8 @@ class TrainConfig(AbstractRecipe):
         self.check_not_negative(
             "leak warmup weight_decay probe_every keep residual_scale seed homeostat_margin homeostat_gate"
         )
+        check_between(0, 1, homeostat_gate=self.homeostat_gate)
+        check_count(**given(homeostat_samples=self.homeostat_samples))
         if self.estimator != "bptt":
             limits = [("free_rtol", "accept_free")]
             if self.estimator in ("asymep", "oracle", "holomorphic"):
@@ -152,6 +155,26 @@ class TrainConfig(AbstractRecipe):
                 "`block` energy cannot learn to predict the next token: its symmetric attention lets a token feel the "
                 "ones after it, so it would be looking at the answer. Take thick, real or monotone."
             )
+
+    def check_start(self) -> None:
+        every = "weight margin controller target samples gate"
+        names = " ".join(f"homeostat_{name}" for name in every.split())
+        if self.homeostat == "none":
+            self.check_unused(names, "there is no `homeostat`")
+        if self.homeostat not in ("growth", "spectral", "lognorm"):
+            self.check_unused("homeostat_margin", "this `homeostat` has none")
+        if self.homeostat_controller == "constant":
+            self.check_unused("homeostat_target", "the `homeostat_controller` is constant")
+        if self.block == "monotone":
+            self.check_unused("qknorm", "the monotone `block` has none")
+        if self.homeostat_samples is not None:
+            check_count(1, self.batch, homeostat_samples=self.homeostat_samples)
+        self.check_fits()
+
+    def check_fits(self) -> None:
+        """`ValueError` for sizes that no memory of this machine holds: those of a solver's history alone."""
+        told = f"`batch` {self.batch}, `length` {self.length}, `width` {self.width}: settling"
+        check_memory(told, 64.0 * self.batch * self.length * self.width)
 
     def gather(self, *, fallback: bool) -> Material:
         corpus = load_corpus(self.text, fallback=fallback)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
+from .._checks import check_count
 from ..analytic import tree_cast
 from ..fields import AbstractEquilibriumModel
 from ..language import tiles
@@ -38,8 +39,7 @@ def open_run(
 
 def windows(run: Run, count: int) -> Int[Array, "n t"]:
     """`count` windows spread evenly over the validation text."""
-    if count < 1:
-        raise ValueError(f"`count` must be at least 1, got {count}.")
+    check_count(count=count)
     return jnp.asarray(tiles(run.validation_ids, length=run.recipe.length, count=count)[0])
 
 

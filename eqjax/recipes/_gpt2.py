@@ -13,6 +13,7 @@ import optax
 from jax.typing import DTypeLike
 
 from .. import language, training
+from .._checks import check_memory, check_number
 from ..analytic import FactoredLogits, cross_entropy
 from ..fields import trainable
 from ..gradients import Backprop
@@ -71,6 +72,12 @@ class AbstractGPT2Recipe(AbstractRecipe):
         self.check_not_negative("warmup weight_decay seed keep")
         if self.width % self.heads:
             raise ValueError(f"`width` {self.width} is not divisible by `heads` {self.heads}.")
+
+    def check_start(self) -> None:
+        told = (
+            f"`batch` {self.batch}, `length` {self.length}, `width` {self.width}: the activations"
+        )
+        check_memory(told, 16.0 * self.batch * self.window * self.layers * self.width)
 
     def gather(self, *, fallback: bool) -> Material:
         corpus = language.load_corpus(self.text, fallback=fallback)
@@ -159,8 +166,7 @@ class GPT2Settings(AbstractGPT2Recipe):
             raise ValueError(
                 f"`vocabulary` must be at least 257, the bytes and an end of text, got {self.vocabulary}."
             )
-        if self.dropout >= 1:
-            raise ValueError(f"`dropout` must be below 1, got {self.dropout}.")
+        check_number("be below 1", lambda v: v < 1, dropout=self.dropout)
         if (self.lora_rank or self.freeze) and not self.start:
             raise ValueError(
                 "`lora_rank` and `freeze` leave the weights of a pretrained model alone: name one with `start`."
@@ -174,6 +180,20 @@ class GPT2Settings(AbstractGPT2Recipe):
                 "`gradient_checkpointing` is for a GPT-2 without memory: with one, every segment is computed anew in "
                 "the backward pass as it is. Leave it out."
             )
+
+    def check_start(self) -> None:
+        if self.start:
+            self.check_unused(
+                "layers heads width tokens vocabulary", "`start` names a model that has its own"
+            )
+        if self.tokens != "bpe":
+            self.check_unused("vocabulary", "that of `tokens` characters is their number")
+        if self.memory not in ("slots", "both"):
+            self.check_unused("slots", "this `memory` has none")
+        if self.memory == "none":
+            self.check_unused("segments", "there is no `memory`")
+        check_memory(f"`slots` {self.slots}: the memory", 8.0 * self.slots * self.width)
+        super().check_start()
 
     @property
     def window(self) -> int:

@@ -12,6 +12,7 @@ from ._firing import (
     SpikingState as SpikingState,
     fire as fire,
 )
+from ._fresh import warn_of_fresh as warn_of_fresh
 from ._gmres import GMRES as GMRES, adjoint_solver as adjoint_solver
 from ._implicit_euler import BackwardEuler as BackwardEuler, IMEXEuler as IMEXEuler
 from ._loop import wanted as wanted
@@ -25,7 +26,9 @@ from ._residual import (
     RESULTS as RESULTS,
     MeasuresForce as MeasuresForce,
     Solver as Solver,
+    check_field as check_field,
     check_structure as check_structure,
+    explained as explained,
     force_residual as force_residual,
     residual_ratio as residual_ratio,
 )

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, PyTree
 
+from .._checks import check_arrays, check_count, check_flags, check_kind, check_precision
 from ..analytic import is_complex, tree_finite, tree_held
 from ..fields import Realified
 from ._anderson import Anderson
+from ._fresh import warn_of_fresh
 from ._gmres import adjoint_solver
 from ._implicit import implicit_root
 from ._loop import solved
@@ -21,9 +23,11 @@ from ._residual import (
     RESULTS,
     MeasuresForce,
     Solver,
+    check_inexact,
     check_structure,
     compiled_once,
     evaluations_told,
+    explained,
     residual_ratio,
 )
 from ._token_order import TokenOrder, settled_in_order
@@ -98,17 +102,24 @@ def equilibrium(
             "`TokenOrder` has an adjoint of its own, in order, and one precision: leave `adjoint` out, and pass `precision` "
             'as a string such as "highest".'
         )
-    if max_steps < 1:
-        raise ValueError(f"`max_steps` must be at least 1, got {max_steps}.")
+    check_count(max_steps=max_steps)
     if not isinstance(solver, Solver):
         raise ValueError(
             f"`solver` must be an Optimistix fixed-point solver or root finder, got {solver!r}. "
             "For a Diffrax solver use `relax`, or wrap it in `TimeStepping`."
         )
+    check_kind((optx.AbstractAdjoint, type(None)), "an Optimistix adjoint or None", adjoint=adjoint)
+    check_flags(throw=throw)
+    if not isinstance(precision, Refine):
+        check_precision(precision=precision)
+    check_arrays(z0=z0)
+    warn_of_fresh(field=field)
     z0 = jax.tree.map(jnp.asarray, z0)
+    check_inexact(z0)
     # Around the program, too: what differentiates it is traced when the contexts inside have closed.
     asked = isinstance(precision, str)
-    with jax.default_matmul_precision(precision) if asked else contextlib.nullcontext():
+    outside = jax.default_matmul_precision(precision) if asked else contextlib.nullcontext()
+    with outside, explained(field, z0, x):
         return _solve(field)(field, z0, x, solver, adjoint, max_steps, throw, precision)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
+from .._checks import check_count
 from ._loop import solved
 from ._quorum import Quorum
 from ._residual import RESULTS, MeasuresForce, evaluations_told, is_met
@@ -53,10 +54,7 @@ class Fallback(optx.AbstractFixedPointSolver):
                     f"`{name}` must be an Optimistix fixed-point solver or root finder, got {solver!r}. "
                     "Wrap a Diffrax solver in `TimeStepping`."
                 )
-        if self.first_steps < 1 or self.then_steps < 1:
-            raise ValueError(
-                f"`first_steps` and `then_steps` must be at least 1, got {self.first_steps} and {self.then_steps}."
-            )
+        check_count(first_steps=self.first_steps, then_steps=self.then_steps)
 
     @property
     def rtol(self) -> ScalarLike:

@@ -1,6 +1,8 @@
 """`fire`: when integrate-and-fire neurons spike, event by event or in fixed steps."""
 
 import abc
+import math
+import numbers
 from typing import Any
 
 import diffrax as dfx
@@ -12,6 +14,14 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
+from .._checks import (
+    check_arrays,
+    check_count,
+    check_finite_number,
+    check_kind,
+    check_number,
+    check_positive,
+)
 from ..analytic import tree_held
 from ..fields import LeakyIntegrateAndFire, SpikingNetwork, check_weight, of_one, of_several, scalar
 
@@ -96,8 +106,7 @@ class FixedStep(AbstractScheme):
     step: float = eqx.field(static=True, default=0.1)
 
     def __check_init__(self):
-        if not self.step > 0:
-            raise ValueError(f"`step` must be above 0 ms, got {self.step}.")
+        check_positive(step=self.step)
 
     def run(self, network, state, x, t0, t1, capacity):
         if isinstance(t0, Tracer) or isinstance(t1, Tracer):
@@ -141,11 +150,17 @@ def fire(
     **Returns:** a `SpikeTrain`. **Raises:** `ValueError` if the weight does not fit the neurons' number or the capacity
     is not positive.
     """
-    if capacity < 1:
-        raise ValueError(f"`capacity` must be at least 1 spike, got {capacity}.")
+    check_count(capacity=capacity)
+    check_finite_number(t0=t0)
+    later = lambda t: t < math.inf and (not isinstance(t0, numbers.Real) or t >= t0)
+    check_number("be a finite time, not before `t0`", later, t1=t1)
+    check_kind(AbstractScheme, "`EventDriven()` or `FixedStep(...)`", scheme=scheme)
+    kinds = (SpikingNetwork, LeakyIntegrateAndFire)
+    check_kind(kinds, "a `SpikingNetwork` or a `LeakyIntegrateAndFire`", network=network)
     if isinstance(network, LeakyIntegrateAndFire):
         network = SpikingNetwork(network)
     if not isinstance(z0, SpikingState):
+        check_arrays(z0=z0)
         v = jnp.atleast_1d(scalar(z0))
         z0 = SpikingState(v, jnp.zeros_like(v), jnp.full_like(v, -jnp.inf))
     n = z0.v.size

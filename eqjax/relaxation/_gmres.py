@@ -9,8 +9,8 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree, ScalarLike
 
+from .._checks import check_count, check_tolerance
 from ._loop import wanted, while_wanted, write_rows
-from ._residual import check_tolerance
 
 
 # Why a GMRES of our own. An inexact Newton method asks for 1e-1 in most of its steps and for little more in
@@ -39,10 +39,7 @@ class GMRES(lx.AbstractLinearSolver):
 
     def __check_init__(self):
         check_tolerance(self.rtol, self.atol)
-        if self.restart < 1 or self.max_steps < 1:
-            raise ValueError(
-                f"`restart` and `max_steps` must be at least 1, got {self.restart} and {self.max_steps}."
-            )
+        check_count(restart=self.restart, max_steps=self.max_steps)
 
     def init(self, operator, options):
         if jax.tree.map(lambda s: (s.shape, s.dtype), operator.in_structure()) != jax.tree.map(

@@ -10,9 +10,10 @@ import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
+from .._checks import check_count, check_number
 from ._gmres import GMRES
 from ._loop import while_wanted
-from ._residual import check_tolerance, is_met
+from ._residual import check_solver, is_met
 
 
 # `terminate` sees the iterate before the step: force and verdict of the new one are kept here.
@@ -29,11 +30,13 @@ class AbstractInexactNewton(optx.AbstractRootFinder):
     """Root finders that end, `converged` or `stuck`, at their last iterate, and count evaluations in their state."""
 
     forcing: eqx.AbstractVar[ScalarLike]
+    restart: eqx.AbstractVar[int]
+    krylov_steps: eqx.AbstractVar[int]
 
     def __check_init__(self):
-        check_tolerance(self.rtol, self.atol)
-        if isinstance(self.forcing, (int, float)) and not 0 < self.forcing < 1:
-            raise ValueError(f"`forcing` must lie between 0 and 1, got {self.forcing}.")
+        check_solver(self)
+        check_number("lie between 0 and 1", lambda v: 0 < v < 1, forcing=self.forcing)
+        check_count(restart=self.restart, krylov_steps=self.krylov_steps)
 
     def terminate(self, fn, y, args, options, state, tags):
         stuck = state.stuck & ~state.converged
@@ -74,6 +77,9 @@ class NewtonKrylov(AbstractInexactNewton):
     halvings: int = eqx.field(default=8, static=True)
     norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
     scale: ScalarLike = 1.0
+
+    def __check_init__(self):
+        check_count(0, halvings=self.halvings)
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
         force, _ = fn(y, args)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Bool, Int, PyTree, ScalarLike
 
-from ._residual import check_tolerance, is_met
+from .._checks import check_positive
+from ._residual import check_solver, is_met
 
 
 class _PicardState(eqx.Module):
@@ -35,9 +36,8 @@ class Picard(optx.AbstractFixedPointSolver):
     scale: ScalarLike = 1.0
 
     def __check_init__(self):
-        check_tolerance(self.rtol, self.atol, both_zero=True)
-        if isinstance(self.step_size, (int, float)) and not self.step_size > 0:
-            raise ValueError(f"`step_size` must be above 0, got {self.step_size}.")
+        check_solver(self, both_zero=True)
+        check_positive(step_size=self.step_size)
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
         return _PicardState(jnp.asarray(False), jnp.asarray(0))

@@ -1,5 +1,6 @@
 """Pseudo-transient continuation with a matrix-free linear solve, as an Optimistix root finder."""
 
+import math
 from collections.abc import Callable
 
 import equinox as eqx
@@ -9,6 +10,7 @@ import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
+from .._checks import check_number, check_positive
 from ._gmres import GMRES
 from ._newton_krylov import AbstractInexactNewton, eisenstat_walker
 from ._residual import is_met
@@ -62,6 +64,8 @@ class PseudoTransient(AbstractInexactNewton):
 
     def __check_init__(self):
         low, first, high = self.min_step, self.step_size, self.max_step
+        check_positive(min_step=low, step_size=first, max_step=high)
+        check_number("be above 1 and finite", lambda v: 1 < v < math.inf, growth=self.growth)
         if not any(eqx.is_array(step) for step in (low, first, high)) and not (
             0 < low <= first <= high  # pyright: ignore[reportOperatorIssue]
         ):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import optimistix as optx
 from jaxtyping import Array, PyTree, ScalarLike
 
+from .._checks import check_number
 from ._residual import MeasuresForce
 
 
@@ -30,8 +31,7 @@ class Quorum(optx.AbstractFixedPointSolver):
             raise ValueError(
                 f"`solver` must be a fixed-point solver that measures the force, such as `Anderson`, got {self.solver!r}."
             )
-        if isinstance(self.settled, (int, float)) and not 0 < self.settled <= 1:
-            raise ValueError(f"`settled` must lie in (0, 1], got {self.settled}.")
+        check_number("lie in (0, 1]", lambda v: 0 < v <= 1, settled=self.settled)
 
     @property
     def rtol(self) -> ScalarLike:

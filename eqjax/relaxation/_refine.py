@@ -4,8 +4,9 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
+from .._checks import check_kind, check_precision, check_tolerance
 from ._fallback import with_tolerance
-from ._residual import Solver, check_tolerance
+from ._residual import Solver
 
 
 class Refine(eqx.Module):
@@ -31,6 +32,8 @@ class Refine(eqx.Module):
     rtol: ScalarLike = 1e-2
 
     def __check_init__(self):
+        check_kind(str, "the name of a precision, such as 'bfloat16'", coarse=self.coarse)
+        check_precision(coarse=self.coarse)
         check_tolerance(self.rtol, 0.0)
 
 

@@ -1,5 +1,6 @@
 """`relax`: let a field settle in time."""
 
+import math
 from collections.abc import Callable
 from typing import Any, get_origin
 
@@ -11,9 +12,28 @@ import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
+from .._checks import (
+    check_arrays,
+    check_callable,
+    check_count,
+    check_key,
+    check_kind,
+    check_not_negative,
+    check_number,
+    check_positive,
+    check_precision,
+    given,
+)
 from ..analytic import tree_finite
 from ..fields import AbstractSplitField
-from ._residual import RESULTS, compiled_once, residual_ratio
+from ._residual import (
+    RESULTS,
+    check_inexact,
+    check_structure,
+    compiled_once,
+    explained,
+    residual_ratio,
+)
 
 
 class Relaxation(eqx.Module):
@@ -78,18 +98,17 @@ def relax(
     """
     if (steps is None) == (t1 is None):
         raise ValueError(f"Give exactly one of `steps` and `t1`, got steps={steps} and t1={t1}.")
-    if isinstance(step, (int, float)) and not step > 0:
-        raise ValueError(f"`step` must be above 0, got {step}.")
-    if isinstance(t1, (int, float)) and not 0 <= t1 < float("inf"):
-        raise ValueError(f"`t1` must be a finite time, at least 0, got {t1}.")
-    if steps is not None and (steps < 1 or controller is not None):
-        raise ValueError(
-            f"`steps` must be at least 1 and goes with a fixed step, got steps={steps} and "
-            f"controller={controller}. With a controller give the final time `t1`."
-        )
+    _check_times(step, steps, t1, max_steps, controller)
+    _check_ways(solver, controller, saveat, adjoint, norm, precision)
+    check_positive(scale=scale)
     if (temperature is None) != (key is None):
         raise ValueError("`temperature` and `key` go together: give both, or neither.")
+    if temperature is not None:
+        check_not_negative(temperature=temperature)
+        check_key(key=key)
+    check_arrays(z0=z0)
     z0 = jax.tree.map(jnp.asarray, z0)
+    check_inexact(z0)
     # Python floats would promote a float32 state when x64 is on.
     real = jnp.finfo(jnp.result_type(*jax.tree.leaves(z0))).dtype
     step = jnp.asarray(step, real)
@@ -103,7 +122,7 @@ def relax(
             )
         terms = dfx.MultiTerm(terms, _langevin_noise(z0, temperature, t0, end, step, key))
     extra = [] if saveat is None else [saveat.subs]
-    with jax.default_matmul_precision(precision):
+    with jax.default_matmul_precision(precision), explained(field, z0, x):
         solution: Any = dfx.diffeqsolve(
             terms,
             solver,
@@ -135,10 +154,33 @@ def relax(
     return Relaxation(value, jax.lax.stop_gradient(residual), result, stats, times, trajectory)
 
 
+def _check_times(step, steps, t1, max_steps, controller):
+    check_positive(step=step)
+    check_count(1, 2**31 - 1, max_steps=max_steps, **given(steps=steps))
+    finite = lambda t: 0 <= t < math.inf
+    check_number("be a finite time, at least 0", finite, **given(t1=t1))
+    if steps is not None and controller is not None:
+        raise ValueError(
+            f"`steps` goes with a fixed step, got controller={controller}. With a controller give the final time `t1`."
+        )
+
+
+def _check_ways(solver, controller, saveat, adjoint, norm, precision):
+    check_kind(dfx.AbstractSolver, "a Diffrax solver", solver=solver)
+    controllers = dfx.AbstractStepSizeController
+    check_kind(controllers, "a Diffrax step-size controller", **given(controller=controller))
+    check_kind(dfx.SaveAt, "a `diffrax.SaveAt`", **given(saveat=saveat))
+    check_kind(dfx.AbstractAdjoint, "a Diffrax adjoint", adjoint=adjoint)
+    check_callable("of a state, such as `optimistix.two_norm`", norm=norm)
+    check_precision(precision=precision)
+
+
 @compiled_once
 def _residual(field, t, z, x, norm, scale, precision):
     with jax.default_matmul_precision(None if precision is None else "highest"):
-        return residual_ratio(field(t, z, x), z, norm=norm, scale=scale)
+        force = field(t, z, x)
+    check_structure(z, force)  # one number for all was broadcast
+    return residual_ratio(force, z, norm=norm, scale=scale)
 
 
 def _terms(field, solver):

@@ -1,6 +1,7 @@
 """How settled a state is, and how a solve ended."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import diffrax as dfx
@@ -9,6 +10,16 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, PyTree, ScalarLike
+
+from .._checks import (
+    FAILURES,
+    check_arrays,
+    check_callable,
+    check_positive,
+    check_tolerance,
+    is_clear,
+    tried,
+)
 
 Solver = optx.AbstractFixedPointSolver | optx.AbstractRootFinder
 
@@ -64,33 +75,52 @@ def is_met(solver: Any, size: Array, y: PyTree[Array]) -> Array:
     return (size <= solver.atol + solver.rtol * extent) & jnp.isfinite(size)
 
 
-def check_tolerance(rtol: Any, atol: Any, *, both_zero: bool = False) -> None:
-    """Refuse tolerances that no solve can meet. Arrays are left alone: they may be traced."""
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if isinstance(value, (int, float)) and not value >= 0:
-            raise ValueError(f"`{name}` must be at least 0, got {value}.")
-    concrete = isinstance(rtol, (int, float)) and isinstance(atol, (int, float))
-    if concrete and rtol == atol == 0 and not both_zero:
-        raise ValueError(
-            "`rtol` and `atol` are both 0, a tolerance that rounding never meets. "
-            "Pass, for example, rtol=1e-4."
-        )
+def check_solver(solver: Any, *, both_zero: bool = False) -> None:
+    """`ValueError` for tolerances that no solve can meet, or a residual that is measured by none."""
+    check_tolerance(solver.rtol, solver.atol, both_zero=both_zero)
+    check_callable("of a state, such as `optimistix.two_norm`", norm=solver.norm)
+    check_positive(scale=solver.scale)
 
 
-def check_structure(z: Any, force: Any) -> None:
-    """The force must look like the state, leaf by leaf (arrays or their shapes); say where it does not."""
+def check_inexact(z: Any) -> None:
+    """Refuse a state of whole numbers."""
     for leaf in jax.tree.leaves(z):
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             raise ValueError(
                 f"`z0` has a leaf of dtype {leaf.dtype}: a state that moves is floating or complex. Pass {leaf.dtype} "
                 "numbers as part of `x` or of the field."
             )
+
+
+def check_structure(z: Any, force: Any) -> None:
+    """The force must look like the state, leaf by leaf (arrays or their shapes); say where it does not."""
+    check_inexact(z)
     ours, theirs = (jax.tree.map(lambda a: (a.shape, a.dtype.name), t) for t in (z, force))
     if jax.tree.structure(z) != jax.tree.structure(force) or ours != theirs:
         raise ValueError(
             f"`field(t, z, x)` must return an array for every leaf of `z`, of the same shape and dtype. "
             f"z: {ours}; force: {theirs}. Give `z0` the shape of the state, and model and data one dtype."
         )
+
+
+# Asked on failure only: a solve that goes well traces its field as often as it must, and no more.
+@contextlib.contextmanager
+def explained(field: Any, z: PyTree[Array], x: PyTree) -> Iterator[None]:
+    """What fails in here fails with a `ValueError` if `field`, `z` or `x` is to blame, which it names."""
+    try:
+        yield
+    except FAILURES as error:
+        if not is_clear(error):
+            check_field(field, z, x)
+        raise
+
+
+def check_field(field: Any, z: PyTree[Array], x: PyTree) -> None:
+    """`ValueError` where the force cannot be had, or is not like the state."""
+    check_callable("field(t, z, x)", field=field)
+    check_arrays(z0=z)
+    z = jax.tree.map(jnp.asarray, z)
+    check_structure(z, tried("field(t, z, x)", lambda z, x: field(0.0, z, x), z=z, x=x))
 
 
 def evaluations_told(solver: Any, stats: dict[str, Any]) -> Array:

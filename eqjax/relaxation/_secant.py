@@ -13,8 +13,9 @@ from jax.flatten_util import ravel_pytree
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree, ScalarLike
 
+from .._checks import check_count, check_not_negative, check_positive, given
 from ._loop import write_rows
-from ._residual import check_tolerance
+from ._residual import check_solver
 
 
 class _SecantState(eqx.Module):
@@ -49,15 +50,16 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
     window: AbstractVar[int]
     growth: AbstractVar[ScalarLike]
     patience: AbstractVar[int]
+    ridge: AbstractVar[ScalarLike | None]
     norm: AbstractVar[Callable[[PyTree], Array]]
     scale: AbstractVar[ScalarLike]
 
     def __check_init__(self):
-        check_tolerance(self.rtol, self.atol)
-        if self.window < 1:
-            raise ValueError(f"`window` must be at least 1, got {self.window}.")
-        if isinstance(self.mixing, (int, float)) and not self.mixing > 0:
-            raise ValueError(f"`mixing` must be above 0, got {self.mixing}.")
+        check_solver(self)
+        check_count(1, 1000, window=self.window)
+        check_count(patience=self.patience)
+        check_positive(mixing=self.mixing, growth=self.growth)
+        check_not_negative(**given(ridge=self.ridge))
 
     @abc.abstractmethod
     def _coefficients(

@@ -1,5 +1,6 @@
 """Step-size control for settling, as a Diffrax controller: the longest step under which the force still falls."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, Int, PyTree, ScalarLike
+
+from .._checks import check_count, check_number, check_positive, given
 
 
 class _OvershootState(eqx.Module):
@@ -67,14 +70,11 @@ class OvershootController(dfx.AbstractStepSizeController):
     norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
 
     def __check_init__(self):
-        for name, low, high in (("growth", 1, float("inf")), ("shrink", 0, 1)):
-            value = getattr(self, name)
-            if isinstance(value, (int, float)) and not low < value < high:
-                raise ValueError(f"`{name}` must lie between {low} and {high}, got {value}.")
-        if isinstance(self.smoothing, (int, float)) and not 0 <= self.smoothing < 1:
-            raise ValueError(f"`smoothing` must lie in [0, 1), got {self.smoothing}.")
-        if self.patience < 1:
-            raise ValueError(f"`patience` must be at least 1, got {self.patience}.")
+        check_number("be above 1 and finite", lambda v: 1 < v < math.inf, growth=self.growth)
+        check_number("lie between 0 and 1", lambda v: 0 < v < 1, shrink=self.shrink)
+        check_number("lie in [0, 1)", lambda v: 0 <= v < 1, smoothing=self.smoothing)
+        check_count(patience=self.patience)
+        check_positive(rounding=self.rounding, **given(min_step=self.min_step))
         low, high = self.min_step, self.max_step
         if isinstance(low, (int, float)) and isinstance(high, (int, float)) and not 0 < low <= high:
             raise ValueError(f"Steps need 0 < `min_step` ≤ `max_step`, got {low} and {high}.")

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
+from .._checks import check_kind, check_positive, given
 from ._relax import count_evaluations
-from ._residual import RESULTS, check_tolerance, is_met
+from ._residual import RESULTS, check_solver, is_met
 from ._step_control import OvershootController
 
 
@@ -55,10 +56,11 @@ class TimeStepping(optx.AbstractFixedPointSolver):
     scale: ScalarLike = 1.0
 
     def __check_init__(self):
-        check_tolerance(self.rtol, self.atol)
-        if isinstance(self.step_size, (int, float)) and not self.step_size > 0:
-            raise ValueError(f"`step_size` must be above 0, got {self.step_size}.")
-
+        check_solver(self)
+        check_positive(**given(step_size=self.step_size))
+        check_kind(dfx.AbstractSolver, "a Diffrax solver", solver=self.solver)
+        controllers = dfx.AbstractStepSizeController
+        check_kind(controllers, "a Diffrax step-size controller", controller=self.controller)
         if self.solver.term_structure is not dfx.AbstractTerm:
             raise ValueError(
                 f"`solver` must be a Diffrax solver of one ODE term, got {self.solver!r}. A solver of split or "

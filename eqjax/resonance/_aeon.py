@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .. import analytic
 from ..fields import trainable
-from ..gradients import AbstractEstimator, GradientEstimate, Report
+from ..gradients import AbstractEstimator, GradientEstimate, Report, check_call
 from ..language import GPT2, Attend, DotProduct, Heads
 
 
@@ -306,6 +306,7 @@ class AeonBackprop(AbstractEstimator):
         subset: Bool[Array, " b"] | None = None,
         carry: Resonance | None = None,
     ) -> GradientEstimate:
+        batch = check_call(model, loss, batch, key, subset, settles=False)
         carry = self.start(model, batch[0].shape[0]) if carry is None else carry
         weights, rest = eqx.partition(model, self.trains(model))
         taken = jnp.ones(batch[0].shape[0], bool) if subset is None else subset

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree
 
+from .._checks import check_finite_number, check_not_negative, check_number
+
 _Scalar = Float[Array, ""]
 
 
@@ -68,12 +70,11 @@ class LossController(eqx.Module):
     limits: tuple[float, float] = (0.5, 0.98)
 
     def __check_init__(self):
-        for name in ("rate", "momentum_gain", "noise", "noise_gain"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"`{name}` must be at least 0, got {getattr(self, name)}.")
-        for name in ("smoothing", "persistence"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"`{name}` must lie in [0, 1), got {getattr(self, name)}.")
+        gains = {"momentum_gain": self.momentum_gain, "noise_gain": self.noise_gain}
+        check_not_negative(rate=self.rate, noise=self.noise, **gains)
+        past = {"smoothing": self.smoothing, "persistence": self.persistence}
+        check_number("lie in [0, 1)", lambda v: 0 <= v < 1, **past)
+        check_finite_number(coupling=self.coupling, span=self.span, momentum=self.momentum)
         if not abs(self.coupling) <= 1:
             raise ValueError(f"`coupling`, K_r, must lie in [-1, 1], got {self.coupling}.")
         if not self.span >= 1:

@@ -12,10 +12,11 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from .. import analytic
+from .._checks import check_count, check_not_negative
 from ..fields import hyperparameter, trainable
-from ..gradients import AbstractEstimator, GradientEstimate, Report, accepted_mean
+from ..gradients import AbstractEstimator, GradientEstimate, Report, accepted_mean, check_call
 from ..language import GPT2, DotProduct, GPT2Config
-from ._art import FuzzyART, complement_code, refuse_unless, stacked
+from ._art import FuzzyART, complement_code, stacked
 
 _Tokens = Int[Array, "b t"]
 
@@ -114,8 +115,8 @@ class ARLL(AbstractEstimator):
     trains: Callable = trainable
 
     def __check_init__(self):
-        refuse_unless(self.strength, lambda v: v >= 0, "`strength` must be at least 0")
-        refuse_unless(self.stride, lambda v: v >= 1, "`stride` must be at least 1")
+        check_not_negative(strength=self.strength)
+        check_count(stride=self.stride)
 
     def start(
         self, model: GPT2, *, capacity: int = 64, vigilance: Any = 0.85, rate: Any = 1.0
@@ -146,6 +147,7 @@ class ARLL(AbstractEstimator):
             raise ValueError(
                 "`carry` is missing, the prototypes so far: pass `carry=law.start(model)`, to `TrainState.create` for a step."
             )
+        batch = check_call(model, loss, batch, key, subset, settles=False)
         if batch[0].shape[1] < self.stride:
             raise ValueError(
                 f"prototypes learn at every `stride`={self.stride}-th position and the batch is only "

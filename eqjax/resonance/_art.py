@@ -6,12 +6,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from .._checks import check_count, check_not_negative, check_number, check_positive
 from ..fields import AbstractForceField, hyperparameter
 
 
@@ -68,16 +67,10 @@ class FuzzyART(eqx.Module):
 
         **Raises:** `ValueError` for what lies outside these ranges.
         """
-        for name, size in (("features", features), ("capacity", capacity)):
-            if size < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {size}.")
-        for name, value, good, allowed in (
-            ("vigilance", vigilance, lambda v: 0 <= v <= 1, "lie in [0, 1]"),
-            ("choice", choice, lambda v: v >= 0, "be at least 0"),
-            ("rate", rate, lambda v: 0 < v <= 1, "lie in (0, 1]; 1 is fast learning"),
-        ):
-            if isinstance(value, (int, float)) and not good(value):
-                raise ValueError(f"`{name}` must {allowed}, got {value}.")
+        check_count(features=features, capacity=capacity)
+        check_not_negative(choice=choice)
+        check_number("lie in [0, 1]", lambda v: 0 <= v <= 1, vigilance=vigilance)
+        check_number("lie in (0, 1]; 1 is fast learning", lambda v: 0 < v <= 1, rate=rate)
         none = jnp.zeros((), jnp.int32)
         return FuzzyART(jnp.ones((capacity, features), dtype), none, none, vigilance, choice, rate)
 
@@ -219,17 +212,10 @@ class AdaptiveResonance(AbstractForceField):
     pull: Float[Array, ""] = hyperparameter(default=0.0)
 
     def __check_init__(self):
-        refuse_unless(self.tau, lambda v: v > 0, "`tau` must be above 0")
-        refuse_unless(self.pull, lambda v: v >= 0, "`pull` must be at least 0")
+        check_positive(tau=self.tau)
+        check_not_negative(pull=self.pull)
 
     def __call__(self, t: Any, z: tuple[Array, Array], x: Any = None) -> tuple[Array, Array]:
         w, h = z
         tau, pull = self.tau.astype(w.dtype), self.pull.astype(w.dtype)
         return (jnp.minimum(h, w) - w) / tau, pull * (w - h) / tau
-
-
-def refuse_unless(value: Any, good: Any, message: str) -> None:
-    """`ValueError` for a value, known before tracing, that is not `good`."""
-    # NumPy, because under `jit` JAX would trace even what it does with constants.
-    if not isinstance(value, Tracer) and not good(np.asarray(value)):
-        raise ValueError(f"{message}, got {value}.")

@@ -10,6 +10,7 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarLike
 
+from .._checks import check_count, check_key, check_positive, given
 from ..relaxation import Equilibrium
 from ._krylov_schur import AbstractTransform
 from ._propagation import euler_map
@@ -82,6 +83,9 @@ def check(
     **Returns:** a `Check`. Nothing is raised for a state that is no fixed point: see `fixed_point` and `residual`.
     """
     z = state.value if isinstance(state, Equilibrium) else state
+    check_count(k=k)
+    check_positive(tol=tol, **given(step=step))
+    check_key(**given(key=key))
     key = jax.random.key(0) if key is None else key
     settings = {"transform": transform, "k": k, "ncv": ncv, "key": key}
     flow, multipliers, result = leading_modes(field, z, x, step, **settings)

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree, ScalarLike
 
+from .._checks import check_arrays, check_count, check_key, check_positive, given
 from ..analytic import is_complex
-from ..fields import Realified, check_positive
-from ..relaxation import NewtonKrylov, residual_ratio
+from ..fields import Realified
+from ..relaxation import NewtonKrylov, explained, residual_ratio
 from ._bifurcation import BranchSample, SpecialPoint, special_points, special_table
 from ._check import leading_modes
 from ._jacobian import state_dtype
@@ -158,6 +159,7 @@ def continuation(
     **Raises:** `ValueError` if the parameter is no scalar float leaf, the bounds are reversed or do not hold it, the
     field is not finite at `z0`, or `z0` does not settle.
     """
+    check_arrays(z0=z0)
     z0 = jax.tree.map(jnp.asarray, z0)
     real = jnp.finfo(state_dtype(z0)).dtype
     line, q = Line.of(field, where, bounds, real)
@@ -165,7 +167,9 @@ def continuation(
     if is_complex(z0):
         z0, shown = Realified.split(z0), Realified.join
         line = dataclasses.replace(line, field=Realified(line.field))
-    check_positive(step=step)
+    check_positive(**given(step=step, tol=tol))
+    check_count(k=k, max_steps=max_steps, max_points=max_points)
+    check_key(**given(key=key))
     problem = Problem(
         line=line,
         x=x,
@@ -177,7 +181,8 @@ def continuation(
         step=None if step is None else jnp.asarray(step, real),
         transform=transform,
     )
-    force = jax.tree.leaves(_force(problem, z0, q))
+    with explained(line.field, z0, x):
+        force = jax.tree.leaves(_force(problem, z0, q))
     if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in force):
         raise ValueError(
             "`field` is not finite at `z0`: look for a NaN in `z0`, in `x` or in the parameters, or start elsewhere."

@@ -11,7 +11,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree
 
-from ..fields import check_positive
+from .._checks import check_count, check_key, given
 from ..relaxation import NewtonKrylov
 from ._cycle_points import CyclePoint, CycleSample, cycle_points, cycle_table
 from ._cycles import PeriodicOrbit, multipliers_resolved
@@ -209,7 +209,8 @@ def cycle_continuation(
         )
     if z0.size < 2:
         raise ValueError("`orbit` is of one number: on a line nothing returns.")
-    check_positive(steps=steps, k=k, max_steps=max_steps)
+    check_count(steps=steps, k=k, max_steps=max_steps)
+    check_key(**given(key=key))
     line, q = Line.of(field, where, bounds, real)
     problem = Shooting(
         line=line,

@@ -13,7 +13,7 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarLike
 
-from ..fields import check_positive
+from .._checks import check_count, check_key, check_kind, check_positive, given
 from ..relaxation import NewtonKrylov
 from ._jacobian import check_autonomous, real_dtype
 from ._krylov_schur import Eigenpairs, eigenpairs, resolve
@@ -98,8 +98,11 @@ def periodic_orbit(
 
     **Raises:** `ValueError` on a complex state, a period or count that is not positive, or a field that depends on t.
     """
+    check_count(k=k, steps=steps, max_steps=max_steps)
+    check_positive(period=period, **given(tol=tol))
+    check_key(**given(key=key))
+    check_kind(dfx.AbstractSolver, "a Diffrax solver", solver=solver)
     dtype, k = real_dtype(z0), min(k, optax.tree.size(z0))
-    check_positive(period=period, steps=steps, max_steps=max_steps)
     key = jax.random.key(0) if key is None else key
     period = jnp.asarray(period, dtype)
     # Well above eps, for the rounding of all the steps of a turn enters z(T) - z(0).

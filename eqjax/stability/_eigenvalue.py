@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Complex, PRNGKeyArray, PyTree, ScalarLike
 
+from .._checks import check_arrays, check_flags
 from ..analytic import is_complex
 from ..fields import on_complex_vectors
+from ..relaxation import explained
 from ._krylov_schur import AbstractTransform
 from ._spectrum import SpectrumResults, spectrum
 
@@ -43,6 +45,7 @@ def eigenvalue(
     `jax.grad`. Where eigenvalues coincide there is no derivative. With `throw=False` the derivative is NaN where
     the eigenvectors did not converge. Once differentiable only.
     """
+    check_flags(throw=throw)
     settings = {
         "which": which,
         "transform": transform,
@@ -58,7 +61,9 @@ def eigenvalue(
 @eqx.filter_jit
 def _eigenvalue(field, z, x, settings):
     # Whatever the field closes over becomes visible to differentiation.
-    force = eqx.filter_closure_convert(lambda z, x: field(0.0, z, x), z, x)
+    check_arrays(z=z)
+    with explained(field, z, x):
+        force = eqx.filter_closure_convert(lambda z, x: field(0.0, z, x), z, x)
     return _implicit((force, z, x), settings=settings)
 
 

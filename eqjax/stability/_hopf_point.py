@@ -11,8 +11,8 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarLike
 
+from .._checks import check_arrays, check_count, check_key, check_positive, given
 from ..analytic import tree_held
-from ..fields import check_positive
 from ..relaxation import GMRES, residual_ratio
 from ._eigenvalue import quotient
 from ._jacobian import real_dtype
@@ -82,9 +82,12 @@ def hopf_point(
     **Returns:** a `HopfPoint`. Once differentiable only. **Raises:** `ValueError` on a complex state or a parameter that
     is no scalar float leaf.
     """
+    check_arrays(z0=z0)
     z0 = jax.tree.map(jnp.asarray, z0)
     real = real_dtype(z0)
-    check_positive(max_steps=max_steps)
+    check_count(max_steps=max_steps)
+    check_positive(**given(tol=tol, frequency=frequency))
+    check_key(**given(key=key))
     index, p = find_leaf(field, where)
     tol = jnp.asarray(float(jnp.finfo(real).eps) ** 0.75 if tol is None else tol, real)
     frequency = None if frequency is None else jnp.asarray(frequency, real)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from ..relaxation import check_structure
+from .._checks import check_arrays
+from ..relaxation import check_structure, explained
 
 
 class Jacobian(NamedTuple):
@@ -37,7 +38,8 @@ def jacobian(field: Callable[..., Any], z: PyTree[Array], x: PyTree = None) -> J
     """The Jacobian of `field(0, z, x)` with respect to `z`, linearised once and never formed."""
     state_dtype(z)
     z = jax.tree.map(jnp.asarray, z)
-    force, product = jax.linearize(lambda state: field(0.0, state, x), z)
+    with explained(field, z, x):
+        force, product = jax.linearize(lambda state: field(0.0, state, x), z)
     check_structure(z, force)
     transpose = jax.linear_transpose(product, z)
     unravel = ravel_pytree(z)[1]
@@ -61,6 +63,7 @@ def real_dtype(z: PyTree[Array], name: str = "z0") -> Any:
 
 def state_dtype(z: PyTree[Array]) -> Any:
     """The one floating-point dtype, real or complex, of a state."""
+    check_arrays(z=z)
     dtypes = {jnp.asarray(leaf).dtype for leaf in jax.tree.leaves(z)}
     if len(dtypes) != 1 or not all(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes):
         names = sorted(dtype.name for dtype in dtypes)
@@ -74,7 +77,8 @@ def state_dtype(z: PyTree[Array]) -> Any:
 # A field that is driven was read at t = 0 only, and the answer was that of another field.
 def check_autonomous(field: Callable[..., Any], z: PyTree[Array], x: PyTree) -> None:
     """**Raises:** `ValueError` if the force depends on t. While tracing only: it traces the field."""
-    program = jax.make_jaxpr(lambda t: field(t, z, x))(jnp.zeros((), real_dtype(z))).jaxpr
+    with explained(field, z, x):
+        program = jax.make_jaxpr(lambda t: field(t, z, x))(jnp.zeros((), real_dtype(z))).jaxpr
     if any(_feels(program, [True])):
         raise ValueError(
             "`field` depends on t, and only autonomous fields are treated here. Make the phase of the drive a part of the "

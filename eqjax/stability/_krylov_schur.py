@@ -13,8 +13,9 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float, Inexact, Int, PRNGKeyArray, PyTree, ScalarLike
 
+from .._checks import check_count, given
 from ..analytic import is_complex, matmul
-from ..fields import check_steps, on_complex_vectors
+from ..fields import on_complex_vectors
 from ._host import eigen, on_host, truncate
 
 # What "most wanted first" means; written with methods that NumPy and JAX arrays share.
@@ -176,6 +177,7 @@ def resolve(which: str | None, transform: AbstractTransform | None) -> AbstractT
 
 def check_sizes(k: int, ncv: int | None, max_restarts: int, n: int) -> None:
     """Refuse counts that make no sense for a space of n dimensions."""
+    check_count(0, k=k, **given(ncv=ncv))
     if not 1 <= k <= n:
         raise ValueError(f"`k` must lie between 1 and the size of the state, {n}, got {k}.")
     if ncv is not None and ncv < min(k + 2, n):
@@ -183,7 +185,7 @@ def check_sizes(k: int, ncv: int | None, max_restarts: int, n: int) -> None:
             f"`ncv` must be at least k + 2 = {k + 2} to leave room to search, got {ncv}. Leave it out, or try "
             f"ncv={max(2 * k + 1, 20)}."
         )
-    check_steps(max_restarts=max_restarts)
+    check_count(max_restarts=max_restarts)
 
 
 def unravel_complex(unravel: Callable, rows: Complex[Array, "k n"]) -> PyTree[Array]:

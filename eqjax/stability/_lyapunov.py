@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
-from ..fields import check_positive, check_steps
+from .._checks import check_count, check_key, check_kind, check_positive, given
 from ._jacobian import check_autonomous, real_dtype
 from ._propagation import one_step, turn
 
@@ -83,6 +83,9 @@ def lyapunov(
     """
     real, n = real_dtype(z0), optax.tree.size(z0)
     k = n if k is None else k
+    check_count(0, k=k, steps=steps, transient=transient, every=every)
+    check_key(**given(key=key))
+    check_kind(dfx.AbstractSolver, "a Diffrax solver", solver=solver)
     if not 1 <= k <= n:
         raise ValueError(f"`k` must lie between 1 and the size of the state, {n}, got {k}.")
     check_positive(step=step)
@@ -157,7 +160,7 @@ def finite_time_exponents(
     """
     real = real_dtype(z0)
     check_positive(step=step)
-    check_steps(steps=steps)
+    check_count(steps=steps)
     return _finite_time(field, z0, x, jnp.asarray(step, real), steps, solver)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
-from ..fields import check_positive
+from .._checks import check_positive
 from ._host import criss_cross, on_host, sum_of_squares
 from ._jacobian import Jacobian, jacobian
 from ._krylov_schur import check_sizes, krylov_schur, norm

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from .._checks import check_kind, check_number, refuse
+
 
 class Line(eqx.Module):
     """A field along one of its parameters, `low + q span`: tangents and steps know nothing of the parameter's units."""
@@ -22,6 +24,11 @@ class Line(eqx.Module):
     def of(cls, field: Any, where: Callable[[Any], Any], bounds: tuple[Any, Any], dtype: Any):
         """The line between `bounds`, if they are in order and hold the present value; and where that is on it."""
         index, value = find(field, where)
+        check_kind((tuple, list), "a pair (low, high)", bounds=bounds)
+        if len(bounds) != 2:
+            refuse("bounds", "be a pair (low, high)", bounds)
+        for bound in bounds:
+            check_number("be numbers", lambda v: True, bounds=bound)
         low, high = (float(bound) for bound in bounds)
         if not (low < high and np.isfinite([low, high]).all()):
             raise ValueError(

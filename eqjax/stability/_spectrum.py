@@ -15,8 +15,8 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree, ScalarLike
 
 from .. import relaxation
+from .._checks import check_key, check_kind, check_positive, check_precision, given
 from ..analytic import matmul
-from ..fields import check_positive
 from ._jacobian import jacobian, state_dtype
 from ._krylov_schur import (
     AbstractTransform,
@@ -191,7 +191,11 @@ def spectrum(
 
     Not differentiable: see `eigenvalue`.
     """
-    check_positive(step=step)
+    check_positive(**given(step=step, tol=tol))
+    kinds = "a transform such as `ShiftInvert(point)`"
+    check_kind(AbstractTransform, kinds, **given(transform=transform))
+    check_key(**given(key=key))
+    check_precision(precision=precision)
     transform = resolve(which, transform)
     key = jax.random.key(0) if key is None else key
     real = jnp.finfo(state_dtype(z)).dtype

@@ -63,6 +63,8 @@ def save(path: str | Path, result: Any) -> None:
     structure = _encoded(result, arrays, "result")
     head = {"name": NAME, "format": _FORMAT, "arrays": len(arrays), "result": structure}
     path = Path(path)
+    if not path.parent.is_dir():
+        raise ValueError(f"`path` {path}: there is no folder {path.parent}. Make it first.")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as stream:

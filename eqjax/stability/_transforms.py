@@ -9,6 +9,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, ScalarLike
 
+from .._checks import check_count, check_number, check_positive, given
 from ..relaxation import GMRES
 from ._host import largest, on_host
 from ._krylov_schur import AbstractTransform, Transformed, everything, expand, unit
@@ -81,10 +82,9 @@ class Propagator(AbstractTransform):
     which: str = eqx.field(default="LM", init=False, static=True)
 
     def __check_init__(self):
-        for name, above in (("time", 0), ("stages", 0), ("gain", 1)):
-            value = getattr(self, name)
-            if isinstance(value, (int, float)) and not value > above:
-                raise ValueError(f"`{name}` must be above {above}, got {value}.")
+        check_positive(time=self.time)
+        check_count(**given(stages=self.stages))
+        check_number("be above 1 and finite", lambda v: 1 < v < float("inf"), gain=self.gain)
 
     def prepare(self, mv, noise):
         real = jnp.finfo(noise.dtype).dtype

@@ -4,6 +4,7 @@ import abc
 import contextlib
 import dataclasses
 import difflib
+import numbers
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .._checks import (
+    check_finite_number,
+    check_kind,
+    check_not_negative,
+    check_positive,
+    check_seed,
+    given,
+    shown,
+)
 from .._extras import require
 from ._step import Step, TrainState
 
@@ -28,12 +38,17 @@ class Settings:
     """What `TrainConfig` and its like share. A subclass has one field for each setting, all with defaults."""
 
     def __post_init__(self):
-        """`ValueError` for a choice that there is not. A subclass with checks of its own calls this one, too."""
+        """`ValueError` for a choice that there is not, and what is of another type or not finite. A subclass with checks of
+        its own calls this one, too."""
         hints = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             name, hint = field.name, hints[field.name]
-            if typing.get_origin(hint) is Literal:
-                _convert(type(self).__name__, name, getattr(self, name), hint)
+            value = _convert(type(self).__name__, name, getattr(self, name), hint)
+            if isinstance(value, float):
+                check_finite_number(**{name: value})
+            object.__setattr__(self, name, value)
+        if "seed" in hints:
+            check_seed(seed=getattr(self, "seed"))  # noqa: B009
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-able dictionary."""
@@ -43,16 +58,21 @@ class Settings:
     @classmethod
     def from_dict(cls: type[T], values: dict[str, Any], where: str = "configuration") -> T:
         """The inverse of `to_dict`; `ValueError` for unknown names and values of the wrong type."""
+        if not isinstance(values, dict):
+            raise ValueError(f"{where}: must hold names and values, got {shown(values)}.")
         every = typing.get_type_hints(cls)
         hints = {f.name: every[f.name] for f in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
         converted = {}
         for name, value in values.items():
             if name not in hints:
-                near = difflib.get_close_matches(name, hints, n=1)
+                near = difflib.get_close_matches(str(name), hints, n=1)
                 hint = f"; did you mean `{near[0]}`?" if near else f". Known: {', '.join(hints)}."
                 raise ValueError(f"{where}: unknown setting `{name}`{hint}")
             converted[name] = _convert(where, name, value, hints[name])
-        return cls(**converted)
+        try:
+            return cls(**converted)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
 
     def save(self, path: Path) -> None:
         """Write the YAML file that `load` reads."""
@@ -68,6 +88,7 @@ class Settings:
         require("training")
         import yaml
 
+        check_kind((str, Path), "a path", path=path)
         try:
             values = yaml.safe_load(Path(path).read_text("utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -78,17 +99,20 @@ class Settings:
 
     def check_above_zero(self, names: str) -> None:
         """`ValueError` for one of these settings (names with blanks between them) that is not above 0, or None."""
-        for name in names.split():
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"`{name}` must be above 0, got {value}.")
+        check_positive(**given(**{name: getattr(self, name) for name in names.split()}))
 
     def check_not_negative(self, names: str) -> None:
         """`ValueError` for one of these settings that is below 0."""
+        check_not_negative(**{name: getattr(self, name) for name in names.split()})
+
+    def check_unused(self, names: str, why: str) -> None:
+        """`ValueError` for one of these settings that is not at its default: it would change nothing, and `why`."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
         for name in names.split():
-            value = getattr(self, name)
-            if not value >= 0:
-                raise ValueError(f"`{name}` must be at least 0, got {value}.")
+            if getattr(self, name) != defaults[name]:
+                raise ValueError(
+                    f"`{name}` {getattr(self, name)} has no effect: {why}. Leave it out."
+                )
 
 
 @dataclasses.dataclass
@@ -149,6 +173,10 @@ class AbstractRecipe(Settings, abc.ABC):
     out: Path = Path("runs/train")
     """Folder of the run: configuration, metrics and checkpoints."""
 
+    def check_start(self) -> None:
+        """`ValueError`, before a run starts, for settings without effect, or sizes that no memory holds. Not for a run that
+        goes on, whatever an earlier version took."""
+
     @abc.abstractmethod
     def gather(self, *, fallback: bool) -> Material:
         """Read text and pretrained model; `fallback` as for `eqjax.language.load_corpus`."""
@@ -201,6 +229,8 @@ def _convert(where: str, name: str, value: Any, hint: Any) -> Any:
             return value
         if option is Path and isinstance(value, str):
             return Path(value)
+        if option is int and isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            return int(value)
         if option is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
             # YAML reads `3e-3` as a string.
             with contextlib.suppress(ValueError):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .._checks import check_kind
 from ..gradients import AbstractEstimator, Report
 from ._checkpoint import Checkpoints
 from ._folder import (
@@ -69,6 +70,8 @@ class Run:
 
         **Raises:** `ValueError` for a folder that holds a run, or cannot be written.
         """
+        check_kind(AbstractRecipe, "a recipe, such as `TrainConfig()`", recipe=recipe)
+        recipe.check_start()
         with claimed(recipe.out):
             material = recipe.gather(fallback=fallback)
             run = cls(recipe, material, *recipe.build(material))
@@ -91,6 +94,7 @@ class Run:
 
         **Raises:** `CheckpointError` if there is no such run or checkpoint, or it or the text beside it is damaged.
         """
+        check_kind((str, os.PathLike), "the folder of a run", folder=folder)
         path, kinds = Path(folder), {recipe.command: recipe for recipe in recipes}
         with opened_run(path, kinds, step) as (kept, about):
             kind = kinds[about["command"]]

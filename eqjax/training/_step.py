@@ -8,8 +8,10 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
+from jax.core import Tracer
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
+from .._checks import check_callable, check_key, check_kind, given, refuse
 from ..analytic import cross_entropy, tree_where
 from ..fields import trainable
 from ..gradients import AbstractEstimator
@@ -43,6 +45,12 @@ class TrainState(eqx.Module):
         **Arguments:** those of `make_step`; `trains`, if the estimator has one of its own; `carry`: of an estimator that
         remembers, its `start(model, …)`.
         """
+        _check_optimiser(optimiser)
+        check_key(key=key)
+        check_callable("of a model to a mask, such as `eqjax.trainable`", trains=trains)
+        check_kind(AbstractHomeostat, "a homeostat", **given(homeostat=homeostat))
+        if not any(map(eqx.is_inexact_array, jax.tree.leaves(model))):
+            refuse("model", "have arrays of floating-point numbers, which are trained", model)
         model, key = _copied((model, key))
         opt_state = _copied(optimiser.init(eqx.filter(model, trains(model))))
         held = None if homeostat is None else _copied(homeostat.init(model))
@@ -64,6 +72,7 @@ class Step(eqx.Module):
 
     def __call__(self, state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, Any]]:
         self._check(state)
+        _check_unused(state)
         return _update((self, batch), state)
 
     def compile(self, state: TrainState, batch: tuple) -> "CompiledStep":
@@ -73,6 +82,7 @@ class Step(eqx.Module):
         return CompiledStep(self, lowered.compile())
 
     def _check(self, state: TrainState) -> None:
+        check_kind(TrainState, "a `TrainState`, from `TrainState.create`", state=state)
         if (self.homeostat is None) != (state.homeostat is None):
             raise ValueError(
                 "Step and state differ in having a homeostat: pass the same `homeostat` to `make_step` and to "
@@ -88,6 +98,7 @@ class CompiledStep:
     program: Any
 
     def __call__(self, state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, Any]]:
+        _check_unused(state)
         return self.program((self.step, batch), state)
 
     @property
@@ -116,7 +127,24 @@ def make_step(
     homeostat and optimiser), `updated`, the estimate's `signals`, and those of the homeostat. An optimiser that takes Optax' extra
     arguments gets the loss as `value`, and the signals by name.
     """
+    check_kind(AbstractEstimator, "an estimator, such as `AsymEP()`", estimator=estimator)
+    _check_optimiser(optimiser)
+    check_kind(AbstractHomeostat, "a homeostat", **given(homeostat=homeostat))
+    check_callable("loss(outputs, targets)", loss=loss)
     return Step(estimator, optimiser, homeostat, loss)
+
+
+def _check_unused(state: TrainState) -> None:
+    if not isinstance(state.step, Tracer) and state.step.is_deleted():
+        raise ValueError(
+            "`state` was used before: a step takes the arrays of its state. Go on with the state that it returned."
+        )
+
+
+def _check_optimiser(optimiser: Any) -> None:
+    if not isinstance(optimiser, optax.GradientTransformation):
+        cure = "Pass `optax.adamw(1e-3)`, say."
+        refuse("optimiser", "be an Optax transformation", optimiser, cure)
 
 
 @eqx.filter_jit(donate="all-except-first")

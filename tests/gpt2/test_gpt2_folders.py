@@ -221,7 +221,7 @@ def test_wrong_folders_are_refused(folder, tmp_path, monkeypatch):
         (same, {"add_cross_attention": True}, "add_cross_attention=True"),
         (same, {"activation_function": "mish"}, "'mish'. is not known"),
         (same, {"n_head": 5}, "multiple of `n_head`"),
-        (same, {"n_layer": 0}, "`n_layer` must be an integer of at least 1"),
+        (same, {"n_layer": 0}, "`n_layer` must be at least 1"),
         (same, {"attn_pdrop": 1.5}, r"`attn_pdrop` must lie in \[0, 1\)"),
     ):
         path = rewritten(folder, tmp_path / str(abs(hash(message))), change, config)

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from typing import Any
 
+from .._checks import check_count, check_seed
 from ..training import Run, TrainingReport
 
 
@@ -25,34 +26,54 @@ def _flags(command: Any) -> set[str]:
     return found
 
 
+def check_alone(argv: list[str]) -> None:
+    """`ValueError` if other flags go with --resume, at their defaults or not."""
+    flags = [word.partition("=")[0] for word in argv if word.startswith("--")]
+    if others := [flag for flag in flags if flag != "--resume"]:
+        raise ValueError(
+            f"--resume goes on with the settings of its run and takes no others: leave {', '.join(others)} out."
+        )
+
+
 def trained(command: Any, *told: str) -> tuple[Run, TrainingReport]:
     """The run that a training command starts, or goes on with, and what its training measured; a bar shows what is `told`."""
     from rich.console import Console
 
     from ..demo import progress_bar, train_with_bar
 
-    if not command.resume:
-        run = Run.start(command.settings)
-    elif command.settings != type(command.settings)():
-        raise ValueError(
-            "--resume goes on with the settings of its run and takes no others; leave the other flags out."
-        )
-    else:
+    if command.resume:
         run = Run.open(command.resume, [type(command.settings)])
+    else:
+        run = Run.start(command.settings)
     console = Console()
     console.print(f"Text: {run.material.source}; writing to {run.recipe.out}.")
     with progress_bar(console, *told) as progress:
         return run, train_with_bar(run, progress, getattr(run.recipe, "estimator", "gpt2"))
 
 
-def check_prompt(prompt: str) -> None:
-    """`ValueError` if there is nothing to go on from."""
-    if not prompt:
-        raise ValueError("--prompt is empty: give at least one character to go on from.")
+def print_entropy(run: Run) -> None:
+    """How well a model of any recipe predicts validation text, in a line."""
+    from ..language import bigram_cross_entropy
+
+    entropy = run.evaluate(run.validation_ids).cross_entropy
+    bigram = bigram_cross_entropy(run.train_ids, run.validation_ids, run.tokenizer.size)
+    print(f"validation cross-entropy {entropy:.4f} nats/token (bigram {bigram:.3f})")
+
+
+def check_sampling(command: Any) -> None:
+    """`ValueError` for settings of a command that writes, before anything is read."""
+    from ..language import Sampler
+
+    filters = (getattr(command, name, None) for name in ("top_k", "top_p"))
+    Sampler(command.temperature, *filters)
+    check_count(count=command.count)
+    check_seed(seed=command.seed)
 
 
 def encoded(tokenizer: Any, prompt: str):
-    """The token ids of `--prompt`; `ValueError` if it has what the tokenizer does not know."""
+    """The token ids of `--prompt`; `ValueError` if it is empty, or has what the tokenizer does not know."""
+    if not prompt:
+        raise ValueError("--prompt is empty: give at least one character to go on from.")
     try:
         return tokenizer.encode(prompt)
     except ValueError as error:
