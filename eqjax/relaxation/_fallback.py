@@ -11,8 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
 from .._checks import check_count
 from ._loop import solved
-from ._quorum import Quorum
-from ._residual import RESULTS, MeasuresForce, evaluations_told, is_met
+from ._residual import RESULTS, MeasuresForce, Solver, evaluations_told, is_met
 
 
 class _FallbackState(eqx.Module):
@@ -142,10 +141,10 @@ def _sum(first, *others):
 
 
 def with_tolerance(solver: Any, change: Callable[[Any, Any], tuple[Any, Any]]) -> Any:
-    """`solver` with the tolerances `change(rtol, atol)`; within a `Fallback` or a `Quorum`, too."""
+    """`solver` with the tolerances `change(rtol, atol)`; within one that goes on to another, or is around another, too."""
     if isinstance(solver, Fallback):
         parts = tuple(with_tolerance(part, change) for part in (solver.first, solver.then))
         return eqx.tree_at(lambda s: (s.first, s.then), solver, parts)
-    if isinstance(solver, Quorum):
+    if isinstance(getattr(solver, "solver", None), Solver):
         return eqx.tree_at(lambda s: s.solver, solver, with_tolerance(solver.solver, change))
     return eqx.tree_at(lambda s: (s.rtol, s.atol), solver, change(solver.rtol, solver.atol))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree, ScalarLike
 
 from ..analytic import tree_finite, tree_held
 from ..fields import AbstractCausalField, written
-from ._anderson import Anderson
+from ._anderson import AndersonTypeI
 from ._fallback import with_tolerance
 from ._implicit import implicit_root
 from ._loop import iterate, wanted
@@ -32,7 +32,8 @@ class TokenOrder(optx.AbstractFixedPointSolver):
 
     **Arguments:**
 
-    - `solver`: settles a token: `Anderson`, `NewtonKrylov`, a `Fallback` from one to another, or any solver of ours.
+    - `solver`: settles a token: by default `AndersonTypeI`, which finds tokens that `Anderson` loses (where ‖F‖ has a
+      minimum that is no zero); or `NewtonKrylov`, a `Fallback` from one to another, any solver of ours.
     - `chunk`: tokens that are settled together, each with coefficients of its own, by an `Anderson`, `AndersonTypeI` or
       `Broyden`; where it does not divide the window the next smaller number that does. More work in fewer steps, one
       after another: worth it where a step is bound by latency, as on a GPU.
@@ -40,7 +41,7 @@ class TokenOrder(optx.AbstractFixedPointSolver):
     **Raises:** `ValueError` for a solver that does not measure the force, or a field that is not causal.
     """
 
-    solver: optx.AbstractFixedPointSolver | optx.AbstractRootFinder = Anderson(rtol=1e-5)
+    solver: optx.AbstractFixedPointSolver | optx.AbstractRootFinder = AndersonTypeI(1e-5, window=6)
     chunk: int = eqx.field(default=1, static=True)
 
     def __check_init__(self):
@@ -189,12 +190,15 @@ def _together(force, begin, solver: AbstractSecant, max_steps):
         held = carry.held | (ended(state) & ready)
         y = jnp.where(held[:, None], state.best_y, y)
         y = jnp.where(carry.held[:, None], carry.y, y)
+        going = ~jnp.all(carry.held)
         # While a token's predecessors move it has a history, but no best state yet.
-        return _Chunk(y, _renewed(state, ~ready), held, carry.taken + ~jnp.all(carry.held))
+        return _Chunk(
+            y, _renewed(state, ~ready), held, carry.taken + going.astype(carry.taken.dtype)
+        )
 
     most = max_steps * count
     going = lambda carry: wanted(~jnp.all(carry.held) & (carry.taken < most))
-    start = _Chunk(begin, state, jnp.zeros(count, bool), jnp.zeros((), jnp.int32))
+    start = _Chunk(begin, state, jnp.zeros(count, bool), jnp.asarray(0))
     final = jax.lax.while_loop(going, step, start)
     return jnp.where(final.held[:, None], final.y, final.state.best_y), final.taken
 

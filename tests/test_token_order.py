@@ -1,0 +1,193 @@
+"""Settling in token order, and back: against the whole window, dense linear algebra, and the oracle."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eqjax.analytic import cross_entropy
+from eqjax.fields import EnergyBlock, ThickBlock
+from eqjax.gradients import (
+    AdjointCoordinates,
+    AsymEP,
+    Nudge,
+    OracleAdjoint,
+    ProbeCorrection,
+    SharedAdjoint,
+    VectorFieldEP,
+    agreement,
+)
+from eqjax.language import equilibrium_lm
+from eqjax.relaxation import (
+    RESULTS,
+    Anderson,
+    AndersonTypeI,
+    NewtonKrylov,
+    Picard,
+    TokenOrder,
+    equilibrium,
+)
+
+T, C = 6, 8
+TIGHT = AndersonTypeI(1e-12, window=6)
+ORDERS = {
+    "tokens": TokenOrder(TIGHT),
+    "chunks": TokenOrder(TIGHT, chunk=4),
+    "newton": TokenOrder(NewtonKrylov(1e-12)),
+}
+
+
+@eqx.filter_jit
+def case():
+    field = ThickBlock(C, 2, qknorm=True, key=jax.random.key(0))
+    x, w = jax.random.normal(jax.random.key(1), (2, T, C))
+    return field, 3 * x, w
+
+
+@eqx.filter_jit
+def settled(field, x, solver, max_steps=100):
+    found = equilibrium(field, x, x, solver=solver, max_steps=max_steps, throw=False)
+    return found
+
+
+@pytest.fixture(scope="module")
+def truth():
+    """Equilibrium, Jacobian, and force, without any of the code under test."""
+    field, x, _ = case()
+    jacobian = jax.jit(jax.jacfwd(lambda z: field(0.0, z, x)))
+    z, solve = x, jax.jit(lambda j, f: jnp.linalg.solve(j.reshape(T * C, -1), f.ravel()))
+    for _ in range(500):
+        z = z + 0.1 * field(0.0, z, x)
+    for _ in range(4):
+        z = z - solve(jacobian(z), field(0.0, z, x)).reshape(T, C)
+    assert jnp.max(jnp.abs(field(0.0, z, x))) < 1e-13
+    return z, np.asarray(jacobian(z)).reshape(T * C, T * C)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_equilibrium_is_that_of_the_window(order, truth):
+    field, x, _ = case()
+    found = settled(field, x, ORDERS[order])
+    assert found.result == RESULTS.successful
+    np.testing.assert_allclose(found.value, truth[0], rtol=0, atol=1e-10)
+    residuals = found.stats["token_residuals"]
+    assert residuals.shape == (T,) and found.residual == jnp.max(residuals) < 1.1e-12
+    # 6 tokens in chunks of 3 (4 does not divide the window) take fewer steps than one by one.
+    assert found.stats["num_steps"] < 40 if order == "chunks" else True
+
+
+@pytest.mark.parametrize("order", ["tokens", "chunks"])
+def test_derivatives_are_solved_for_in_order_forward_and_back(order, truth):
+    field, x, w = case()
+
+    @eqx.filter_jit
+    def both(x, v):
+        settle = lambda x: equilibrium(field, x, x, solver=ORDERS[order]).value
+        (pushed,) = jax.jvp(settle, (x,), (v,))[1:]
+        return pushed, jax.grad(lambda x: jnp.sum(w * settle(x)))(x)
+
+    pushed, pulled = both(x, w)
+    flat = np.asarray(w).ravel()  # dF/dx = 1, so that dz/dx = -J⁻¹
+    np.testing.assert_allclose(
+        pushed.ravel(), -np.linalg.solve(truth[1], flat), rtol=1e-7, atol=1e-8
+    )
+    np.testing.assert_allclose(
+        pulled.ravel(), -np.linalg.solve(truth[1].T, flat), rtol=1e-7, atol=1e-8
+    )
+
+
+def test_complex_states_and_neighbours():
+    field, x, _ = case()
+    run = eqx.filter_jit(
+        lambda x: equilibrium(field, x, x, solver=TokenOrder(TIGHT, chunk=3)).value
+    )
+    turned = run(jax.lax.complex(x, jnp.full_like(x, 0.01)))
+    real = run(x)
+    # Holomorphic: to first order the imaginary part is dz/dx · .01.
+    moved = eqx.filter_jit(lambda: jax.jvp(run, (x,), (jnp.full_like(x, 0.01),))[1])()
+    np.testing.assert_allclose(turned.imag, moved, rtol=2e-3, atol=2e-4)
+    spoilt = jnp.stack([x, jnp.nan * x, 2 * x])
+    many = lambda xs: jax.vmap(lambda x: settled(field, x, TokenOrder(TIGHT, chunk=3)))(xs)
+    many = eqx.filter_jit(many)
+    with_nan, without = many(spoilt), many(jnp.stack([x, x, 2 * x]))
+    np.testing.assert_array_equal(with_nan.value[::2], without.value[::2])
+    np.testing.assert_allclose(with_nan.value[0], real, atol=1e-11)
+    assert with_nan.result[1] == RESULTS.nonfinite and with_nan.result[0] == RESULTS.successful
+
+
+def test_a_token_that_is_not_settled_is_told_and_held():
+    field, x, _ = case()
+    found = settled(field, x, TokenOrder(Picard(1e-6, step_size=0.5)), 8)
+    assert found.result == RESULTS.residual_above_tolerance
+    assert jnp.all(jnp.isfinite(found.value)) and found.stats["token_residuals"].max() > 1e-6
+
+
+# Gradients
+
+
+@eqx.filter_jit
+def language():
+    model = equilibrium_lm(11, 12, 16, 4, qknorm=True, embedding_scale=3.0, key=jax.random.key(0))
+    tokens = jax.random.randint(jax.random.key(1), (3, 13), 0, 11)
+    return model, (tokens[:, :-1], tokens[:, 1:])
+
+
+@pytest.fixture(scope="module")
+def exact():
+    model, batch = language()
+    oracle = OracleAdjoint(free=TokenOrder(AndersonTypeI(1e-11, window=6)))
+    return oracle(model, cross_entropy, batch)
+
+
+def test_type_one_finds_the_token_that_type_two_loses(exact):
+    assert exact.report.accepted.all() and exact.report.free_residual.max() < 1.1e-11
+    model, (tokens, _) = language()
+    x = model.encode(tokens[0])
+    lost = settled(model.field, x, TokenOrder(Anderson(1e-11)))
+    # The last token: -.34 is the rightmost eigenvalue of its own block, and the flow gets there.
+    assert lost.stats["token_residuals"][-1] > 1e-3 and lost.result != RESULTS.successful
+
+
+def test_the_oracle_in_order_is_the_oracle(exact):
+    model, batch = language()
+    whole = OracleAdjoint(free=AndersonTypeI(1e-11))(model, cross_entropy, batch)
+    cosine, error = agreement(exact.grads, whole.grads)
+    assert cosine > 1 - 1e-12 and error < 1e-8
+    assert exact.report.adjoint_residual.max() < 1e-9
+
+
+def test_asymep_in_reverse_sweeps_finds_the_adjoint(exact):
+    model, batch = language()
+    nudge = Nudge(
+        TokenOrder(AndersonTypeI(1e-5, window=6), chunk=4), contrast=SharedAdjoint(), radius=1e-3
+    )
+    estimator = AsymEP(free=TokenOrder(AndersonTypeI(1e-11, window=6)), nudged=nudge)
+    found = estimator(model, cross_entropy, batch)
+    cosine, error = agreement(found.grads, exact.grads)
+    assert cosine > 0.999998 and error < 2e-3
+    assert found.report.accepted.all() and found.report.displacement.max() < 1.1e-3
+    assert found.report.adjoint_residual.max() < 1e-4
+
+
+def test_misuse_is_refused():
+    field, x, _ = case()
+    conserved = EnergyBlock(C, 2, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="AbstractCausalField"):
+        equilibrium(conserved, x, x, solver=TokenOrder())
+    with pytest.raises(ValueError, match=r"\(T, C\)"):
+        equilibrium(field, x[0], x[0], solver=TokenOrder())
+    with pytest.raises(ValueError, match="`solver`"):
+        TokenOrder(NewtonKrylov(1e-5), chunk=2)
+    with pytest.raises(ValueError, match="`chunk`"):
+        TokenOrder(chunk=0)
+    with pytest.raises(ValueError, match="SharedAdjoint"):
+        Nudge(TokenOrder(), contrast=AdjointCoordinates())
+    model, batch = language()
+    nudge = Nudge(TokenOrder(), contrast=SharedAdjoint())
+    for estimator in (
+        AsymEP(nudged=nudge, correction=ProbeCorrection()),
+        VectorFieldEP(nudged=nudge),
+    ):
+        with pytest.raises(ValueError, match="TokenOrder"):
+            estimator(model, cross_entropy, batch, key=jax.random.key(0))
