@@ -19,8 +19,8 @@ from .._checks import (
     check_tokens,
     given,
 )
-from ..fields import AbstractEquilibriumModel
-from ..relaxation import Anderson, equilibrium
+from ..fields import AbstractEquilibriumModel, written
+from ..relaxation import Anderson, TokenOrder, check_causal, equilibrium, settled_after
 from ._attend import Attend
 from ._gpt2 import GPT2, known
 
@@ -127,13 +127,14 @@ def generate(model: Any, prompt: Any, count: int, **settings: Any) -> Any:
 
     Of an equilibrium model, `generate(model, prompt, count, *, length, key, temperature=1.0, settle=…, warm=True)`
     returns a `SettledContinuation`. The last `length` tokens are the window; for every token the window settles, and the logits
-    at its last position are sampled.
+    at its last position are sampled. With `settle` a `TokenOrder` only the new token settles, for as long as there is room in
+    the window: the text is the same, since in a causal field the earlier ones do not feel it.
 
     - `prompt`: at least one token. `count`: tokens to generate. `length`: the window, at most the model's.
     - `key`: random key. `temperature`: of the sampling; 0 takes the likeliest token.
-    - `settle`: callable `(field, z0, x)` to a result with `value` and `residual`, such as the `settle` of the
-      estimator that trained the model; by default `equilibrium` by Anderson to 1e-4.
-    - `warm`: start from the previous settled state; with False, always from `model.initial`.
+    - `settle`: a `TokenOrder`, for a causal field; or a callable `(field, z0, x)` to a result with `value` and `residual`,
+      such as the `settle` of the estimator that trained the model; by default `equilibrium` by Anderson to 1e-4.
+    - `warm`: start from the previous settled state; with False, and in order, always from `model.initial`.
 
     Of a `GPT2`, `generate(model, prompt, count, *, key, temperature=1.0, top_k=None, top_p=None, stop=None, mask=None,
     cache=True, attend=None)` returns a `Continuation`.
@@ -184,22 +185,64 @@ def _settled(
     length: int,
     key: PRNGKeyArray,
     temperature: float | Array = 1.0,
-    settle: Callable = _settle,
+    settle: Callable | TokenOrder = _settle,
     warm: bool = True,
 ) -> SettledContinuation:
     _check(prompt, count, key)
     check_count(length=length)
-    check_callable("settle(field, z0, x)", settle=settle)
+    in_order = isinstance(settle, TokenOrder)
+    if in_order:
+        check_causal(model.field, model.initial(model.encode(prompt[-length:])))
+    else:
+        check_callable("settle(field, z0, x)", settle=settle)
     check_memory(f"`count` {count}: a text of so many tokens", 100.0 * count)
     model.encode(
         prompt[-length:]
     )  # refuses tokens that it does not know, which a compiled program cannot
-    return _window_by_window(model, prompt, count, length, key, Sampler(temperature), settle, warm)
+    prompt, sampler = prompt[-length:].astype(jnp.int32), Sampler(temperature)
+    run = _token_by_token if in_order else _window_by_window
+    return run(model, prompt, jax.random.split(key, count), length, sampler, settle, warm)
 
 
 @eqx.filter_jit
-def _window_by_window(model, prompt, count, length, key, sampler, settle, warm):
-    prompt = prompt[-length:].astype(jnp.int32)
+def _token_by_token(model, prompt, keys, length, sampler, order, warm):
+    filled, field = prompt.shape[0], model.field
+    window = jnp.zeros(length, jnp.int32).at[:filled].set(prompt)
+    x = model.encode(window)
+    z0 = model.initial(x)
+    room = min(keys.shape[0], length - filled)
+    row = lambda leaf, place: jax.lax.dynamic_slice_in_dim(leaf, place, 1, 0)
+
+    def step(carry, inputs):
+        window, memory, logits, residual = carry
+        place, key = inputs
+        token = sampler(logits, key)
+        window = window.at[place].set(token)
+        x = model.encode(window)
+        at = (row(model.initial(x), place), row(x, place), memory, place)
+        z, left = settled_after(field, *at, order)
+        memory = written(memory, field.remember(z), place)
+        return (window, memory, model.decode(z)[0], left), (token, residual)
+
+    with jax.default_matmul_precision("highest"):
+        found = equilibrium(field, z0[:filled], x[:filled], solver=order, throw=False)
+        blank = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)
+        memory = jax.tree.map(blank, jax.eval_shape(field.remember, z0))
+        memory = written(memory, field.remember(found.value), 0)
+        logits, left = model.decode(found.value)[-1], found.stats["token_residuals"][-1]
+        inputs = jnp.arange(filled, filled + room), keys[:room]
+        (window, *_), told = jax.lax.scan(step, (window, memory, logits, left), inputs)
+    if room == keys.shape[0]:
+        return SettledContinuation(*told)
+    # The window is full: it slides, every token gets another position, and all settle anew.
+    settle = lambda field, z0, x: equilibrium(field, z0, x, solver=order, throw=False)
+    rest = _window_by_window(model, window, keys[room:], length, sampler, settle, False)
+    first = SettledContinuation(*told)
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, rest)
+
+
+@eqx.filter_jit
+def _window_by_window(model, prompt, keys, length, sampler, settle, warm):
     filled = prompt.shape[0]
     window = jnp.zeros(length, jnp.int32).at[:filled].set(prompt)
     state = model.initial(model.encode(window))
@@ -222,7 +265,7 @@ def _window_by_window(model, prompt, count, length, key, sampler, settle, warm):
 
     start = window, jnp.asarray(filled), state
     with jax.default_matmul_precision("highest"):
-        _, told = jax.lax.scan(step, start, jax.random.split(key, count))
+        _, told = jax.lax.scan(step, start, keys)
     return SettledContinuation(*told)
 
 

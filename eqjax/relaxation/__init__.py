@@ -36,7 +36,9 @@ from ._step_control import OvershootController as OvershootController
 from ._time_stepping import TimeStepping as TimeStepping
 from ._token_order import (
     TokenOrder as TokenOrder,
+    check_causal as check_causal,
     linear_in_order as linear_in_order,
     scanned as scanned,
+    settled_after as settled_after,
     transposed as transposed,
 )

@@ -225,6 +225,21 @@ def forward(field, z0, x, solver: TokenOrder, max_steps: int) -> InOrder:
     return scanned(solver, max_steps, memory, (z0, x), stage)
 
 
+def settled_after(
+    field: AbstractCausalField,
+    z0: Inexact[Array, "1 c"],
+    x: Inexact[Array, "1 c"],
+    memory: PyTree[Array],
+    start: Int[Array, ""] | int,
+    solver: TokenOrder,
+    max_steps: int = 256,
+) -> tuple[Inexact[Array, "1 c"], Float[Array, ""]]:
+    """One token after those in `memory`: its state, from `z0`, and its residual."""
+    force = lambda u: field.after(0.0, u, x, memory, start)
+    value, _ = _settle(force, z0, solver.solver, max_steps, False)
+    return value, solver.residuals(force(value), value)[0]
+
+
 def triangular(
     field, z, x, rhs, solver: TokenOrder, max_steps: int, reverse: bool = False
 ) -> InOrder:
