@@ -15,6 +15,7 @@ from .._checks import check_between, check_count, check_memory, given
 from ..analytic import cross_entropy
 from ..gradients import on_common_samples
 from ..language import CharTokenizer, batches, generate, load_corpus, split, tiles
+from ..relaxation import TokenOrder
 from ..training import AbstractRecipe, Evaluation, Material, Parts, Run, TrainState, make_step
 from ._equilibrium_build import build_estimator, build_homeostat, build_model, reference_oracle
 from ._schedule import build_optimiser
@@ -26,7 +27,9 @@ HomeostatName = Literal[
     "none", "growth", "spectral", "lognorm", "jacobian", "antisymmetry", "residual"
 ]
 ControllerName = Literal["constant", "multiplicative", "pi"]
-SolverName = Literal["anderson", "broyden", "picard", "newton-krylov", "pseudo-transient"]
+SolverName = Literal[
+    "anderson", "type-one", "broyden", "picard", "newton-krylov", "pseudo-transient"
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +61,13 @@ class TrainConfig(AbstractRecipe):
 
     estimator: EstimatorName = "asymep"
     """How the gradient is found."""
-    solver: SolverName = "anderson"
-    """How the free phase settles (all but bptt)."""
+    order: Literal["tokens", "window"] = "tokens"
+    """What settles: token after token, and the adjoint back, or the whole window at once (all but bptt). The nudged phases
+    go in order with asymep alone."""
+    chunk: int = 4
+    """Tokens that settle together, in token order: more work in fewer steps. 16 on a GPU."""
+    solver: SolverName | None = None
+    """How the free phase settles (all but bptt). If not given type-one in token order, and anderson for a window."""
     free_rtol: float = 5e-5
     """Force residual at which the free phase stops."""
     nudged_rtol: float = 3e-3
@@ -130,6 +138,13 @@ class TrainConfig(AbstractRecipe):
             "steps batch learning_rate clip log_every evaluate_every evaluate_windows save_every embedding_scale "
             "homeostat_weight homeostat_target radius"
         )
+        check_count(chunk=self.chunk)
+        together = self.chunk > 1 and self.order == "tokens" and self.estimator != "bptt"
+        if together and self.solver not in (None, "anderson", "type-one", "broyden"):
+            raise ValueError(
+                f"`solver` {self.solver} settles tokens one by one, and `chunk` is {self.chunk}. Set `chunk` to 1, or take "
+                "type-one, anderson or broyden."
+            )
         self.check_not_negative(
             "leak warmup weight_decay probe_every keep residual_scale seed homeostat_margin homeostat_gate"
         )
@@ -169,6 +184,10 @@ class TrainConfig(AbstractRecipe):
             self.check_unused("qknorm", "the monotone `block` has none")
         if self.homeostat_samples is not None:
             check_count(1, self.batch, homeostat_samples=self.homeostat_samples)
+        if self.order == "window" or self.estimator == "bptt":
+            self.check_unused("chunk", "the window settles at once")
+        if self.estimator == "bptt":
+            self.check_unused("order solver", "bptt relaxes")
         self.check_fits()
 
     def check_fits(self) -> None:
@@ -225,7 +244,8 @@ def _window_losses(model, settle, inputs, targets):
     def one(inputs, targets):
         x = model.encode(inputs)
         settled = settle(model.field, model.initial(x), x)
-        return cross_entropy(model.decode(settled.value), targets), settled.residual
+        told = settled.stats.get("token_residuals", settled.residual[None])
+        return cross_entropy(model.decode(settled.value), targets), told
 
     with jax.default_matmul_precision("highest"):
         return jax.vmap(one)(inputs, targets)
@@ -250,6 +270,7 @@ def _probe(run: Run) -> dict[str, float]:
 
 def sample(run: Run, prompt: Any, count: int, *, temperature: float, seed: int) -> str:
     """The text with which the run's model continues the token ids `prompt`, settled as in training."""
+    order = getattr(run.estimator, "free", None)
     written = generate(
         run.model,
         jnp.asarray(prompt),
@@ -257,7 +278,7 @@ def sample(run: Run, prompt: Any, count: int, *, temperature: float, seed: int) 
         length=run.recipe.length,
         key=jax.random.key(seed),
         temperature=jnp.asarray(temperature),
-        settle=run.estimator.settle,
+        settle=order if isinstance(order, TokenOrder) else run.estimator.settle,
         warm=run.estimator.objective == "equilibrium",
     )
     return run.tokenizer.decode(written.tokens)

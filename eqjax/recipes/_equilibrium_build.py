@@ -16,6 +16,7 @@ BLOCKS = {
 
 SOLVERS: dict[str, Any] = {
     "anderson": relaxation.Anderson,
+    "type-one": relaxation.AndersonTypeI,
     "broyden": relaxation.Broyden,
     "newton-krylov": relaxation.NewtonKrylov,
     "pseudo-transient": relaxation.PseudoTransient,
@@ -42,9 +43,13 @@ def build_model(config: Any, vocabulary: int, key) -> fields.AbstractEquilibrium
 
 def build_solver(config: Any, rtol: float):
     """The free-phase solver that a configuration names, at tolerance `rtol`."""
-    if config.solver == "picard":
-        return relaxation.Picard(rtol=rtol, step_size=config.step_size)
-    return SOLVERS[config.solver](rtol=rtol)
+    in_order = config.order == "tokens"
+    name = config.solver or ("type-one" if in_order else "anderson")
+    if name == "picard":
+        solver = relaxation.Picard(rtol=rtol, step_size=config.step_size)
+    else:
+        solver = SOLVERS[name](rtol=rtol)
+    return relaxation.TokenOrder(solver, chunk=config.chunk) if in_order else solver
 
 
 def build_estimator(config: Any) -> gradients.AbstractEstimator:
@@ -55,16 +60,21 @@ def build_estimator(config: Any) -> gradients.AbstractEstimator:
     gate = gradients.Accept(config.accept_free, config.accept_adjoint)
     # Biased by design: their adjoint residual is reported, not held against them.
     open_gate = gradients.Accept(config.accept_free, float("inf"))
+    back = relaxation.AndersonTypeI(rtol=config.nudged_rtol)
+    in_order = relaxation.TokenOrder(back, chunk=config.chunk) if config.order == "tokens" else None
+    sweeps = in_order is not None and config.estimator == "asymep"
     nudged = gradients.Nudge(
-        relaxation.Anderson(rtol=config.nudged_rtol),
+        in_order if sweeps else relaxation.Anderson(rtol=config.nudged_rtol),
         steps=config.max_steps,
         radius=config.radius,
         contrast=gradients.SharedAdjoint(),  # the fastest
     )
     match config.estimator:
         case "oracle":
-            solver = relaxation.GMRES(rtol=config.nudged_rtol)
-            return gradients.OracleAdjoint(adjoint_solver=solver, accept=gate, **shared)
+            solver = in_order or relaxation.GMRES(rtol=config.nudged_rtol)
+            return gradients.OracleAdjoint(
+                adjoint_solver=solver, adjoint_steps=config.max_steps, accept=gate, **shared
+            )
         case "holomorphic":
             return gradients.HolomorphicEP(accept=gate, nudged=nudged, **shared)
         case "vector-field":
@@ -78,9 +88,13 @@ def build_estimator(config: Any) -> gradients.AbstractEstimator:
 
 def reference_oracle(config: Any) -> gradients.OracleAdjoint:
     """The oracle that gradients are measured against: the same settling, a far tighter linear solve."""
+    rtol = 1e-6 if config.x64 else 1e-5
+    adjoint = relaxation.GMRES(rtol=rtol)
+    if config.order == "tokens":
+        adjoint = relaxation.TokenOrder(relaxation.AndersonTypeI(rtol=rtol), chunk=config.chunk)
     return gradients.OracleAdjoint(
         free=build_solver(config, config.free_rtol),
-        adjoint_solver=relaxation.GMRES(rtol=1e-6 if config.x64 else 1e-5),
+        adjoint_solver=adjoint,
         free_steps=config.max_steps,
         accept=gradients.Accept(config.accept_free, config.accept_adjoint),
     )
