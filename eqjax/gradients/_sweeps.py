@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ..relaxation import TokenOrder, scanned, transposed, wanted, with_tolerance
 
-CAP, AMPLIFIED, ROUNDING = 4.0, 16.0, 4.0
+CAP, ROUNDING = 4.0, 4.0
 
 
 class _Carry(NamedTuple):
@@ -24,7 +24,7 @@ class _Carry(NamedTuple):
 # tokens before it do to a token cancels but for O(β). So each token's own equation is solved from the last one back with
 # the earlier ones held where the sweep before has left them, and a few sweeps settle the rest. Only near a small nudge: at
 # displacements of 1e-2 they stall.
-def swept(phases, nudge, residual, most: int = 8):
+def swept(phases, nudge, residual, most: int = 4):
     """Sweep until `residual(a, β)`, the nudged force of the whole, meets the tolerance of `nudge`.
 
     A nudge under which a sweep gains less than half is halved, for that sample.
@@ -39,8 +39,9 @@ def swept(phases, nudge, residual, most: int = 8):
     memory = field.remember(z)
     still = jax.tree.map(jnp.zeros_like, memory)
 
-    def sweep(a, beta):
-        """All tokens once, given the a of the sweep before."""
+    def sweep(a, beta, first):
+        """All tokens once, given the a of the sweep before; in the first there is none, and nothing else is displaced: each
+        chunk then follows its own."""
         # No token is asked for less than what rounding leaves of a difference of forces.
         noise = ROUNDING * jnp.finfo(z.dtype).eps * response.extent / beta
         each = with_tolerance(order, lambda *_: (0.0, share * jnp.maximum(0.7 * tolerance, noise)))
@@ -58,8 +59,9 @@ def swept(phases, nudge, residual, most: int = 8):
             (late,) = noted(jax.tree.map(chunk, pulled))
 
             def force(a):
+                own = phases.nodes * jnp.where(first, furthest(z, a, 1.0), beta)
                 phase = lambda step, m: (force0 - after(z - step * a, m)) / step
-                driven = phases.average(jax.vmap(phase)(steps, memories))
+                driven = phases.average(jax.vmap(phase)(own, memories))
                 return driven + pull - push(a, moved) + back(a)[0] + late
 
             more = lambda a: jax.tree.map(jnp.add, pulled, back(a)[1])
@@ -68,18 +70,21 @@ def swept(phases, nudge, residual, most: int = 8):
         rows = (a, z, x, phases.anchor, pulls)
         return scanned(each, nudge.steps, still, rows, stage, reverse=True)
 
+    one = jnp.ones((), z.dtype)
+    radius = nudge.size(phases, response.pull) / response.extent  # of a unit a
+
+    def furthest(z, a, times):
+        """The nudge that moves no token by more than so many times the radius: curvature is felt token by token."""
+        far, near = jax.vmap(optx.two_norm)(a), jax.vmap(optx.two_norm)(z)
+        # Of one that has none yet: as if it were the pull's.
+        return times * radius * jnp.min(near / jnp.maximum(far, share))
+
     def size(carry):
-        far, near = jax.vmap(optx.two_norm)(carry.a), jax.vmap(optx.two_norm)(z)
-        # As a share of the whole, but of no token more than a few times that share: curvature is felt token by token.
         whole = nudge.size(phases, carry.a)
-        share = whole * optx.two_norm(carry.a) / response.extent
-        each = CAP * share * jnp.min(jnp.where(far > 0, near / jnp.where(far > 0, far, 1), jnp.inf))
-        # Of an adjoint of which nothing is known yet: it may be so many times as large as the pull.
-        first = whole / AMPLIFIED
-        return carry.shrink * jnp.where(jnp.any(far > 0), jnp.minimum(whole, each), first)
+        return carry.shrink * jnp.minimum(whole, furthest(z, carry.a, CAP))
 
     def step(carry):
-        found = sweep(carry.a, size(carry))
+        found = sweep(carry.a, size(carry), carry.sweep == 0)
         a = found.value
         new = carry._replace(a=a)
         left = residual(a, size(new))
@@ -98,7 +103,6 @@ def swept(phases, nudge, residual, most: int = 8):
     def going(carry):
         return (carry.residual > tolerance) & (carry.sweep < most)
 
-    one = jnp.ones((), z.dtype)
     count = jnp.asarray(0)
     # A pull of zero has the adjoint zero, which is where it begins.
     start = _Carry(jnp.zeros_like(z), optx.two_norm(response.pull), one, count, count)

@@ -196,7 +196,7 @@ def _together(force, begin, solver: AbstractSecant, max_steps):
             y, _renewed(state, ~ready), held, carry.taken + going.astype(carry.taken.dtype)
         )
 
-    most = max_steps * count
+    most = max_steps * max(1, count // 4)  # side by side they need far fewer than one after another
     going = lambda carry: wanted(~jnp.all(carry.held) & (carry.taken < most))
     start = _Chunk(begin, state, jnp.zeros(count, bool), jnp.asarray(0))
     final = jax.lax.while_loop(going, step, start)
