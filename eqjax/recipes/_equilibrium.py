@@ -64,8 +64,9 @@ class TrainConfig(AbstractRecipe):
     order: Literal["tokens", "window"] = "tokens"
     """What settles: token after token, and the adjoint back, or the whole window at once (all but bptt). The nudged phases
     go in order with asymep alone."""
-    chunk: int = 4
-    """Tokens that settle together, in token order: more work in fewer steps. 16 on a GPU."""
+    chunk: int | None = None
+    """Tokens that settle together, in token order: more work in fewer steps. If not given 4, and 16 on a GPU; 1 for a
+    solver that settles one by one."""
     solver: SolverName | None = None
     """How the free phase settles (all but bptt). If not given type-one in token order, and anderson for a window."""
     free_rtol: float = 5e-5
@@ -138,8 +139,8 @@ class TrainConfig(AbstractRecipe):
             "steps batch learning_rate clip log_every evaluate_every evaluate_windows save_every embedding_scale "
             "homeostat_weight homeostat_target radius"
         )
-        check_count(chunk=self.chunk)
-        together = self.chunk > 1 and self.order == "tokens" and self.estimator != "bptt"
+        check_count(**given(chunk=self.chunk))
+        together = (self.chunk or 1) > 1 and self.order == "tokens" and self.estimator != "bptt"
         if together and self.solver not in (None, "anderson", "type-one", "broyden"):
             raise ValueError(
                 f"`solver` {self.solver} settles tokens one by one, and `chunk` is {self.chunk}. Set `chunk` to 1, or take "

@@ -3,6 +3,7 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 
 from .. import fields, gradients, homeostasis, relaxation
 from ..language import equilibrium_lm
@@ -49,7 +50,13 @@ def build_solver(config: Any, rtol: float):
         solver = relaxation.Picard(rtol=rtol, step_size=config.step_size)
     else:
         solver = SOLVERS[name](rtol=rtol)
-    return relaxation.TokenOrder(solver, chunk=config.chunk) if in_order else solver
+    return relaxation.TokenOrder(solver, chunk=_chunk(config)) if in_order else solver
+
+
+def _chunk(config: Any) -> int:
+    if config.solver not in (None, "anderson", "type-one", "broyden"):
+        return 1
+    return config.chunk or (4 if jax.default_backend() == "cpu" else 16)
 
 
 def build_estimator(config: Any) -> gradients.AbstractEstimator:
@@ -61,7 +68,7 @@ def build_estimator(config: Any) -> gradients.AbstractEstimator:
     # Biased by design: their adjoint residual is reported, not held against them.
     open_gate = gradients.Accept(config.accept_free, float("inf"))
     back = relaxation.AndersonTypeI(rtol=config.nudged_rtol)
-    in_order = relaxation.TokenOrder(back, chunk=config.chunk) if config.order == "tokens" else None
+    in_order = relaxation.TokenOrder(back, chunk=_chunk(config)) if config.order == "tokens" else None
     sweeps = in_order is not None and config.estimator == "asymep"
     nudged = gradients.Nudge(
         in_order if sweeps else relaxation.Anderson(rtol=config.nudged_rtol),
@@ -91,7 +98,7 @@ def reference_oracle(config: Any) -> gradients.OracleAdjoint:
     rtol = 1e-6 if config.x64 else 1e-5
     adjoint = relaxation.GMRES(rtol=rtol)
     if config.order == "tokens":
-        adjoint = relaxation.TokenOrder(relaxation.AndersonTypeI(rtol=rtol), chunk=config.chunk)
+        adjoint = relaxation.TokenOrder(relaxation.AndersonTypeI(rtol=rtol), chunk=_chunk(config))
     return gradients.OracleAdjoint(
         free=build_solver(config, config.free_rtol),
         adjoint_solver=adjoint,
