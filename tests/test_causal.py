@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqjax.fields import MonotoneBlock, RealBlock, ThickBlock
+from eqjax.fields import EnergyBlock, MonotoneBlock, RealBlock, ThickBlock
+from eqjax.stability import token_spectrum
 
 T, C = 5, 4
 BLOCKS = {
@@ -55,13 +56,18 @@ def test_the_jacobian_is_block_lower_triangular_and_has_the_eigenvalues_of_its_o
     blocks = dense.transpose(0, 2, 1, 3)  # token, token, channel, channel
     assert all(not blocks[t, s].any() for t in range(T) for s in range(t + 1, T))
 
-    def own(t):
-        past, at = field.remember(z), (z[t : t + 1], x[t : t + 1])
-        return jax.jacfwd(lambda u: field.after(0.0, u, at[1], past, t))(at[0])[0, :, 0]
-
-    found = np.concatenate([np.linalg.eigvals(np.asarray(own(t))) for t in range(T)])
     expected = np.linalg.eigvals(dense.reshape(T * C, T * C))
-    distance = np.abs(expected[:, None] - found[None]).min(axis=1)
+    found = token_spectrum(field, z, x)
+    distance = np.abs(expected[:, None] - np.asarray(found.values).ravel()[None]).min(axis=1)
     assert (
         distance.max() < 1e-6
     )  # of a matrix that is far from normal, eigenvalues are known no better
+    own = [np.linalg.eigvals(blocks[t, t]).real.max() for t in range(T)]
+    np.testing.assert_allclose(found.abscissas, own, rtol=1e-10)
+    assert found.token == np.argmax(own)
+
+
+def test_other_fields_have_no_token_spectrum():
+    block = EnergyBlock(C, 2, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="AbstractCausalField"):
+        token_spectrum(block, *state())

@@ -68,7 +68,9 @@ def build_estimator(config: Any) -> gradients.AbstractEstimator:
     # Biased by design: their adjoint residual is reported, not held against them.
     open_gate = gradients.Accept(config.accept_free, float("inf"))
     back = relaxation.AndersonTypeI(rtol=config.nudged_rtol)
-    in_order = relaxation.TokenOrder(back, chunk=_chunk(config)) if config.order == "tokens" else None
+    in_order = (
+        relaxation.TokenOrder(back, chunk=_chunk(config)) if config.order == "tokens" else None
+    )
     sweeps = in_order is not None and config.estimator == "asymep"
     nudged = gradients.Nudge(
         in_order if sweeps else relaxation.Anderson(rtol=config.nudged_rtol),

@@ -48,4 +48,9 @@ from ._spectrum import (
 )
 from ._storage import load as load, save as save
 from ._switch import switch as switch
+from ._token_spectrum import (
+    TokenSpectrum as TokenSpectrum,
+    token_blocks as token_blocks,
+    token_spectrum as token_spectrum,
+)
 from ._transforms import Propagator as Propagator, ShiftInvert as ShiftInvert
