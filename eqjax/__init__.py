@@ -20,6 +20,7 @@ from .analytic import (
     tree_cast as tree_cast,
 )
 from .fields import (
+    AbstractCausalField as AbstractCausalField,
     AbstractEnergyField as AbstractEnergyField,
     AbstractEquilibriumModel as AbstractEquilibriumModel,
     AbstractForceField as AbstractForceField,
@@ -50,6 +51,7 @@ from .relaxation import (
     NewtonKrylov as NewtonKrylov,
     Picard as Picard,
     TimeStepping as TimeStepping,
+    TokenOrder as TokenOrder,
     equilibrium as equilibrium,
     force_residual as force_residual,
     relax as relax,
