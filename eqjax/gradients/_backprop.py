@@ -18,6 +18,7 @@ from ._estimate import (
     accepted_mean,
     batch_keys,
     check_batch,
+    one_number,
 )
 
 
@@ -61,9 +62,9 @@ class Backprop(AbstractEstimator):
 
             def one(inputs, targets, key):
                 if self.dtype is None:
-                    return loss(self.call(full, inputs, key), targets)
+                    return one_number(loss(self.call(full, inputs, key), targets))
                 outputs = self.call(*tree_cast((full, inputs), self.dtype), key)
-                return loss(tree_cast(outputs, jnp.result_type(float)), targets)
+                return one_number(loss(tree_cast(outputs, jnp.result_type(float)), targets))
 
             values = eqx.filter_vmap(one)(inputs, targets, batch_keys(key, size))
             return accepted_mean(values, taken), values

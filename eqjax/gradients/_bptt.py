@@ -18,8 +18,10 @@ from ._estimate import (
     accepted_mean,
     borrow,
     check_batch,
+    one_number,
     zero_unless,
 )
+from ._real import real_view
 from ._reversible import Reversible
 
 
@@ -74,6 +76,8 @@ class BPTT(AbstractEstimator):
     def __call__(self, model, loss, batch, *, key=None, subset=None):
         batch = check_batch(batch)
         trained, held = eqx.partition(model, self.trains(model))
+        # Diffrax, for one, does not promise much for complex states.
+        view, shown = real_view(model, batch[0])
 
         def one(model, inputs, target):
             x = model.encode(inputs)
@@ -83,13 +87,13 @@ class BPTT(AbstractEstimator):
                 start = self._relax(model.field, z, x, self.steps - last)
                 z, before = jax.lax.stop_gradient(start.value), start.stats["field_evaluations"]
             settled = self._relax(model.field, z, x, last)
-            value = loss(model.decode(settled.value), target)
+            value = one_number(loss(model.decode(settled.value), target))
             # One evaluation a step and, where it is differentiated, one product with Jᵀ: the least it can cost.
             cost = before + 2 * settled.stats["field_evaluations"]
             return value, settled.residual, cost, settled.value
 
         def objective(trained, batch, accepted):
-            model = eqx.combine(trained, held)
+            model = view(eqx.combine(trained, held))
             outcome = eqx.filter_vmap(one, in_axes=(None, 0, 0))(model, *batch)
             return accepted_mean(outcome[0], accepted), outcome
 
@@ -113,4 +117,4 @@ class BPTT(AbstractEstimator):
         value, residual = (jnp.where(accepted, a, jnp.nan) for a in reported)
         report = Report.computed(value, accepted, residual, evaluations)
         grads = zero_unless(jnp.any(accepted), grads)
-        return GradientEstimate(accepted_mean(value, accepted), grads, report, states)
+        return GradientEstimate(accepted_mean(value, accepted), grads, report, shown(states))

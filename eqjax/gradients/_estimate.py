@@ -94,6 +94,7 @@ class AbstractEstimator(eqx.Module):
     """`estimator(model, loss, batch, *, key=None, subset=None) -> GradientEstimate`: pure, and jitted.
 
     `loss(outputs, targets)` is the scalar of one sample; `batch = (inputs, targets)` has a leading batch axis;
+    A model whose state is complex is seen with real and imaginary parts for a state, unless an estimator refuses it.
     `key` is for estimators that draw random numbers; `subset`, bool `(B,)`, leaves samples out beforehand.
     `objective` says what is differentiated: "equilibrium" `L(z*)`, "finite horizon" `L(z_T)`, or "output" where
     nothing settles. An estimator that
@@ -150,6 +151,25 @@ def check_batch(batch: Any) -> tuple[PyTree, PyTree]:
     return jax.tree.map(jnp.asarray, tuple(batch))
 
 
+def one_number(value: Any) -> Array:
+    """What a loss returned, if that is one real number.
+
+    **Raises:** `ValueError` otherwise, while tracing.
+    """
+    if isinstance(value, (tuple, list, dict)):
+        raise ValueError(
+            f"`loss(outputs, targets)` must return one number, got {type(value).__name__}: auxiliary outputs are not carried "
+            "along. Return the loss alone, and compute the others from the `states` of the estimate."
+        )
+    value = jnp.asarray(value)
+    if value.shape != () or not jnp.issubdtype(value.dtype, jnp.inexact):
+        raise ValueError(
+            f"`loss(outputs, targets)` must return one floating-point number for a sample, got shape {value.shape} of "
+            f"{value.dtype}. Take the mean or the sum."
+        )
+    return value
+
+
 def check_key(key: PRNGKeyArray | None, why: str) -> PRNGKeyArray:
     if key is None:
         raise ValueError(
@@ -170,4 +190,4 @@ def total_variance(draws: PyTree[Float[Array, "k ..."]]) -> Float[Array, ""]:
         k = leaf.shape[0]
         return jnp.sum((leaf - jnp.mean(leaf, axis=0, keepdims=True)) ** 2) / (k * (k - 1))
 
-    return jnp.sum(jnp.stack([spread(leaf) for leaf in jax.tree.leaves(draws)]))
+    return jnp.sum(jnp.stack([spread(leaf) for leaf in jax.tree.leaves(draws)] or [0.0]))

@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import equinox as eqx
@@ -15,6 +16,22 @@ from ..fields import check_positive, check_steps
 from ..relaxation import Anderson, Solver, equilibrium
 from ._response import Response, in_adjoint_coordinates
 from ._stencils import AbstractStencil, Central, relative_radius
+
+PerSample = ScalarLike | Float[Array, " b"]
+
+
+def of_sample(value: PerSample | None, index: Array) -> ScalarLike | None:
+    """That of one sample, where there is one for each."""
+    return value if value is None or jnp.ndim(value) == 0 else value[index]  # pyright: ignore
+
+
+def check_per_sample(size: int, **values: PerSample | None) -> None:
+    """One for all samples, or one for each of `size`."""
+    for name, value in values.items():
+        if value is not None and jnp.shape(value) not in ((), (size,)):
+            raise ValueError(
+                f"`{name}` must be one number, or one for each of the {size} samples; got shape {jnp.shape(value)}."
+            )
 
 
 class Phases(NamedTuple):
@@ -69,6 +86,33 @@ class Nudged(NamedTuple):
     residual: Array | float
     forces: Array
     corrections: Array
+
+    def read(self, phases: Phases, spread: ScalarLike | None, key: Array | None) -> "Nudged":
+        """As an instrument reads it, each number of each state times `1 + spread · N(0, 1)`; without a key, as it is."""
+        if key is None:
+            return self
+        steps = scale(phases.nodes, self.beta)
+        rest = jax.tree.map(
+            lambda z: jnp.broadcast_to(z, (steps.size, *z.shape)), phases.response.z
+        )
+        nudged = jax.vmap(displaced)(rest, self.displacements, steps)
+        free, other = jax.random.split(key)
+        # The free state is read once for all phases.
+        off = noise_of(phases.response.z, free, spread)
+        moved = jax.tree.map(lambda a, b: a[None] - b, off, noise_of(nudged, other, spread))
+        apart = jax.vmap(lambda u, step: jax.tree.map(lambda a: a / step, u))(moved, steps)
+        return self._replace(displacements=jax.tree.map(jnp.add, self.displacements, apart))
+
+
+def noise_of(z: PyTree[Array], key: Array, spread: ScalarLike | None) -> PyTree[Array]:
+    """Noise of every number of a state, relative to it."""
+    leaves, tree = jax.tree.flatten(z)
+    keys = jax.random.split(key, len(leaves))
+    drawn = [
+        scale(a * jax.random.normal(k, a.shape, a.dtype), jnp.asarray(spread, a.real.dtype))
+        for k, a in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(tree, drawn)
 
 
 class AbstractContrast(eqx.Module):
@@ -194,7 +238,7 @@ class Nudge(eqx.Module):
       about the adjoint residual.
     - `radius`: the settled displacement relative to ‖z*‖ (by default a fifth of where rounding meets curvature: for two
       phases 1e-3 in float32 and 1e-6 in float64); or `beta`: β itself, which multiplies the gradient of the loss
-      as given. Both may be arrays, so that a study does not recompile.
+      as given. Both may be arrays, so that a study does not recompile, and of shape `(B,)`, one for every sample.
     - `stencil`: the nudges: `Central(pairs)`, symmetric by default, or `OneSided()`.
     - `contrast`: `AdjointCoordinates()`, `SharedAdjoint()` (the fastest) or `RawStates()` (the literal one).
 
@@ -203,8 +247,8 @@ class Nudge(eqx.Module):
 
     solver: Solver = Anderson(rtol=1e-3)
     steps: int = 256
-    radius: ScalarLike | None = None
-    beta: ScalarLike | None = None
+    radius: PerSample | None = None
+    beta: PerSample | None = None
     stencil: AbstractStencil = Central()
     contrast: AbstractContrast = AdjointCoordinates()
 
@@ -218,6 +262,11 @@ class Nudge(eqx.Module):
                 f"`nudged` must be a `Nudge` or an Optimistix fixed-point solver, got {self.solver!r}: a Newton solve of "
                 "the nudged phase would be the oracle by another name."
             )
+
+    def of_sample(self, index: Array) -> "Nudge":
+        """The nudge of one sample of a batch."""
+        beta, radius = of_sample(self.beta, index), of_sample(self.radius, index)
+        return replace(self, beta=beta, radius=radius)
 
     def size(self, phases: Phases, a: PyTree[Array]) -> Array:
         """β for a unit pull, so that βa is a displacement of the state; with a `radius` it follows a."""

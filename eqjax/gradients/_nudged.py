@@ -15,18 +15,19 @@ from ..analytic import tree_complex
 from ..fields import check_positive, perturbed
 from ._corrections import AbstractCorrection
 from ._estimate import check_key
-from ._nudge import Nudge, Nudged, Phases
+from ._nudge import Nudge, Nudged, PerSample, Phases, check_per_sample
 from ._response import AbstractEquilibriumEstimator, Adjoint, Free, Response, Sample
 from ._stencils import AbstractStencil
 
 
 class Noise(NamedTuple):
     """Keys of the realisations of a noisy field, None without noise: `free` of the free settling, `phases` of each nudged
-    one; and the key `probe` of a correction that draws random numbers."""
+    one; of what is read of the `states`; and the key `probe` of a correction that draws random numbers."""
 
-    free: Array | None
-    probe: Array | None
-    phases: Array | None
+    free: Array | None = None
+    probe: Array | None = None
+    phases: Array | None = None
+    states: Array | None = None
 
 
 def as_nudge(nudged: Any) -> Nudge:
@@ -44,8 +45,9 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
     nudged: eqx.AbstractVar[Nudge]
     correction: eqx.AbstractVar[AbstractCorrection]
     read_noise: eqx.AbstractVar[ScalarLike | None]
-    beta: InitVar[ScalarLike | None] = eqx.field(default=None, kw_only=True)
-    radius: InitVar[ScalarLike | None] = eqx.field(default=None, kw_only=True)
+    state_noise: eqx.AbstractVar[ScalarLike | None]
+    beta: InitVar[PerSample | None] = eqx.field(default=None, kw_only=True)
+    radius: InitVar[PerSample | None] = eqx.field(default=None, kw_only=True)
 
     def __post_init__(self, beta, radius):
         given = {"beta": beta, "radius": radius}
@@ -54,15 +56,21 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
         self.nudged = replace(nudge, **given) if given else nudge
 
     def __check_init__(self):
-        check_positive(read_noise=self.read_noise)
+        check_positive(read_noise=self.read_noise, state_noise=self.state_noise)
+
+    def of_sample(self, index):
+        return eqx.tree_at(lambda e: e.nudged, self, self.nudged.of_sample(index))
 
     @property
     def stencil(self) -> AbstractStencil:
         return self.nudged.stencil
 
     def check(self, model, loss, batch, key):
-        if self.read_noise is not None:
-            check_key(key, "`read_noise`")
+        for name in ("read_noise", "state_noise"):
+            if getattr(self, name) is not None:
+                check_key(key, f"`{name}`")
+        size = jax.tree.leaves(batch)[0].shape[0]
+        check_per_sample(size, beta=self.nudged.beta, radius=self.nudged.radius)
         self.correction.check(key)
 
     def respond(self, model, loss, inputs, target, key):
@@ -71,7 +79,7 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
         free = self.settle_freely(sample, self.realised(sample.field, noise.free))
         response = sample.response(free.value)
         phases = self.phases(sample, free, response, noise)
-        nudged = self.nudged.contrast.settle(phases, self.nudged)
+        nudged = self.settle_nudged(phases, noise)
         # Σₖ wₖ (z* - zₖ)/(β sₖ), which is a = (z₋ - z₊)/2β for two phases at ±β.
         a = phases.average(nudged.displacements)
         return self.judge(sample, free, response, self.adjoint(phases, nudged, a))
@@ -79,11 +87,18 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
     def noise(self, key: Array | None) -> Noise:
         """Which realisations of a noisy field are felt, each fixed while it settles."""
         if key is None:
-            return Noise(None, None, None)
+            return Noise()
         free, probe, phases = jax.random.split(key, 3)
+        states = None if self.state_noise is None else jax.random.fold_in(key, 3)
         if self.read_noise is None:
-            return Noise(None, probe, None)
-        return Noise(free, probe, jax.random.split(phases, len(self.stencil.nodes()[0])))
+            return Noise(probe=probe, states=states)
+        phases = jax.random.split(phases, len(self.stencil.nodes()[0]))
+        return Noise(free, probe, phases, states)
+
+    def settle_nudged(self, phases: Phases, noise: Noise) -> Nudged:
+        """The nudged phases settled, and read."""
+        nudged = self.nudged.contrast.settle(phases, self.nudged)
+        return nudged.read(phases, self.state_noise, noise.states)
 
     def realised(self, field: Any, key: Array | None) -> Any:
         return field if key is None else perturbed(field, self.read_noise, key)  # pyright: ignore[reportArgumentType]

@@ -27,8 +27,10 @@ from ._estimate import (
     batch_keys,
     borrow,
     check_batch,
+    one_number,
     zero_unless,
 )
+from ._real import real_view
 
 
 class Response(NamedTuple):
@@ -67,7 +69,7 @@ class Sample(NamedTuple):
     @classmethod
     def encoded(cls, model, loss, inputs, target) -> "Sample":
         x = model.encode(inputs)
-        objective = lambda state: loss(model.decode(state), target)
+        objective = lambda state: one_number(loss(model.decode(state), target))
         return cls(model.field, x, model.initial(x), objective)
 
     def response(self, z: PyTree[Array], field: Callable | None = None) -> Response:
@@ -155,10 +157,14 @@ class AbstractEquilibriumEstimator(AbstractEstimator):
         `loss(decode(z), y) + ⟨a, F(z, encode(u))⟩`."""
         force = model.field(0.0, z, model.encode(inputs))
         work = jax.tree.map(lambda u, v: jnp.sum(u * v), a, force)
-        return loss(model.decode(z), target) + sum(jax.tree.leaves(work))
+        return one_number(loss(model.decode(z), target)) + sum(jax.tree.leaves(work))
+
+    def of_sample(self, index: Array) -> "AbstractEquilibriumEstimator":
+        """The estimator of one sample of the batch, where its settings are one number for each."""
+        return self
 
     def check(self, model, loss, batch, key) -> None:
-        """Refuse, before any work, a model that the estimator cannot treat, or a missing key."""
+        """Refuse, before any work, a model that the estimator cannot treat, or a key or setting that is missing."""
 
     def settle(self, field, z0, x):
         return equilibrium(field, z0, x, solver=self.free, max_steps=self.free_steps, throw=False)
@@ -222,10 +228,16 @@ class AbstractAdjointEstimator(AbstractEquilibriumEstimator):
 @eqx.filter_jit
 def _estimate(estimator, model, loss, batch, key, subset):
     inputs, targets = batch
-    keys = batch_keys(key, jax.tree.leaves(batch)[0].shape[0])
+    size = jax.tree.leaves(batch)[0].shape[0]
+    view, shown = real_view(model, inputs)
+
+    def respond(model, inputs, target, key, index):
+        return estimator.of_sample(index).respond(view(model), loss, inputs, target, key)
+
     with jax.default_matmul_precision("highest"):
-        respond = eqx.filter_vmap(estimator.respond, in_axes=(None, None, 0, 0, 0))
-        z, a, report, memory = respond(model, loss, inputs, targets, keys)
+        every = eqx.filter_vmap(respond, in_axes=(None, 0, 0, 0, 0))
+        keys = batch_keys(key, size)
+        z, a, report, memory = every(model, inputs, targets, keys, jnp.arange(size))
         if subset is not None:
             report = eqx.tree_at(lambda r: r.accepted, report, report.accepted & subset)
         accepted = report.accepted
@@ -233,12 +245,12 @@ def _estimate(estimator, model, loss, batch, key, subset):
         trained, held = eqx.partition(model, estimator.trains(model))
 
         def objective(trained):
-            model = eqx.combine(trained, held)
+            model = view(eqx.combine(trained, held))
             one = eqx.filter_vmap(lambda sample: estimator.surrogate(model, loss, *sample))
             return accepted_mean(one(samples), accepted)
 
         grads = zero_unless(jnp.any(accepted), jax.grad(objective)(trained))
-    return GradientEstimate(accepted_mean(report.loss, accepted), grads, report, z)
+    return GradientEstimate(accepted_mean(report.loss, accepted), grads, report, shown(z))
 
 
 def in_adjoint_coordinates(solver: Solver, phases: int = 1) -> Solver:
