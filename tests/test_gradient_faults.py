@@ -23,6 +23,7 @@ from eqjax.gradients import (
     OracleAdjoint,
     ProbeCorrection,
     RandomDirections,
+    Reversible,
     SharedAdjoint,
 )
 from eqjax.relaxation import GMRES, Anderson
@@ -169,3 +170,51 @@ def test_a_nudge_of_each_sample(kind):
     assert one.report.adjoint_residual[4] > 10 * one.report.adjoint_residual[0]
     with pytest.raises(ValueError, match="each of the 5 samples"):
         kind(free=TIGHT, radius=radii[:3])(model, squared_error, batch)
+
+
+# The reversible pair
+
+
+class Draining(fields.AbstractForceField):
+    """`F = x - rate z` in two parts, of which a loss may read one."""
+
+    rate: jax.Array
+
+    def __call__(self, t, z, x):
+        return x - self.rate * z[0], -z[1]
+
+
+def draining(rate):
+    return fields.EquilibriumModel(
+        lambda u: u, Draining(jnp.asarray(rate)), lambda z: z[0], lambda x: (x, x)
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rate", "least"), [("float64", 2.0, 0.7647), ("float32", 1.0, 0.8)]
+)
+def test_the_reversible_pair_follows_the_field_by_default(dtype, rate, least):
+    """A loss that reads one leaf of the state; λ = 1 - 2εk, or what keeps four digits."""
+    steps = 100 if dtype == "float64" else 30
+    batch = jnp.ones((1, 2), dtype), jnp.zeros((1, 2), dtype)
+    model = draining(jnp.asarray(rate, dtype))
+    found = BPTT(steps=steps, solver=Reversible())(model, squared_error, batch)
+
+    def loss(rate):
+        y = w = 1.0
+        for _ in range(steps):
+            y = least * y + (1 - least) * w + 0.1 * (1 - rate * w)
+            w = w + 0.1 * (1 - rate * y)
+        return y**2
+
+    want = (loss(rate + 1e-5) - loss(rate - 1e-5)) / 2e-5
+    assert np.all(found.report.accepted) and abs(want + 2 / rate**3) < 0.1 * abs(want)
+    assert np.allclose(found.grads.field.rate, want, rtol=1e-2)
+
+
+def test_a_reversible_pair_that_does_not_follow_is_left_out_or_refused():
+    batch = jnp.array([[1.0, 1.0], [0.0, 0.0]]), jnp.zeros((2, 2))
+    found = BPTT(solver=Reversible(0.9))(draining(2.0), squared_error, batch)
+    assert np.array_equal(found.report.accepted, [False, True])
+    with pytest.raises(ValueError, match="no digits on the way back"):
+        BPTT(solver=Reversible(0.6))(draining(2.0), squared_error, batch)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
 from ..fields import check_positive, check_steps, trainable
-from ..relaxation import relax
+from ..relaxation import RESULTS, relax
 from ._estimate import (
     AbstractEstimator,
     GradientEstimate,
@@ -88,9 +88,10 @@ class BPTT(AbstractEstimator):
                 z, before = jax.lax.stop_gradient(start.value), start.stats["field_evaluations"]
             settled = self._relax(model.field, z, x, last)
             value = one_number(loss(model.decode(settled.value), target))
+            fine = settled.result == RESULTS.successful
             # One evaluation a step and, where it is differentiated, one product with Jᵀ: the least it can cost.
             cost = before + 2 * settled.stats["field_evaluations"]
-            return value, settled.residual, cost, settled.value
+            return value, jnp.where(fine, settled.residual, jnp.nan), cost, settled.value
 
         def objective(trained, batch, accepted):
             model = view(eqx.combine(trained, held))
