@@ -75,7 +75,8 @@ def equilibrium(
     **Arguments:**
 
     - `field`: callable `field(t, z, x) -> dz/dt`; evaluated at t = 0.
-    - `z0`: initial state, or the `value` of a previous equilibrium (warm start). `x`: clamped input.
+    - `z0`: initial state, or the `value` of a previous equilibrium (warm start). `x`: clamped input. The derivative in `z0`
+      is 0 where the equilibrium does not depend on it, and a failed one where the Jacobian is singular.
     - `solver`: `Anderson`, `Broyden`, `Picard`, `NewtonKrylov`, `PseudoTransient`, `TimeStepping`, a `Fallback`
       from one to another, or any Optimistix fixed-point solver or root finder.
     - `adjoint`: how `jax.grad` passes through: by default implicitly, by a matrix-free `GMRES` (rtol 1e-4 in
@@ -135,7 +136,7 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
         if adjoint is None or isinstance(adjoint, optx.ImplicitAdjoint):
             linear = adjoint_solver(z0) if adjoint is None else adjoint.linear_solver
             find = eqx.Partial(solved, *tree_held(settings))
-            value, told = implicit_root(exact, x, find=find, linear=linear, throw=throw)
+            value, told = implicit_root(exact, x, z0, find=find, linear=linear, throw=throw)
         else:
             value, told = solved(*settings, adjoint)
     result, stats = told
@@ -165,7 +166,7 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
 
 
 def _refined(field, z0, x, solver, refine, **kwargs):
-    # Held: a fixed point does not depend on where its solve began, so no derivative goes through that.
+    # Held: the solve is not differentiated. What a singular fixed point owes to its start is asked of `z0` below.
     coarse = equilibrium(
         field,
         *tree_held((z0, x)),
@@ -179,6 +180,8 @@ def _refined(field, z0, x, solver, refine, **kwargs):
     start = jax.tree.map(
         lambda a, b: jnp.where(usable, a, b), tree_held(coarse.value), tree_held(z0)
     )
+    # The value of the start, and the derivative of `z0`.
+    start = jax.tree.map(lambda a, b: a + (b - tree_held(b)), start, z0)
     found = equilibrium(field, start, x, solver=solver, precision="highest", **kwargs)
     first, then = (part.stats["field_evaluations"] for part in (coarse, found))
     evaluations = jnp.where((first < 0) | (then < 0), -1, first + then)
