@@ -11,6 +11,7 @@ from eqjax import fields
 from eqjax.analytic import squared_error
 from eqjax.gradients import (
     BPTT,
+    Accept,
     AsymEP,
     Averaged,
     Backprop,
@@ -23,10 +24,12 @@ from eqjax.gradients import (
     OracleAdjoint,
     ProbeCorrection,
     RandomDirections,
+    RawStates,
     Reversible,
     SharedAdjoint,
+    TruncatedAdjoint,
 )
-from eqjax.relaxation import GMRES, Anderson
+from eqjax.relaxation import GMRES, Anderson, Picard
 
 ORACLE = OracleAdjoint(free=TIGHT, adjoint_solver=GMRES(1e-12))
 NUDGED = AsymEP(free=TIGHT, nudged=Anderson(1e-10))
@@ -218,3 +221,40 @@ def test_a_reversible_pair_that_does_not_follow_is_left_out_or_refused():
     assert np.array_equal(found.report.accepted, [False, True])
     with pytest.raises(ValueError, match="no digits on the way back"):
         BPTT(solver=Reversible(0.6))(draining(2.0), squared_error, batch)
+
+
+# Defaults that fit one another
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_raw_states_settle_as_far_as_is_asked_of_them(dtype):
+    """At their defaults: relative to the state they would not have moved at all."""
+    model, batch = jax.tree.map(
+        lambda a: a.astype(dtype) if eqx.is_inexact_array(a) else a, network()
+    )
+    report = AsymEP(nudged=Nudge(contrast=RawStates()))(model, squared_error, batch).report
+    assert np.all(report.accepted) and np.all(report.adjoint_residual < 0.02)
+
+
+@pytest.mark.parametrize(
+    ("solver", "most"),
+    [
+        (Anderson(1e-5), 1e-3),
+        (Anderson(1e-2), 3e-2),
+        (Anderson(1e-15), 1e3 * 2.0**-52),
+        (Picard(0.0), 3e-2),
+    ],
+)
+def test_what_is_accepted_follows_what_was_asked(solver, most):
+    for factor, fine in ((0.99, True), (1.01, False), (np.nan, False)):
+        assert bool(Accept().settled(jnp.asarray(factor * most), solver)) == fine
+        assert Accept(0.5).settled(jnp.asarray(0.4), solver)
+
+
+def test_a_series_that_ran_away_is_not_accepted():
+    """Terms at ε = 1 of a field with rate 10 grow as 9^k."""
+    model, batch = draining(10.0), (jnp.ones((1, 2)), jnp.zeros((1, 2)))
+    found = TruncatedAdjoint(free=TIGHT, terms=10)(model, squared_error, batch)
+    assert found.report.adjoint_residual > 1e9 and not found.report.accepted
+    short = TruncatedAdjoint(free=TIGHT, terms=10, damping=0.1)(model, squared_error, batch)
+    assert np.all(short.report.accepted)

@@ -50,7 +50,7 @@ class VectorFieldEP(AbstractNudgedEstimator):
 
     *Objective: equilibrium*, but right only where the Jacobian is symmetric: its nudged phases answer with J⁻¹ where
     the gradient needs J⁻ᵀ. The nudged phases may settle perfectly (`nudged_residual`) while the adjoint is
-    wrong (`adjoint_residual`), so by default no sample is refused for the latter.
+    wrong (`adjoint_residual`), so by default only one above 10 is refused for the latter.
 
     **Arguments:** as `AsymEP`, without `correction`.
     """
@@ -60,6 +60,6 @@ class VectorFieldEP(AbstractNudgedEstimator):
     read_noise: ScalarLike | None = None
     state_noise: ScalarLike | None = None
     free_steps: int = 256
-    accept: Accept = Accept(adjoint_residual=float("inf"))
+    accept: Accept = Accept(adjoint_residual=10.0)
     trains: Callable = trainable
     correction: ClassVar[AbstractCorrection] = NoCorrection()

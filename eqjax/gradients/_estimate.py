@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from ..relaxation import Equilibrium, Relaxation
+from ..relaxation import Equilibrium, MeasuresForce, Relaxation
 
 
 class Report(eqx.Module):
@@ -78,9 +78,13 @@ class GradientEstimate(eqx.Module):
 
 
 class Accept(eqx.Module):
-    """Which samples are usable: both residuals finite and at most these thresholds."""
+    """Which samples are usable: both residuals finite and at most these thresholds.
 
-    free_residual: float | Array = 3e-2
+    `free_residual` is by default a hundred times what the free solver was asked for, though not below what rounding leaves
+    (a thousand eps) nor above 3e-2, which is also that of a solver without a tolerance.
+    """
+
+    free_residual: float | Array | None = None
     adjoint_residual: float | Array = 0.3
 
     def __check_init__(self):
@@ -88,6 +92,18 @@ class Accept(eqx.Module):
             value = getattr(self, name)
             if isinstance(value, (int, float)) and not value > 0:
                 raise ValueError(f"`Accept({name}=...)` must be above 0, got {value}.")
+
+    def settled(self, residual: Float[Array, ""], solver: Any) -> Bool[Array, ""]:
+        """Whether the residual of a free state settled by `solver` is good enough."""
+        if self.free_residual is not None:
+            return residual <= self.free_residual
+        most = jnp.asarray(3e-2, residual.dtype)
+        if isinstance(solver, MeasuresForce):
+            asked = jnp.asarray(solver.rtol + solver.atol, residual.dtype)
+            fitting = jnp.clip(100 * asked, 1e3 * jnp.finfo(residual.dtype).eps, most)
+            # A tolerance of 0 asks for all steps (`Picard`).
+            most = jnp.where(asked > 0, fitting, most)
+        return residual <= most
 
 
 class AbstractEstimator(eqx.Module):

@@ -13,9 +13,11 @@ from jaxtyping import Array, Float, Inexact, PyTree, ScalarLike
 
 from ..analytic import is_complex, scale, tree_complex
 from ..fields import check_positive, check_steps
-from ..relaxation import Anderson, Solver, equilibrium
+from ..relaxation import Anderson, Solver, equilibrium, with_tolerance
 from ._response import Response, in_adjoint_coordinates
 from ._stencils import AbstractStencil, Central, relative_radius
+
+_SOLVER = Anderson(rtol=1e-3)
 
 PerSample = ScalarLike | Float[Array, " b"]
 
@@ -146,7 +148,7 @@ class AdjointCoordinates(AbstractContrast):
             return jax.tree.map(jnp.subtract, driven, turned)
 
         start = jax.tree.map(lambda z: jnp.zeros((nodes.size, *z.shape), z.dtype), response.z)
-        solver = in_adjoint_coordinates(nudge.solver, nodes.size)
+        solver = in_adjoint_coordinates(nudge.solver or _SOLVER, nodes.size)
         settled = equilibrium(field, start, solver=solver, max_steps=nudge.steps, throw=False)
         a = settled.value
         beta = nudge.size(phases, phases.average(a))
@@ -188,7 +190,7 @@ class SharedAdjoint(AbstractContrast):
             return jax.tree.map(jnp.subtract, driven, turned)
 
         start = jax.tree.map(jnp.zeros_like, response.pull)
-        solver = in_adjoint_coordinates(nudge.solver)
+        solver = in_adjoint_coordinates(nudge.solver or _SOLVER)
         settled = equilibrium(field, start, solver=solver, max_steps=nudge.steps, throw=False)
         a = settled.value
         beta, calls = nudge.size(phases, a), settled.stats["field_evaluations"]
@@ -201,7 +203,7 @@ class SharedAdjoint(AbstractContrast):
 
 class RawStates(AbstractContrast):
     """The literal form, as hardware would run it: relax `F(z) - (J - Jᵀ)(z - z*) - β ∂L/∂z` from z*, each phase by
-    itself, and contrast the states. The tolerance of the nudged solver is relative to ‖z‖, and so must be far
+    itself, and contrast the states. The tolerance of a nudged solver that is given is relative to ‖z‖, and so must be far
     tighter than the adjoint residual that is wanted. A `radius` sets `β = radius · ‖z*‖ / ‖∂L/∂z‖`."""
 
     def settle(self, phases, nudge):
@@ -218,8 +220,11 @@ class RawStates(AbstractContrast):
                     response.pull_at(state),
                 )
 
+            # At the start nothing is left but the nudge itself: a part of that is the same part of the adjoint residual.
+            fitting = with_tolerance(_SOLVER, lambda rtol, atol: (0.0, rtol * jnp.abs(step)))
+            solver = fitting if nudge.solver is None else nudge.solver
             settled = equilibrium(
-                field, response.z, solver=nudge.solver, max_steps=nudge.steps, throw=False
+                field, response.z, solver=solver, max_steps=nudge.steps, throw=False
             )
             a = jax.tree.map(lambda z, s: (z - s) / step, response.z, settled.value)
             return a, settled.residual, settled.stats["field_evaluations"]
@@ -235,7 +240,8 @@ class Nudge(eqx.Module):
     **Arguments:**
 
     - `solver`, `steps`: an Optimistix fixed-point solver, and its budget. In adjoint coordinates its tolerance speaks
-      about the adjoint residual.
+      about the adjoint residual, in raw states about the state. By default an `Anderson` that asks for an adjoint residual
+      of 1e-3 in either.
     - `radius`: the settled displacement relative to ‖z*‖ (by default a fifth of where rounding meets curvature: for two
       phases 1e-3 in float32 and 1e-6 in float64); or `beta`: β itself, which multiplies the gradient of the loss
       as given. Both may be arrays, so that a study does not recompile, and of shape `(B,)`, one for every sample.
@@ -245,7 +251,7 @@ class Nudge(eqx.Module):
     **Raises:** `ValueError` for a solver of another kind, for both `radius` and `beta`, or one that is not above 0.
     """
 
-    solver: Solver = Anderson(rtol=1e-3)
+    solver: Solver | None = None
     steps: int = 256
     radius: PerSample | None = None
     beta: PerSample | None = None
@@ -257,7 +263,7 @@ class Nudge(eqx.Module):
         if self.radius is not None and self.beta is not None:
             raise ValueError("Give `radius` or `beta`, not both: each fixes the nudge.")
         check_positive(radius=self.radius, beta=self.beta)
-        if not isinstance(self.solver, optx.AbstractFixedPointSolver):
+        if not isinstance(self.solver, (optx.AbstractFixedPointSolver, type(None))):
             raise ValueError(
                 f"`nudged` must be a `Nudge` or an Optimistix fixed-point solver, got {self.solver!r}: a Newton solve of "
                 "the nudged phase would be the oracle by another name."

@@ -113,7 +113,7 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
             nodes = jnp.asarray(nodes, np.result_type(real, np.complex64))
         else:
             nodes = jnp.asarray(nodes, real)
-        lifted = lifted.only_if(free.residual <= self.accept.free_residual)
+        lifted = lifted.only_if(self.accept.settled(free.residual, self.free))
         keys, prepare = noise.phases, self.correction.prepare
         if keys is not None:
             here = lambda k: sample.response(response.z, self.realised(sample.field, keys[k]))

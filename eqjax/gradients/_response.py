@@ -199,7 +199,7 @@ class AbstractEquilibriumEstimator(AbstractEstimator):
             displacement=jnp.asarray(adjoint.displacement, size.dtype),
             field_evaluations=free.evaluations + adjoint.evaluations,
             accepted=finite
-            & (free.residual <= self.accept.free_residual)
+            & self.accept.settled(free.residual, self.free)
             & (adjoint_residual <= self.accept.adjoint_residual),
         )
         return Settled(response.z, jax.tree.map(lambda v: size * v, adjoint.value), report, memory)
@@ -221,7 +221,7 @@ class AbstractAdjointEstimator(AbstractEquilibriumEstimator):
         sample = Sample.encoded(model, loss, inputs, target)
         free = self.settle_freely(sample)
         response = sample.response(free.value)
-        adjoint = self.adjoint(response.only_if(free.residual <= self.accept.free_residual))
+        adjoint = self.adjoint(response.only_if(self.accept.settled(free.residual, self.free)))
         return self.judge(sample, free, response, adjoint)
 
 
