@@ -61,7 +61,7 @@ class EnergyEP(AbstractNudgedEstimator):
             return jax.tree.map(jnp.negative, jax.grad(model.field.energy)(state, x))
 
         # From here on the state moves by the energy alone, whatever the field's own dynamics.
-        response = sample.response(free.value, descent)
+        response = sample.response(free.value, descent, free.scale)
         noise = self.noise(key)
         phases = self.phases(sample, free, response, noise)
         nudged = self.settle_nudged(phases, noise)

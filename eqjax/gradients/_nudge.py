@@ -194,7 +194,7 @@ class SharedAdjoint(AbstractContrast):
         settled = equilibrium(field, start, solver=solver, max_steps=nudge.steps, throw=False)
         a = settled.value
         beta, calls = nudge.size(phases, a), settled.stats["field_evaluations"]
-        left = beta * settled.residual * jnp.maximum(optx.two_norm(a), 1.0)
+        left = beta * settled.residual * jnp.maximum(optx.two_norm(a), settled.stats["scale"])
         residual = (optx.two_norm(phases.anchor) + left) / response.extent
         every = jax.tree.map(lambda u: jnp.broadcast_to(u, (nodes.size, *u.shape)), lift(a))
         corrections = calls * (nodes.size if phases.noisy else 1)

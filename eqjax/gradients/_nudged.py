@@ -77,7 +77,7 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
         sample = Sample.encoded(model, loss, inputs, target)
         noise = self.noise(key)
         free = self.settle_freely(sample, self.realised(sample.field, noise.free))
-        response = sample.response(free.value)
+        response = sample.response(free.value, scale=free.scale)
         phases = self.phases(sample, free, response, noise)
         nudged = self.settle_nudged(phases, noise)
         # Σₖ wₖ (z* - zₖ)/(β sₖ), which is a = (z₋ - z₊)/2β for two phases at ±β.

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, PyTree
 
-from ..analytic import is_complex, scale
+from ..analytic import is_complex, scale as scaled
 from ..fields import check_steps, on_complex_vectors
 from ..relaxation import Solver, equilibrium, with_tolerance
 from ._estimate import (
@@ -36,7 +36,7 @@ from ._real import real_view
 class Response(NamedTuple):
     """One sample at a state z, in units in which `‖∂L/∂z‖ = 1`: what an adjoint is computed from.
 
-    `force0 = F(z)`; `pull = ∂L/∂z / ‖∂L/∂z‖`; `pull_size = ‖∂L/∂z‖`; `extent = max(‖z‖, 1)`; callables `force(z)`,
+    `force0 = F(z)`; `pull = ∂L/∂z / ‖∂L/∂z‖`; `pull_size = ‖∂L/∂z‖`; `extent = max(‖z‖, scale)`; callables `force(z)`,
     `pull_at(z)`, `jvp(v) = J v`, `vjp(v) = Jᵀ v`, with J at z; all of them take complex states and vectors too, as far
     as the field is holomorphic.
     """
@@ -72,7 +72,9 @@ class Sample(NamedTuple):
         objective = lambda state: one_number(loss(model.decode(state), target))
         return cls(model.field, x, model.initial(x), objective)
 
-    def response(self, z: PyTree[Array], field: Callable | None = None) -> Response:
+    def response(
+        self, z: PyTree[Array], field: Callable | None = None, scale: Array | float = 1.0
+    ) -> Response:
         """The response at z; under another realisation of the field if one is given."""
         field = self.field if field is None else field
 
@@ -87,7 +89,7 @@ class Sample(NamedTuple):
         def pull_at(state):
             with _mixing(state):
                 gradient = jax.grad(self.loss, holomorphic=is_complex(state))(state)
-            return jax.tree.map(lambda g: scale(g, 1 / unit), gradient)
+            return jax.tree.map(lambda g: scaled(g, 1 / unit), gradient)
 
         force0, jvp = jax.linearize(force, z)
         transpose = jax.linear_transpose(jvp, z)
@@ -96,7 +98,7 @@ class Sample(NamedTuple):
             force0=force0,
             pull=jax.tree.map(lambda g: g / unit, pull),
             pull_size=unit,
-            extent=jnp.maximum(optx.two_norm(z), 1.0),
+            extent=jnp.maximum(optx.two_norm(z), scale),
             force=force,
             pull_at=pull_at,
             jvp=on_complex_vectors(jvp),
@@ -121,11 +123,12 @@ class Adjoint(NamedTuple):
 
 
 class Free(NamedTuple):
-    """A free settling: state, force residual, and evaluations, with the one that linearises there."""
+    """A free settling: state, force residual, evaluations, with the one that linearises there, and its scale."""
 
     value: PyTree[Array]
     residual: Array
     evaluations: Array
+    scale: Array | float = 1.0
 
 
 class Settled(NamedTuple):
@@ -171,7 +174,8 @@ class AbstractEquilibriumEstimator(AbstractEstimator):
 
     def settle_freely(self, sample: Sample, field: Callable | None = None) -> Free:
         free = self.settle(sample.field if field is None else field, sample.z0, sample.x)
-        return Free(free.value, free.residual, free.stats["field_evaluations"] + 1)
+        told = free.stats
+        return Free(free.value, free.residual, told["field_evaluations"] + 1, told["scale"])
 
     def judge(
         self,
@@ -220,7 +224,7 @@ class AbstractAdjointEstimator(AbstractEquilibriumEstimator):
     def respond(self, model, loss, inputs, target, key):
         sample = Sample.encoded(model, loss, inputs, target)
         free = self.settle_freely(sample)
-        response = sample.response(free.value)
+        response = sample.response(free.value, scale=free.scale)
         adjoint = self.adjoint(response.only_if(self.accept.settled(free.residual, self.free)))
         return self.judge(sample, free, response, adjoint)
 

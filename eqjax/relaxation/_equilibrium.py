@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PyTree
 from ..analytic import is_complex, tree_finite, tree_held
 from ..fields import Realified
 from ._anderson import Anderson
+from ._fallback import with_scale
 from ._gmres import adjoint_solver
 from ._implicit import implicit_root
 from ._loop import solved
@@ -33,7 +34,7 @@ class Equilibrium(eqx.Module):
 
     `value`: the state. `residual`: its force residual `‖F‖ / max(‖z‖, scale)`, recomputed there. `result`: a
     `RESULTS` value. `stats`: `field_evaluations` (calls of F and products with its Jacobian; -1 when a foreign
-    solver does not say) and `num_steps`; from a `Fallback` also `handed_over`, under a `Refine`
+    solver does not say), `num_steps` and `scale`; from a `Fallback` also `handed_over`, under a `Refine`
     `coarse_evaluations`, a part of the first.
     """
 
@@ -88,6 +89,8 @@ def equilibrium(
       reduced precision that accelerators default to are too coarse to settle. The residual is measured at
       "highest" in any case. None leaves all of it alone; a `Refine` settles coarsely first.
 
+    A solver whose `scale` is None takes that of the problem: the norm of `z0`, of F(z0) where that is 0, 1 where both are.
+
     **Returns:** an `Equilibrium`. "successful" is overridden when the residual recomputed at the returned
     state exceeds the solver's tolerance.
     """
@@ -119,7 +122,7 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
         )
     # The residual is measured as the solver measures it; foreign solvers have another notion of error.
     ours = isinstance(solver, MeasuresForce)
-    norm, scale = (solver.norm, solver.scale) if ours else (optx.two_norm, 1.0)  # pyright: ignore
+    norm = solver.norm if ours else optx.two_norm  # pyright: ignore
     check_structure(z0, jax.eval_shape(eqx.Partial(field, 0.0), z0, x))
 
     # Whatever the field closes over becomes visible to differentiation. The precision of a product is fixed when it is
@@ -140,6 +143,7 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
         else:
             value, told = solved(*settings, adjoint)
     result, stats = told
+    scale = stats["scale"] if ours else jnp.ones_like(norm(value))
     # The verdict is ours. A foreign solver may measure steps, or judge the iterate before the one it returns.
     final = exact(value, x)
     # A diagnostic: a gradient through it would ask for a second solve.
@@ -161,6 +165,7 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
         value = result.error_if(value, result != RESULTS.successful)
     counted = evaluations_told(solver, stats)
     shown = {name: stats[name] for name in ("num_steps", "handed_over") if name in stats}
+    shown["scale"] = scale
     shown["field_evaluations"] = jnp.where(counted < 0, -1, counted + 1)
     return Equilibrium(value, residual, result, shown)
 
@@ -182,6 +187,7 @@ def _refined(field, z0, x, solver, refine, **kwargs):
     )
     # The value of the start, and the derivative of `z0`.
     start = jax.tree.map(lambda a, b: a + (b - tree_held(b)), start, z0)
+    solver = with_scale(solver, coarse.stats["scale"])
     found = equilibrium(field, start, x, solver=solver, precision="highest", **kwargs)
     first, then = (part.stats["field_evaluations"] for part in (coarse, found))
     evaluations = jnp.where((first < 0) | (then < 0), -1, first + then)

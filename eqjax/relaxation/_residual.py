@@ -20,7 +20,7 @@ class MeasuresForce(Protocol):
     rtol: ScalarLike
     atol: ScalarLike
     norm: Callable[[Any], Array]
-    scale: ScalarLike
+    scale: ScalarLike | None
 
 
 class RESULTS(dfx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
@@ -58,9 +58,20 @@ def force_residual(field, z: PyTree[Array], x: PyTree = None, *, t: float = 0.0,
     return residual_ratio(field(t, z, x), z, **kwargs)
 
 
-def is_met(solver: Any, size: Array, y: PyTree[Array]) -> Array:
+# Why that of the start. A state of 1e-6, in units of its own, is no smaller than one of 1. ‖F(z0)‖ stands in for it only
+# where it is 0: of a stiff field it is that of the fast modes, and the slow ones would count as settled.
+def scale_of(solver: Any, size: Array, y: PyTree[Array]) -> Float[Array, ""]:
+    """The `scale` of a solver or, where that is None, of the start y with force `size`: ‖y‖, else `size`, else 1."""
+    if solver.scale is not None:
+        return jnp.asarray(solver.scale, size.dtype)
+    own = solver.norm(y)
+    own = jnp.where(own > 0, own, size)
+    return jnp.where((own > 0) & jnp.isfinite(own), own, jnp.ones_like(size))
+
+
+def is_met(solver: Any, size: Array, y: PyTree[Array], scale: Array) -> Array:
     """Whether `size`, the norm of the force at `y`, meets the tolerance of `solver`; never where it overflowed."""
-    extent = jnp.maximum(solver.norm(y), solver.scale)
+    extent = jnp.maximum(solver.norm(y), scale)
     return (size <= solver.atol + solver.rtol * extent) & jnp.isfinite(size)
 
 

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree, ScalarLike
 
 from ._loop import write_rows
-from ._residual import check_tolerance
+from ._residual import check_tolerance, scale_of
 
 
 class _SecantState(eqx.Module):
@@ -30,6 +30,7 @@ class _SecantState(eqx.Module):
     products: Inexact[Array, "rows rows"]  # of each with each
     count: Int[Array, ""]  # differences stored since the last restart; -1: no previous point
     mixing: Float[Array, ""]
+    scale: Float[Array, ""]
 
 
 # Why these safeguards. A multisecant step decreases nothing in particular: on a non-normal field the residual
@@ -50,7 +51,7 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
     growth: AbstractVar[ScalarLike]
     patience: AbstractVar[int]
     norm: AbstractVar[Callable[[PyTree], Array]]
-    scale: AbstractVar[ScalarLike]
+    scale: AbstractVar[ScalarLike | None]
 
     def __check_init__(self):
         check_tolerance(self.rtol, self.atol)
@@ -81,6 +82,7 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
             products=jnp.zeros((2 * self.window, 2 * self.window), _small(flat.dtype)),
             count=jnp.asarray(-1),
             mixing=jnp.asarray(self.mixing, real),
+            scale=jnp.ones((), real),
         )
 
     def step(self, fn, y, args, options, state, tags):
@@ -89,7 +91,9 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
         flat, unravel = ravel_pytree(y)
         f, _ = ravel_pytree(force)
 
-        size, extent = self.norm(force), jnp.maximum(self.norm(y), self.scale)
+        size = self.norm(force)
+        scale = jnp.where(state.evaluations == 0, scale_of(self, size, y), state.scale)
+        extent = jnp.maximum(self.norm(y), scale)
         residual = size / extent
         better = residual < state.best_residual  # false for NaN
         best_y = jax.tree.map(lambda new, old: jnp.where(better, new, old), y, state.best_y)
@@ -148,6 +152,7 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
             products=products,
             count=count,
             mixing=mixing,
+            scale=scale,
         )
         return unravel(new), state, aux
 
@@ -159,7 +164,7 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
         return state.converged | stalled, result
 
     def postprocess(self, fn, y, aux, args, options, state, tags, result):
-        return state.best_y, aux, {"field_evaluations": state.evaluations}
+        return state.best_y, aux, {"field_evaluations": state.evaluations, "scale": state.scale}
 
 
 def _small(dtype):

@@ -148,7 +148,7 @@ def _periodic_orbit(field, z0, x, period, steps, k, ncv, tol, max_steps, solver,
 
     # Most directions contract in a turn, so the matrix is -I but for a few: GMRES needs about as many
     # products as there are multipliers that are not small (Sánchez, Net, García-Archilla & Simó 2004).
-    newton = NewtonKrylov(tol, restart=60, krylov_steps=240)
+    newton = NewtonKrylov(tol, restart=60, krylov_steps=240, scale=1.0)
 
     # Twice a period is a period too, with squared multipliers: what returns sooner is solved again for its own.
     def solve(carry):
