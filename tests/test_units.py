@@ -1,4 +1,4 @@
-"""The unit of a problem does not matter: that of its state, nor that of its time."""
+"""The unit of a state does not matter."""
 
 import jax
 import jax.numpy as jnp
@@ -41,21 +41,22 @@ def test_states_of_any_unit_settle_alike(solver):
         return found.value / unit, found.residual, found.stats
 
     for start in (jnp.zeros(3), jnp.array([1.0, 0.5, 0.2])):
-        value, residual, stats = settled(1.0, start)
+        value, residual, _ = settled(1.0, start)
+        expected = np.linalg.norm(start) or np.linalg.norm([0.5, 2.0, -1.0])
         assert np.allclose(value * (1 + value**2), [0.5, 2.0, -1.0], atol=1e-5)
         for unit in (1e-9, 1e6):
             same, measured, told = settled(unit, start)
-            assert np.allclose(same, value, rtol=1e-6) and np.isclose(measured, residual, rtol=0.3)
-            assert np.isclose(told["scale"], unit * stats["scale"])
-            assert told["num_steps"] == stats["num_steps"]
+            assert np.allclose(same, value, atol=5e-6) and max(measured, residual) <= 1.001e-6
+            assert told["scale"] == 1 if unit > 1 else np.isclose(told["scale"] / unit, expected)
 
 
-def test_a_force_of_another_unit_of_time_has_settled_at_its_root():
-    """From 0, in float32: to a tolerance of the size of the state it could not."""
-    x = jnp.array([1.0, 2.0], jnp.float32)
-    field = lambda t, z, x: 1e8 * (x - z)
-    found = equilibrium(field, jnp.zeros_like(x), x, solver=Anderson(1e-5, mixing=5e-9))
-    assert np.allclose(found.value, x, rtol=1e-5) and found.stats["scale"] > 1e8
+def test_no_start_loosens_what_is_asked():
+    """Far away, or at rest with a fast mode: the slow one must settle, too."""
+    rates = jnp.array([1e4, 1.0])
+    field = lambda t, z, x: rates * (1 - z)
+    for start in (jnp.zeros(2), jnp.array([1e4, 0.0])):
+        found = equilibrium(field, start, solver=NewtonKrylov(1e-5))
+        assert np.allclose(found.value, 1, atol=2e-5) and found.stats["scale"] == 1
 
 
 def test_a_scale_that_is_given_is_kept():

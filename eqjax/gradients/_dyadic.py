@@ -1,7 +1,6 @@
 """State and adjoint, relaxed together."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +9,7 @@ import optimistix as optx
 from ..fields import check_positive, trainable
 from ..relaxation import Anderson, Solver, equilibrium, residual_ratio
 from ._estimate import Accept
-from ._nudge import PerSample, check_per_sample, displaced, of_sample
+from ._nudge import PerSample, check_per_sample, displaced
 from ._response import AbstractEquilibriumEstimator, Adjoint, Free, Sample
 from ._stencils import relative_radius
 
@@ -43,8 +42,8 @@ class DyadicEP(AbstractEquilibriumEstimator):
     def check(self, model, loss, batch, key):
         check_per_sample(jax.tree.leaves(batch)[0].shape[0], radius=self.radius)
 
-    def of_sample(self, index):
-        return replace(self, radius=of_sample(self.radius, index))
+    def per_sample(self):
+        return (self.radius,)
 
     def respond(self, model, loss, inputs, target, key):
         sample = Sample.encoded(model, loss, inputs, target)

@@ -2,7 +2,6 @@
 
 import abc
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 import equinox as eqx
@@ -20,11 +19,6 @@ from ._stencils import AbstractStencil, Central, relative_radius
 _SOLVER = Anderson(rtol=1e-3)
 
 PerSample = ScalarLike | Float[Array, " b"]
-
-
-def of_sample(value: PerSample | None, index: Array) -> ScalarLike | None:
-    """That of one sample, where there is one for each."""
-    return value if value is None or jnp.ndim(value) == 0 else value[index]  # pyright: ignore
 
 
 def check_per_sample(size: int, **values: PerSample | None) -> None:
@@ -268,11 +262,6 @@ class Nudge(eqx.Module):
                 f"`nudged` must be a `Nudge` or an Optimistix fixed-point solver, got {self.solver!r}: a Newton solve of "
                 "the nudged phase would be the oracle by another name."
             )
-
-    def of_sample(self, index: Array) -> "Nudge":
-        """The nudge of one sample of a batch."""
-        beta, radius = of_sample(self.beta, index), of_sample(self.radius, index)
-        return replace(self, beta=beta, radius=radius)
 
     def size(self, phases: Phases, a: PyTree[Array]) -> Array:
         """β for a unit pull, so that βa is a displacement of the state; with a `radius` it follows a."""

@@ -58,8 +58,8 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
     def __check_init__(self):
         check_positive(read_noise=self.read_noise, state_noise=self.state_noise)
 
-    def of_sample(self, index):
-        return eqx.tree_at(lambda e: e.nudged, self, self.nudged.of_sample(index))
+    def per_sample(self):
+        return self.nudged.beta, self.nudged.radius
 
     @property
     def stencil(self) -> AbstractStencil:
@@ -79,7 +79,8 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
         free = self.settle_freely(sample, self.realised(sample.field, noise.free))
         response = sample.response(free.value, scale=free.scale)
         phases = self.phases(sample, free, response, noise)
-        nudged = self.settle_nudged(phases, noise)
+        nudged = self.nudged.contrast.settle(phases, self.nudged)
+        nudged = nudged.read(phases, self.state_noise, noise.states)
         # Σₖ wₖ (z* - zₖ)/(β sₖ), which is a = (z₋ - z₊)/2β for two phases at ±β.
         a = phases.average(nudged.displacements)
         return self.judge(sample, free, response, self.adjoint(phases, nudged, a))
@@ -94,11 +95,6 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
             return Noise(probe=probe, states=states)
         phases = jax.random.split(phases, len(self.stencil.nodes()[0]))
         return Noise(free, probe, phases, states)
-
-    def settle_nudged(self, phases: Phases, noise: Noise) -> Nudged:
-        """The nudged phases settled, and read."""
-        nudged = self.nudged.contrast.settle(phases, self.nudged)
-        return nudged.read(phases, self.state_noise, noise.states)
 
     def realised(self, field: Any, key: Array | None) -> Any:
         return field if key is None else perturbed(field, self.read_noise, key)  # pyright: ignore[reportArgumentType]

@@ -162,9 +162,9 @@ class AbstractEquilibriumEstimator(AbstractEstimator):
         work = jax.tree.map(lambda u, v: jnp.sum(u * v), a, force)
         return one_number(loss(model.decode(z), target)) + sum(jax.tree.leaves(work))
 
-    def of_sample(self, index: Array) -> "AbstractEquilibriumEstimator":
-        """The estimator of one sample of the batch, where its settings are one number for each."""
-        return self
+    def per_sample(self) -> tuple:
+        """Settings that may be arrays `(B,)`, one for every sample."""
+        return ()
 
     def check(self, model, loss, batch, key) -> None:
         """Refuse, before any work, a model that the estimator cannot treat, or a key or setting that is missing."""
@@ -234,14 +234,14 @@ def _estimate(estimator, model, loss, batch, key, subset):
     inputs, targets = batch
     size = jax.tree.leaves(batch)[0].shape[0]
     view, shown = real_view(model, inputs)
-
-    def respond(model, inputs, target, key, index):
-        return estimator.of_sample(index).respond(view(model), loss, inputs, target, key)
+    each = {id(value) for value in estimator.per_sample() if eqx.is_array(value) and value.ndim}
+    own = lambda leaf: 0 if id(leaf) in each else None
 
     with jax.default_matmul_precision("highest"):
-        every = eqx.filter_vmap(respond, in_axes=(None, 0, 0, 0, 0))
+        axes = (own, None, None, 0, 0, 0)
+        respond = eqx.filter_vmap(type(estimator).respond, in_axes=axes)
         keys = batch_keys(key, size)
-        z, a, report, memory = every(model, inputs, targets, keys, jnp.arange(size))
+        z, a, report, memory = respond(estimator, view(model), loss, inputs, targets, keys)
         if subset is not None:
             report = eqx.tree_at(lambda r: r.accepted, report, report.accepted & subset)
         accepted = report.accepted

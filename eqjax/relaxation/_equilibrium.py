@@ -89,7 +89,7 @@ def equilibrium(
       reduced precision that accelerators default to are too coarse to settle. The residual is measured at
       "highest" in any case. None leaves all of it alone; a `Refine` settles coarsely first.
 
-    A solver whose `scale` is None takes that of the problem: the norm of `z0`, of F(z0) where that is 0, 1 where both are.
+    A solver whose `scale` is None takes that of the problem: the norm of `z0`, or of F(z0) where that is 0, and at most 1.
 
     **Returns:** an `Equilibrium`. "successful" is overridden when the residual recomputed at the returned
     state exceeds the solver's tolerance.

@@ -81,11 +81,13 @@ class Fallback(optx.AbstractFixedPointSolver):
         return size / jnp.maximum(self.norm(y), scale), is_met(self, size, y, scale)
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
+        found = _run(fn, self.first, y, args, self.first_steps)
+        value, solved, told, evaluations, steps, scale = found
         # One for both: the second may begin elsewhere.
-        force = jax.tree.map(jnp.subtract, fn(y, args)[0], y)
-        scale = scale_of(self, self.norm(force), y)
-        first = with_scale(self.first, scale)
-        value, solved, told, evaluations, steps = _run(fn, first, y, args, self.first_steps)
+        measured = 1 if scale is not None or self.scale is not None else 2
+        if scale is None or self.scale is not None:
+            force = jax.tree.map(jnp.subtract, fn(y, args)[0], y)
+            scale = scale_of(self, self.norm(force), y)
         residual, met = self._measure(fn, value, args, scale)
         return _FallbackState(
             y=value,
@@ -94,7 +96,7 @@ class Fallback(optx.AbstractFixedPointSolver):
             done=jnp.asarray(False),
             solved=solved,
             told=told,
-            evaluations=_sum(evaluations, 1 if self.scale is not None else 2),
+            evaluations=_sum(evaluations, measured),
             steps=steps,
             scale=scale,
         )
@@ -104,7 +106,7 @@ class Fallback(optx.AbstractFixedPointSolver):
         better = state.residual < begun  # false for NaN
         start = jax.tree.map(lambda a, b: jnp.where(better, a, b), state.y, y)
         _, aux = fn(y, args)  # only for its aux: an unused force is compiled away
-        value, solved, told, evaluations, steps = _run(
+        value, solved, told, evaluations, steps, _ = _run(
             fn, with_scale(self.then, state.scale), start, args, self.then_steps
         )
         state = _FallbackState(
@@ -137,13 +139,14 @@ class Fallback(optx.AbstractFixedPointSolver):
 
 
 def _run(fn, solver, y, args, max_steps):
-    """Value, result, what the solver adds to it, evaluations (-1 if unknown) and steps of a whole solve."""
+    """Value, result, what the solver adds to it, evaluations (-1 if unknown), steps and scale (or None) of a solve."""
     fixed_point = isinstance(solver, optx.AbstractFixedPointSolver)
     image = lambda y, args: fn(y, args)[0]
     force = lambda y, args: jax.tree.map(jnp.subtract, image(y, args), y)
     value, (result, stats) = solved(image if fixed_point else force, solver, y, args, max_steps)
     evaluations = evaluations_told(solver, stats)
-    return value, result, stats.get("result", RESULTS.successful), evaluations, stats["num_steps"]
+    words = stats.get("result", RESULTS.successful)
+    return value, result, words, evaluations, stats["num_steps"], stats.get("scale")
 
 
 def _sum(first, *others):

@@ -58,15 +58,15 @@ def force_residual(field, z: PyTree[Array], x: PyTree = None, *, t: float = 0.0,
     return residual_ratio(field(t, z, x), z, **kwargs)
 
 
-# Why that of the start. A state of 1e-6, in units of its own, is no smaller than one of 1. ‖F(z0)‖ stands in for it only
-# where it is 0: of a stiff field it is that of the fast modes, and the slow ones would count as settled.
+# Why that of the start, and at most 1. A state of 1e-6, in units of its own, is no smaller than one of 1. But a start far
+# away, or the fast modes of a stiff field at 0, must not loosen what is asked: slow modes would count as settled.
 def scale_of(solver: Any, size: Array, y: PyTree[Array]) -> Float[Array, ""]:
-    """The `scale` of a solver or, where that is None, of the start y with force `size`: ‖y‖, else `size`, else 1."""
+    """The `scale` of a solver or, where that is None, of the start y with force `size`: ‖y‖, else `size`, at most 1."""
     if solver.scale is not None:
         return jnp.asarray(solver.scale, size.dtype)
     own = solver.norm(y)
     own = jnp.where(own > 0, own, size)
-    return jnp.where((own > 0) & jnp.isfinite(own), own, jnp.ones_like(size))
+    return jnp.where(own > 0, jnp.minimum(own, 1), jnp.ones_like(size))  # 1 for NaN, too
 
 
 def is_met(solver: Any, size: Array, y: PyTree[Array], scale: Array) -> Array:
