@@ -28,7 +28,8 @@ class DyadicEP(AbstractEquilibriumEstimator):
 
     **Arguments:** `free`, `free_steps`: an Optimistix fixed-point solver, and its budget, for the pair (z, a) as a whole
     (and for the state alone where a model is evaluated); its tolerance is relative to the pair, a being in units
-    of the pull at the start. `radius`: `β‖a‖/‖z‖`, by default as for `AsymEP`; or one for every sample, `(B,)`. `accept`, `trains`: as there.
+    of the pull at the start. `radius`: `β‖a‖/‖z‖`, by default as for `AsymEP`; or one for every sample, `(B,)`. `accept`,
+    `trains`: as there.
     """
 
     free: Solver = Anderson(rtol=1e-5)

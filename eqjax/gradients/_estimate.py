@@ -197,7 +197,7 @@ def scalar_loss(value: Any, *, real: bool = True) -> Inexact[Array, ""]:
         cure = ""
         if isinstance(value, (tuple, list, dict)):
             cure = "No auxiliary outputs are carried along: compute them from the `states` of the estimate."
-        elif jnp.shape(value):
+        elif getattr(value, "shape", ()):
             cure = "Take the mean or the sum."
         refuse(*_LOSS, value, cure)
     return value

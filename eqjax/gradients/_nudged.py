@@ -82,8 +82,8 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
         exact = isinstance(self.correction, ExactCorrection) and not self._noises
         if isinstance(self.nudged.solver, TokenOrder) and not exact:
             raise ValueError(
-                "Nudged phases in `TokenOrder` need `ExactCorrection()` and neither `read_noise` nor `state_noise`: products with "
-                "each token's own block of the Jacobian. Settle them as a whole: pass the solver inside of it."
+                "Nudged phases in `TokenOrder` need `ExactCorrection()` and neither `read_noise` nor `state_noise`: products "
+                "with each token's own block of the Jacobian. Settle them as a whole: pass the solver inside of it."
             )
 
     def respond(self, model, loss, inputs, target, key):

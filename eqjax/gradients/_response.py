@@ -38,8 +38,8 @@ from ._real import real_view
 class Response(NamedTuple):
     """One sample at a state z, in units in which `‖∂L/∂z‖ = 1`: what an adjoint is computed from.
 
-    `field` and `x`: whose; `force0 = F(z)`; `pull = ∂L/∂z / ‖∂L/∂z‖`; `pull_size = ‖∂L/∂z‖`; `extent = max(‖z‖, scale)`; callables `force(z)`,
-    `pull_at(z)`, `jvp(v) = J v`, `vjp(v) = Jᵀ v`, with J at z; all of them take complex states and vectors too, as far
+    `field` and `x`: whose; `force0 = F(z)`; `pull = ∂L/∂z / ‖∂L/∂z‖`; `pull_size = ‖∂L/∂z‖`; `extent = max(‖z‖, scale)`;
+    callables `force(z)`, `pull_at(z)`, `jvp(v) = J v`, `vjp(v) = Jᵀ v`, with J at z; all of them take complex states and vectors too, as far
     as the field is holomorphic.
     """
 

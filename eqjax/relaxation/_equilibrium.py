@@ -83,8 +83,8 @@ def equilibrium(
     - `field`: callable `field(t, z, x) -> dz/dt`; evaluated at t = 0.
     - `z0`: initial state, or the `value` of a previous equilibrium (warm start). `x`: clamped input. The derivative in `z0`
       is 0 where the equilibrium does not depend on it, and a failed one where the Jacobian is singular.
-    - `solver`: `TokenOrder` for a causal field; `Anderson`, `Broyden`, `Picard`, `NewtonKrylov`, `PseudoTransient`, `TimeStepping`, a `Fallback`
-      from one to another, or any Optimistix fixed-point solver or root finder.
+    - `solver`: `TokenOrder` for a causal field; `Anderson`, `Broyden`, `Picard`, `NewtonKrylov`, `PseudoTransient`,
+      `TimeStepping`, a `Fallback` from one to another, or any Optimistix fixed-point solver or root finder.
     - `adjoint`: how `jax.grad` passes through: by default implicitly, by a matrix-free `GMRES` (rtol 1e-4 in
       float32, 1e-10 in float64); or any Optimistix adjoint.
     - `max_steps`: steps of the solver.

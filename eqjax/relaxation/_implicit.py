@@ -77,7 +77,7 @@ def _whole(tangent: PyTree, z: PyTree[Array], anchor: Array) -> PyTree[Array]:
 
 
 # Why a second right-hand side. Where J v = ż₀ has a solution the root stands still; where it has none, ż₀ moves a quantity
-# that is conserved, and the root with it. Back from there it is the same question as that of the adjoint, which is asked anyway.
+# that is conserved, and the root with it. Back from there it is the question of the adjoint, which is asked anyway.
 def _solved(
     product: Callable, rhs: PyTree[Array], begun: PyTree[Array] | None, solve: Callable
 ) -> PyTree[Array]:

@@ -27,8 +27,9 @@ class TokenOrder(optx.AbstractFixedPointSolver):
 
     For `equilibrium`, for the `free` phase of an estimator, for the `adjoint_solver` of `OracleAdjoint` and the solver of a
     `Nudge`. A tolerance speaks of every token by itself: `‖F_t‖ ≤ atol + rtol · max(‖z_t‖, scale)`, and a residual is that
-    of the worst one; those of all are in `stats["token_residuals"]`. A token that does not settle is held at its best state,
-    and the ones after it are settled given that. `max_steps` is for each token.
+    of the worst one; those of all are in `stats["token_residuals"]`. A `scale` of None is that of the largest token at the
+    start (see `equilibrium`). A token that does not settle is held at its best state, and the ones after it are settled
+    given that. `max_steps` is for each token. Nothing is said of the start: the derivative in `z0` is 0.
 
     **Arguments:**
 
@@ -307,11 +308,8 @@ def settled_in_order(field, z0, x, solver: TokenOrder, max_steps: int, throw: bo
     finite = tree_finite((final, state))
     result = RESULTS.where(finite, result, RESULTS.nonfinite)  # pyright: ignore
     evaluations, inner = steps
-    stats = {
-        "token_residuals": residuals,
-        "num_steps": inner,
-        "scale": jnp.asarray(solver.scale, residuals.dtype),
-    }
+    scale = jnp.asarray(solver.scale, residuals.dtype)
+    stats = {"token_residuals": residuals, "num_steps": inner, "scale": scale}
     stats["field_evaluations"] = evaluations + 1 + measured
     return value, jnp.max(residuals), result, stats
 
