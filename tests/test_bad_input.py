@@ -38,7 +38,7 @@ ej.equilibrium(field, z, x, adjoint=_) : 'implicit'
 ej.equilibrium(field, z, x, throw=_) : 'no' None
 relaxation.Anderson(rtol=_) : -1.0 nan inf None '1e-5' True jnp.asarray(nan)
 relaxation.Broyden(1e-5, atol=_) : -1.0 nan inf None '0'
-relaxation.TimeStepping(1e-5, scale=_) : -1.0 0.0 nan inf None '0'
+relaxation.TimeStepping(1e-5, scale=_) : -1.0 0.0 nan inf '0'
 relaxation.Anderson(1e-5, mixing=_) : -1.0 0.0 nan 'a'
 relaxation.Anderson(1e-5, ridge=_) : -1.0 nan 'a'
 relaxation.Anderson(1e-5, growth=_) : 0.0 nan 'a'
@@ -89,6 +89,9 @@ asymep(model, loss, (ones, jnp.ones(3)))  # targets
 asymep(model, lambda o, t: (o - t) ** 2, (ones, ones))  # loss(outputs, targets)
 asymep(model, lambda o: o.sum(), (ones, ones))  # loss(outputs, targets)
 asymep(model, lambda o, t: 3.0, (ones, ones))  # loss(outputs, targets)
+asymep(model, lambda o, t: o.sum() * 1j, (ones, ones))  # loss(outputs, targets)
+bptt(model, lambda o, t: o.argmax(), (ones, ones))  # loss(outputs, targets)
+oracle(model, lambda o, t: (o.sum(), o), (ones, ones))  # loss(outputs, targets)
 bptt(model, lambda o, t: (o - t) ** 2, (ones, ones))  # loss(outputs, targets)
 bptt(model, lambda o: o.sum(), (ones, ones))  # loss(outputs, targets)
 oracle(model, lambda o, t: None, (ones, ones))  # loss(outputs, targets)
@@ -104,8 +107,12 @@ ej.EquilibriumModel(None, field, identity)  # encoder
 ej.EquilibriumModel(identity, 3, identity)  # field
 ej.EquilibriumModel(identity, field, identity, 3)  # start
 ej.AsymEP(beta=_) : 0.0 nan -1.0 inf '0.1' True
-ej.AsymEP(radius=_) : 0.0 nan '0.1'
+ej.AsymEP(radius=_) : 0.0 nan '0.1' jnp.array([1.0,-1.0])
+ej.AsymEP(radius=_)(model, loss, (ones, ones)) : jnp.ones(2) jnp.ones((3,1))
+ej.DyadicEP(radius=_)(model, loss, (ones, ones)) : jnp.ones(2)
+ej.AsymEP(beta=_)(model, loss, (ones, ones)) : jnp.ones(2)
 ej.AsymEP(read_noise=_) : 0.0 nan -0.1 'a'
+ej.AsymEP(state_noise=_) : 0.0 nan inf 'a'
 ej.AsymEP(nudged=_) : 'anderson' None relaxation.NewtonKrylov(1e-3)
 ej.AsymEP(free=_) : 'anderson' None ej.Anderson
 ej.AsymEP(free_steps=_) : 0 1.5 'a'
@@ -114,7 +121,7 @@ ej.AsymEP(trains=_) : 3 None
 ej.AsymEP(correction=_) : 'exact'
 gradients.Nudge(steps=_) : 0 1.5 inf 'a'
 gradients.Nudge(stencil=_) : 'central'
-gradients.Accept(free_residual=_) : 0.0 nan -1.0 '1e-3' None
+gradients.Accept(free_residual=_) : 0.0 nan -1.0 '1e-3'
 gradients.Accept(adjoint_residual=_) : 0.0 nan '1'
 gradients.Central(pairs=_) : 0 -2 1.5 'a'
 ej.HolomorphicEP(points=_) : 0 2.5 '4'

@@ -1,12 +1,20 @@
-"""Cycles and branches that were told wrongly: multiples of a period, drives that were dropped, tangents that turn."""
+"""Cycles, branches and spectra that were told wrongly: multiples of a period, dropped drives, copies of a mode."""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
-from toys import Polynomial, p_of
+from toys import Linear, Polynomial, p_of
 
-from eqjax.stability import continuation, finite_time_exponents, lyapunov, periodic_orbit
+from eqjax.stability import (
+    SpectrumResults,
+    continuation,
+    finite_time_exponents,
+    lyapunov,
+    periodic_orbit,
+    spectrum,
+)
 
 
 class VanDerPol(eqx.Module):
@@ -18,7 +26,7 @@ class VanDerPol(eqx.Module):
         return force + self.drive * jnp.sin(t) * jnp.ones(2) if self.drive else force
 
 
-START = jnp.array([2.0, 0.0])
+START, KEY = jnp.array([2.0, 0.0]), jax.random.key(0)
 
 
 @pytest.mark.parametrize("multiple", [1, 2, 3, 4, 5, 6])
@@ -85,3 +93,67 @@ def test_pairs_that_cross_in_opposite_directions_are_both_seen():
     assert (first.flow, first.change, second.flow, second.change) == ("Hopf", -2, "Hopf", 2)
     assert abs(first.parameter + 1e-3) < 1e-9 and abs(first.frequency - 2.5) < 1e-9
     assert abs(second.parameter - 1e-3) < 1e-9 and abs(second.frequency - 1.0) < 1e-9
+
+
+def ring(n):
+    return np.roll(np.eye(n), 1, 0) + np.roll(np.eye(n), -1, 0) - 2 * np.eye(n)
+
+
+def torus_of(n, m):
+    return np.kron(ring(n), np.eye(m)) + np.kron(np.eye(n), ring(m))
+
+
+@pytest.mark.parametrize("which", ["LR", "LM"])
+@pytest.mark.parametrize(("n", "m"), [(6, 6), (5, 7)])
+def test_equal_eigenvalues_are_all_found(which, n, m):
+    """On a torus: multiplicities 4 and 8 where it is square, 2 and 4 where it is not."""
+    a = torus_of(n, m)
+    exact = np.linalg.eigvalsh(a)
+    exact = exact[::-1] if which == "LR" else exact
+    for key in (KEY, jax.random.key(1)):
+        found = spectrum(Linear(jnp.asarray(a)), jnp.zeros(len(a)), k=10, which=which, key=key)
+        assert np.all(found.converged) and np.allclose(found.values, exact[:10], rtol=0, atol=1e-12)
+        assert np.linalg.matrix_rank(np.asarray(found.vectors)) == 10
+
+
+def test_equal_eigenvalues_in_a_batch():
+    """One sample needs searches that another does not, and neither notices."""
+    a = jnp.asarray(
+        np.stack([torus_of(6, 6), np.diag(-np.arange(36.0)), np.full((36, 36), np.nan)])
+    )
+    run = lambda a: spectrum(Linear(a), jnp.zeros(36), k=10, key=KEY, throw=False)
+    found, alone = jax.vmap(run)(a), run(a[0])
+    assert np.allclose(found.values[0], alone.values, atol=1e-12)
+    assert int(found.products[0]) == int(alone.products) != int(found.products[1])
+    assert np.allclose(found.values[1], -np.arange(10.0), atol=1e-12)
+    assert not found.converged[2].any()
+
+
+def test_equal_eigenvalues_that_could_not_be_looked_for_are_told():
+    field, z = Linear(jnp.asarray(torus_of(6, 6))), jnp.zeros(36)
+    most = int(spectrum(field, z, k=10, key=KEY).restarts) - 1
+    found = spectrum(field, z, k=10, max_restarts=most, key=KEY, throw=False)
+    assert np.median(found.residuals) < 1e-10 and not found.converged.any()
+    assert found.result == SpectrumResults.eigenpairs_not_converged
+
+
+class Forked(eqx.Module):
+    """`ż = T z + p z - z³`"""
+
+    p: jax.Array
+    coupling: jax.Array
+
+    def __call__(self, t, z, x):
+        return self.coupling @ z + self.p * z - z**3
+
+
+def test_modes_that_cross_together_are_one_branch_point():
+    field = Forked(jnp.asarray(-0.05), jnp.asarray(ring(24)))
+    branch = continuation(field, jnp.zeros(24), where=p_of, bounds=(-0.1, 0.3))
+    exact = 2 - 2 * np.cos(2 * np.pi * np.arange(3) / 24)
+    points = branch.special_points
+    assert [(p.flow, p.change) for p in points] == [("branch point", c) for c in (1, 2, 2)]
+    assert np.allclose([p.parameter for p in points], exact, atol=1e-7)
+    below = np.asarray(branch.parameters)[:, None] > exact
+    assert np.array_equal(branch.unstable, below @ np.array([1, 2, 2]))
+    assert np.all(branch.reliable)

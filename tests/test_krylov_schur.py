@@ -19,13 +19,13 @@ def test_the_krylov_decomposition_holds(dtype):
     settings = {"k": 3, "which": "LR", "ncv": 9, "max_restarts": 12}
 
     @jax.jit
-    def run(start, noise):
+    def run(start):
         def operator(v):
             return a @ v, jnp.asarray(1)
 
-        return decompose(operator, start, noise, tol=jnp.asarray(0.0), **settings)
+        return decompose(operator, start, KEY, tol=jnp.asarray(0.0), **settings)
 
-    found = run(jnp.ones(30, dtype), jnp.cos(jnp.arange(30.0)).astype(dtype))
+    found = run(jnp.ones(30, dtype))
     m = int(found.size)
     basis, projection = np.asarray(found.basis), np.asarray(found.projection)
     v, s, b = basis[:m].T, projection[:m, :m], projection[m, :m]
@@ -113,7 +113,7 @@ def test_pytrees_of_vectors_and_a_bare_operator():
 def test_multiples_of_the_identity(value):
     found = of(value * np.eye(30))
     assert np.allclose(found.values, value, atol=1e-14) and np.all(found.converged)
-    assert np.linalg.matrix_rank(np.asarray(found.vectors)) == 4 and int(found.products) < 60
+    assert np.linalg.matrix_rank(np.asarray(found.vectors)) == 4 and int(found.products) < 100
 
 
 def test_a_start_inside_an_invariant_subspace():
@@ -130,7 +130,7 @@ def test_repeated_eigenvalues():
     few = q @ np.kron(np.diag([1.0, 1, 2] + [30.0] * 12), pair) @ q.T
     found = of(few)
     assert np.allclose(found.values, np.array([-0.1 + 1j, -0.1 - 1j] * 2))
-    # Many: a copy may be missed, but nothing false is said.
+    # Many: the copies come one after another.
     many = q @ scipy.linalg.block_diag(pair, *[i * pair for i in range(1, 15)]) @ q.T
     for a in (few, many):
         found = of(a)

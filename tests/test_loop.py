@@ -17,7 +17,9 @@ from eqjax.relaxation import (
     NewtonKrylov,
     Picard,
     Quorum,
+    Refine,
     equilibrium,
+    relax,
     with_tolerance,
 )
 
@@ -227,3 +229,31 @@ def test_a_singular_equilibrium_is_named():
     assert jnp.isnan(jax.grad(first)(3.0, False))
     with pytest.raises(Exception, match="conserved quantity"):
         jax.grad(first)(3.0, True)
+
+
+@pytest.mark.parametrize("precision", ["highest", Refine(rtol=1e-2)])
+def test_where_it_began_is_told_or_matters_not(precision):
+    """z* = (2 + ...)/(1 + x) of the sum of the start: not 0. Regular, it is 0, and a direction that conserves too."""
+
+    def settled(start, leak):
+        field = lambda t, z, x: jnp.stack([z[1] - 3 * z[0], 3 * z[0] - z[1]]) - leak * z
+        solver = NewtonKrylov(1e-10)
+        return equilibrium(field, start, solver=solver, throw=False, precision=precision).value
+
+    start, first = jnp.array([2.0, 0.0]), lambda *a: settled(*a)[0]
+    assert jnp.isnan(jax.grad(first)(start, 0.0)).all()
+    if precision == "highest":
+        push = jax.jit(lambda v, leak: jax.jvp(lambda z: settled(z, leak), (start,), (v,))[1])
+        assert jnp.isnan(push(start, 0.0)).all()
+        assert not push(jnp.array([1.0, -1.0]), 0.0).any() and not push(start, 1.0).any()
+
+
+def test_relax_twice_in_reverse_says_what_to_do():
+    def end(p):
+        field = lambda t, z, x: p - z**3
+        return jnp.sum(jax.vmap(lambda z: relax(field, z, steps=2).value)(jnp.ones(2)))
+
+    with pytest.raises(ValueError, match="DirectAdjoint"):
+        jax.eval_shape(jax.grad(jax.grad(end)), 1.3)
+    # Forwards over reverse there is nothing to refuse.
+    jax.eval_shape(jax.jacfwd(jax.grad(end)), 1.3)

@@ -80,7 +80,7 @@ def test_propagator_on_the_stiff_brusselator():
     truth = brusselator_eigenvalues(1000)
     found = spectrum(field, z, k=6, ncv=20, transform=Propagator(0.1), key=KEY)
     assert np.allclose(found.values, truth[:6], rtol=0, atol=1e-9)
-    assert int(found.products) < 10_000  # ARPACK takes five times as many
+    assert int(found.products) < 11_000  # ARPACK takes five times as many
 
 
 @pytest.mark.parametrize(("point", "solver"), [(-2.0, lineax.LU()), (-3 + 2j, None)])

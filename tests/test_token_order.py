@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eqjax.analytic import cross_entropy
-from eqjax.fields import EnergyBlock, ThickBlock
+from eqjax.fields import AbstractCausalField, EnergyBlock, ThickBlock
 from eqjax.gradients import (
     AdjointCoordinates,
     AsymEP,
@@ -123,6 +123,50 @@ def test_a_token_that_is_not_settled_is_told_and_held():
     assert jnp.all(jnp.isfinite(found.value)) and found.stats["token_residuals"].max() > 1e-6
 
 
+class Cubic(AbstractCausalField):
+    """`F_t = x_t + ¼ Σ_{s ≤ t} z_s - z_t (1 + z_t²/u²)`: in units of u it is one field."""
+
+    unit: jax.Array
+
+    def remember(self, z):
+        return z
+
+    def given(self, t, z, x, memory, seen):
+        return x + 0.25 * seen.astype(z.dtype) @ memory - z * (1 + (z / self.unit) ** 2)
+
+    def __call__(self, t, z, x):
+        return self.given(t, z, x, z, jnp.tri(z.shape[0], dtype=bool))
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [TokenOrder(Anderson(1e-6)), TokenOrder(TIGHT, 3), TokenOrder(NewtonKrylov(1e-6))],
+)
+def test_tokens_of_any_unit_settle_alike(solver):
+    x = jnp.array([[0.3, -0.2], [2.0, 1.0], [0.0, 0.1]])
+
+    @jax.jit
+    def run(unit, start):
+        settle = lambda x: equilibrium(
+            Cubic(unit), unit * start, unit * x, solver=solver, throw=False
+        )
+        pulled = jax.grad(lambda x: jnp.sum(settle(x).value) / unit)(x)
+        found = settle(x)
+        return found.value / unit, pulled, found.residual, found.stats["scale"]
+
+    for start in (jnp.zeros((3, 2)), jnp.array([[0.0, 0.0], [0.1, 0.2], [0.3, 0.0]])):
+        value, pulled, residual, scale = run(1.0, start)
+        assert np.allclose(Cubic(jnp.ones(()))(0.0, value, x), 0, atol=5e-6)
+        first = start if np.any(start) else x
+        assert np.isclose(scale, min(1, np.linalg.norm(first, axis=1).max()))
+        for unit in (1e-9, 1e6):
+            same, back, measured, told = run(unit, start)
+            assert max(measured, residual) <= 1.001 * solver.rtol
+            assert np.allclose(same, value, atol=5e-6) and np.allclose(back, pulled, atol=5e-5)
+            most = unit * np.linalg.norm(first, axis=1).max()
+            assert np.isclose(told, min(1, most), atol=0)
+
+
 # Gradients
 
 
@@ -187,6 +231,7 @@ def test_misuse_is_refused():
     nudge = Nudge(TokenOrder(), contrast=SharedAdjoint())
     for estimator in (
         AsymEP(nudged=nudge, correction=ProbeCorrection()),
+        AsymEP(nudged=nudge, state_noise=1e-3),
         VectorFieldEP(nudged=nudge),
     ):
         with pytest.raises(ValueError, match="TokenOrder"):

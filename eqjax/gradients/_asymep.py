@@ -30,6 +30,8 @@ class AsymEP(AbstractNudgedEstimator):
     - `correction`: `ExactCorrection()`, or `ProbeCorrection(...)` from forward perturbations only (needs `key`).
     - `read_noise`: relative standard deviation of a perturbation of every parameter of the field, drawn anew for
       every settle and fixed within it, the same for force, JVP and VJP (needs `key`); None for none.
+    - `state_noise`: relative standard deviation of what is read of every number of a state, the free one and the nudged
+      ones (needs `key`); None for none. It is divided by the nudge, which must be the larger.
     - `accept`: per-sample thresholds. `trains`: function from models to a mask of the trained arrays.
     """
 
@@ -37,6 +39,7 @@ class AsymEP(AbstractNudgedEstimator):
     nudged: Nudge = eqx.field(default=Nudge(), converter=as_nudge)
     correction: AbstractCorrection = ExactCorrection()
     read_noise: ScalarLike | None = None
+    state_noise: ScalarLike | None = None
     free_steps: int = 256
     accept: Accept = Accept()
     trains: Callable = trainable
@@ -47,7 +50,7 @@ class VectorFieldEP(AbstractNudgedEstimator):
 
     *Objective: equilibrium*, but right only where the Jacobian is symmetric: its nudged phases answer with J⁻¹ where
     the gradient needs J⁻ᵀ. The nudged phases may settle perfectly (`nudged_residual`) while the adjoint is
-    wrong (`adjoint_residual`), so by default no sample is refused for the latter.
+    wrong (`adjoint_residual`), so by default only one above 10 is refused for the latter.
 
     **Arguments:** as `AsymEP`, without `correction`.
     """
@@ -55,7 +58,8 @@ class VectorFieldEP(AbstractNudgedEstimator):
     free: Solver = Anderson(rtol=1e-5)
     nudged: Nudge = eqx.field(default=Nudge(), converter=as_nudge)
     read_noise: ScalarLike | None = None
+    state_noise: ScalarLike | None = None
     free_steps: int = 256
-    accept: Accept = Accept(adjoint_residual=float("inf"))
+    accept: Accept = Accept(adjoint_residual=10.0)
     trains: Callable = trainable
     correction: ClassVar[AbstractCorrection] = NoCorrection()

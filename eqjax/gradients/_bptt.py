@@ -11,7 +11,7 @@ from jaxtyping import ScalarLike
 
 from .._checks import check_count, check_kind, check_positive, given
 from ..fields import trainable
-from ..relaxation import relax
+from ..relaxation import RESULTS, relax
 from ._estimate import (
     AbstractEstimator,
     GradientEstimate,
@@ -23,6 +23,7 @@ from ._estimate import (
     scalar_loss,
     zero_unless,
 )
+from ._real import real_view
 from ._reversible import Reversible
 
 
@@ -84,6 +85,8 @@ class BPTT(AbstractEstimator):
     @eqx.filter_jit
     def _estimate(self, model, loss, batch, subset):
         trained, held = eqx.partition(model, self.trains(model))
+        # Diffrax, for one, does not promise much for complex states.
+        view, shown = real_view(model, batch[0])
 
         def one(model, inputs, target):
             x = model.encode(inputs)
@@ -94,12 +97,13 @@ class BPTT(AbstractEstimator):
                 z, before = jax.lax.stop_gradient(start.value), start.stats["field_evaluations"]
             settled = self._relax(model.field, z, x, last)
             value = scalar_loss(loss(model.decode(settled.value), target))
+            fine = settled.result == RESULTS.successful
             # One evaluation a step and, where it is differentiated, one product with Jᵀ: the least it can cost.
             cost = before + 2 * settled.stats["field_evaluations"]
-            return value, settled.residual, cost, settled.value
+            return value, jnp.where(fine, settled.residual, jnp.nan), cost, settled.value
 
         def objective(trained, batch, accepted):
-            model = eqx.combine(trained, held)
+            model = view(eqx.combine(trained, held))
             outcome = eqx.filter_vmap(one, in_axes=(None, 0, 0))(model, *batch)
             return accepted_mean(outcome[0], accepted), outcome
 
@@ -123,4 +127,4 @@ class BPTT(AbstractEstimator):
         value, residual = (jnp.where(accepted, a, jnp.nan) for a in reported)
         report = Report.computed(value, accepted, residual, evaluations)
         grads = zero_unless(jnp.any(accepted), grads)
-        return GradientEstimate(accepted_mean(value, accepted), grads, report, states)
+        return GradientEstimate(accepted_mean(value, accepted), grads, report, shown(states))

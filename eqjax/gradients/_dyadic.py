@@ -5,13 +5,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optimistix as optx
-from jaxtyping import ScalarLike
 
 from .._checks import check_positive, given
 from ..fields import trainable
 from ..relaxation import Anderson, Solver, equilibrium, residual_ratio
 from ._estimate import Accept
-from ._nudge import displaced
+from ._nudge import PerSample, check_per_sample, displaced
 from ._response import AbstractEquilibriumEstimator, Adjoint, Free, Sample
 from ._stencils import relative_radius
 
@@ -29,17 +28,24 @@ class DyadicEP(AbstractEquilibriumEstimator):
 
     **Arguments:** `free`, `free_steps`: an Optimistix fixed-point solver, and its budget, for the pair (z, a) as a whole
     (and for the state alone where a model is evaluated); its tolerance is relative to the pair, a being in units
-    of the pull at the start. `radius`: `β‖a‖/‖z‖`, by default as for `AsymEP`. `accept`, `trains`: as there.
+    of the pull at the start. `radius`: `β‖a‖/‖z‖`, by default as for `AsymEP`; or one for every sample, `(B,)`. `accept`,
+    `trains`: as there.
     """
 
     free: Solver = Anderson(rtol=1e-5)
-    radius: ScalarLike | None = None
+    radius: PerSample | None = None
     free_steps: int = 256
     accept: Accept = Accept()
     trains: Callable = trainable
 
     def __check_init__(self):
         check_positive(**given(radius=self.radius))
+
+    def check(self, model, loss, batch, key):
+        check_per_sample(jax.tree.leaves(batch)[0].shape[0], radius=self.radius)
+
+    def per_sample(self):
+        return (self.radius,)
 
     def respond(self, model, loss, inputs, target, key):
         sample = Sample.encoded(model, loss, inputs, target)

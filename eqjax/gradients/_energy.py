@@ -6,14 +6,16 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jaxtyping import ScalarLike
 
 from ..analytic import scale
 from ..fields import trainable
 from ..relaxation import Anderson, Solver
 from ._corrections import AbstractCorrection, NoCorrection
-from ._estimate import Accept
+from ._estimate import Accept, scalar_loss
 from ._nudge import Nudge, displaced
 from ._nudged import AbstractNudgedEstimator, as_nudge
+from ._real import refuse_complex_state
 from ._response import Sample
 
 
@@ -35,6 +37,7 @@ class EnergyEP(AbstractNudgedEstimator):
 
     free: Solver = Anderson(rtol=1e-5)
     nudged: Nudge = eqx.field(default=Nudge(), converter=as_nudge)
+    state_noise: ScalarLike | None = None
     free_steps: int = 256
     accept: Accept = Accept()
     trains: Callable = trainable
@@ -47,6 +50,8 @@ class EnergyEP(AbstractNudgedEstimator):
                 f"`EnergyEP` needs a field with an `energy(z, x)`, and {type(model.field).__name__} has none: use "
                 "`AsymEP`, which needs no energy."
             )
+        refuse_complex_state(model, batch[0], "EnergyEP")
+        super().check(model, loss, batch, key)
 
     def respond(self, model, loss, inputs, target, key):
         sample = Sample.encoded(model, loss, inputs, target)
@@ -56,9 +61,11 @@ class EnergyEP(AbstractNudgedEstimator):
             return jax.tree.map(jnp.negative, jax.grad(model.field.energy)(state, x))
 
         # From here on the state moves by the energy alone, whatever the field's own dynamics.
-        response = sample.response(free.value, descent)
-        phases = self.phases(sample, free, response, self.noise(key))
+        response = sample.response(free.value, descent, free.scale)
+        noise = self.noise(key)
+        phases = self.phases(sample, free, response, noise)
         nudged = self.nudged.contrast.settle(phases, self.nudged)
+        nudged = nudged.read(phases, self.state_noise, noise.states)
         a = phases.average(nudged.displacements)
         steps = scale(phases.nodes, nudged.beta)
         states = jax.vmap(displaced, (None, 0, 0))(response.z, nudged.displacements, steps)
@@ -73,6 +80,7 @@ class EnergyEP(AbstractNudgedEstimator):
         rest = model.field.energy(z, x)
 
         def phase(state, beta):
-            return (model.field.energy(state, x) - rest) / beta + loss(model.decode(state), target)
+            value = scalar_loss(loss(model.decode(state), target))
+            return (model.field.energy(state, x) - rest) / beta + value
 
         return jnp.dot(jnp.asarray(weights, rest.dtype), jax.vmap(phase)(states, betas))

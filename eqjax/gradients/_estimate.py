@@ -21,7 +21,7 @@ from .._checks import (
     refuse,
     tried,
 )
-from ..relaxation import Equilibrium, Relaxation, check_field, warn_of_fresh
+from ..relaxation import Equilibrium, MeasuresForce, Relaxation, check_field, warn_of_fresh
 
 
 class Report(eqx.Module):
@@ -90,21 +90,38 @@ class GradientEstimate(eqx.Module):
 
 
 class Accept(eqx.Module):
-    """Which samples are usable: both residuals finite and at most these thresholds."""
+    """Which samples are usable: both residuals finite and at most these thresholds.
 
-    free_residual: float | Array = 3e-2
+    `free_residual` is by default a hundred times what the free solver was asked for, though not below what rounding leaves
+    (a thousand eps) nor above 3e-2, which is also that of a solver without a tolerance.
+    """
+
+    free_residual: float | Array | None = None
     adjoint_residual: float | Array = 0.3
 
     def __check_init__(self):
         # Infinity takes every sample that is finite.
         bounds = {"free_residual": self.free_residual, "adjoint_residual": self.adjoint_residual}
-        check_number("be above 0", lambda v: v > 0, **bounds)
+        check_number("be above 0", lambda v: v > 0, **given(**bounds))
+
+    def settled(self, residual: Float[Array, ""], solver: Any) -> Bool[Array, ""]:
+        """Whether the residual of a free state settled by `solver` is good enough."""
+        if self.free_residual is not None:
+            return residual <= self.free_residual
+        most = jnp.asarray(3e-2, residual.dtype)
+        if isinstance(solver, MeasuresForce):
+            asked = jnp.asarray(solver.rtol + solver.atol, residual.dtype)
+            fitting = jnp.clip(100 * asked, 1e3 * jnp.finfo(residual.dtype).eps, most)
+            # A tolerance of 0 asks for all steps (`Picard`).
+            most = jnp.where(asked > 0, fitting, most)
+        return residual <= most
 
 
 class AbstractEstimator(eqx.Module):
     """`estimator(model, loss, batch, *, key=None, subset=None) -> GradientEstimate`: pure, and jitted.
 
     `loss(outputs, targets)` is the scalar of one sample; `batch = (inputs, targets)` has a leading batch axis;
+    A model whose state is complex is seen with real and imaginary parts for a state, unless an estimator refuses it.
     `key` is for estimators that draw random numbers; `subset`, bool `(B,)`, leaves samples out beforehand.
     `objective` says what is differentiated: "equilibrium" `L(z*)`, "finite horizon" `L(z_T)`, or "output" where
     nothing settles. An estimator that
@@ -173,11 +190,20 @@ def check_call(
 _MODEL = "Build one by `eqjax.EquilibriumModel(encoder, field, decoder)`."
 
 
-def scalar_loss(value: Any) -> Inexact[Array, ""]:
-    """The loss of one sample, if it is a number that can be differentiated."""
-    if not (isinstance(value, jax.Array) and value.shape == () and eqx.is_inexact_array(value)):
-        refuse("loss(outputs, targets)", "return one floating-point number, computed by JAX", value)
+def scalar_loss(value: Any, *, real: bool = True) -> Inexact[Array, ""]:
+    """The loss of one sample, if it is a number that can be differentiated; of a complex state it need not be `real`."""
+    kind = jnp.floating if real else jnp.inexact
+    if not isinstance(value, jax.Array) or value.shape != () or not jnp.issubdtype(value, kind):
+        cure = ""
+        if isinstance(value, (tuple, list, dict)):
+            cure = "No auxiliary outputs are carried along: compute them from the `states` of the estimate."
+        elif getattr(value, "shape", ()):
+            cure = "Take the mean or the sum."
+        refuse(*_LOSS, value, cure)
     return value
+
+
+_LOSS = "loss(outputs, targets)", "return one floating-point number, computed by JAX"
 
 
 @contextlib.contextmanager
@@ -241,4 +267,4 @@ def total_variance(draws: PyTree[Float[Array, "k ..."]]) -> Float[Array, ""]:
         k = leaf.shape[0]
         return jnp.sum((leaf - jnp.mean(leaf, axis=0, keepdims=True)) ** 2) / (k * (k - 1))
 
-    return jnp.sum(jnp.stack([spread(leaf) for leaf in jax.tree.leaves(draws)]))
+    return jnp.sum(jnp.stack([spread(leaf) for leaf in jax.tree.leaves(draws)] or [0.0]))

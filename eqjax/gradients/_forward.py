@@ -27,6 +27,7 @@ from ._estimate import (
     total_variance,
     zero_unless,
 )
+from ._real import in_real_numbers, real_view
 
 _LIMIT = 2**32  # bytes of exact eligibility in one batch
 
@@ -207,19 +208,21 @@ class ForwardEligibility(AbstractEstimator):
 
 @eqx.filter_jit
 def _carried(estimator, model, loss, batch, key, subset):
+    view, shown = real_view(model, batch[0])
     trained, held = eqx.partition(model, estimator.trains(model))
-    theta, unravel = ravel_pytree(trained)
+    parts, whole = in_real_numbers(trained)
+    theta, unravel = ravel_pytree(parts)
     steps = estimator.steps
 
     def one(inputs, target, key):
         # Built anew from θ wherever it is used: the path through the encoder belongs to the derivative, too.
         def build(theta):
-            model = eqx.combine(unravel(theta), held)
+            model = view(eqx.combine(whole(unravel(theta)), held))
             return model, model.encode(inputs)
 
         model, x = build(theta)
-        _, state = ravel_pytree(model.initial(x))
-        eps = jnp.asarray(estimator.step, theta.dtype)
+        first, state = ravel_pytree(model.initial(x))
+        eps = jnp.asarray(estimator.step, first.dtype)
 
         def initial(theta):
             model, x = build(theta)
@@ -251,6 +254,8 @@ def _carried(estimator, model, loss, batch, key, subset):
     draws = zero_unless(jnp.any(accepted), draws)
     loss_values = jnp.where(accepted, value, jnp.nan)
     report = Report.computed(loss_values, accepted, residual, evaluations)
-    grads = unravel(jnp.mean(draws, axis=0))
+    # As `jax.grad` has it: of a complex parameter x + iy, ∂L/∂x - i ∂L/∂y.
+    grads = jax.tree.map(jnp.conj, whole(unravel(jnp.mean(draws, axis=0))))
     variance = total_variance(draws) if draws.shape[0] > 1 else None
-    return GradientEstimate(accepted_mean(loss_values, accepted), grads, report, states, variance)
+    mean = accepted_mean(loss_values, accepted)
+    return GradientEstimate(mean, grads, report, shown(states), variance)

@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, ScalarLike
 
 from .._checks import check_count, check_kind, check_positive
-from ..analytic import scale
+from ..analytic import is_complex, scale
 from ..fields import Realified, trainable
 from ..relaxation import Anderson, Solver, relax
 from ._corrections import AbstractCorrection, ExactCorrection
@@ -19,6 +19,7 @@ from ._estimate import Accept, scalar_loss
 from ._holomorphy import check_holomorphic
 from ._nudge import AbstractContrast, Nudge, Nudged
 from ._nudged import AbstractNudgedEstimator, as_nudge
+from ._real import refuse_complex_state
 from ._stencils import AbstractStencil, Central, RootsOfUnity
 
 
@@ -40,6 +41,7 @@ class HolomorphicEP(AbstractNudgedEstimator):
     points: int = eqx.field(default=4, static=True)
     correction: AbstractCorrection = ExactCorrection()
     read_noise: ScalarLike | None = None
+    state_noise: ScalarLike | None = None
     free_steps: int = 256
     accept: Accept = Accept()
     trains: Callable = trainable
@@ -57,6 +59,7 @@ class HolomorphicEP(AbstractNudgedEstimator):
 
     def check(self, model, loss, batch, key):
         super().check(model, loss, batch, key)
+        refuse_complex_state(model, batch[0], "HolomorphicEP")
         inputs, target = jax.eval_shape(lambda b: jax.tree.map(lambda a: a[0], b), batch)
         x = jax.eval_shape(model.encode, inputs)
         z = jax.eval_shape(model.initial, x)
@@ -64,7 +67,7 @@ class HolomorphicEP(AbstractNudgedEstimator):
         known = (tuple((a.shape, a.dtype.name) for a in known[0]), *known[1:])
         if known not in _CHECKED:
             check_holomorphic(lambda z, x: model.field(0.0, z, x), z, x, name="field")
-            objective = lambda z, y: scalar_loss(loss(model.decode(z), y))
+            objective = lambda z, y: scalar_loss(loss(model.decode(z), y), real=not is_complex(z))
             check_holomorphic(objective, z, target, name="loss of the decoded state")
             _CHECKED.add(known)
 

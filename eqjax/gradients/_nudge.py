@@ -10,12 +10,23 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, Inexact, PyTree, ScalarLike
 
-from .._checks import check_count, check_kind, check_positive, given
+from .._checks import check_count, check_kind, check_positive, given, refuse
 from ..analytic import is_complex, scale, tree_complex
-from ..relaxation import Anderson, Solver, TokenOrder, equilibrium
+from ..relaxation import Anderson, Solver, TokenOrder, equilibrium, with_tolerance
 from ._response import Response, in_adjoint_coordinates
 from ._stencils import AbstractStencil, Central, OneSided, relative_radius
 from ._sweeps import swept
+
+_SOLVER = Anderson(rtol=1e-3)
+
+PerSample = ScalarLike | Float[Array, " b"]
+
+
+def check_per_sample(size: int, **values: PerSample | None) -> None:
+    """One for all samples, or one for each of `size`."""
+    for name, value in given(**values).items():
+        if jnp.shape(value) not in ((), (size,)):
+            refuse(name, f"be one number, or one for each of the {size} samples", value)
 
 
 class Phases(NamedTuple):
@@ -71,6 +82,33 @@ class Nudged(NamedTuple):
     forces: Array
     corrections: Array
 
+    def read(self, phases: Phases, spread: ScalarLike | None, key: Array | None) -> "Nudged":
+        """As an instrument reads it, each number of each state times `1 + spread · N(0, 1)`; without a key, as it is."""
+        if key is None:
+            return self
+        steps = scale(phases.nodes, self.beta)
+        rest = jax.tree.map(
+            lambda z: jnp.broadcast_to(z, (steps.size, *z.shape)), phases.response.z
+        )
+        nudged = jax.vmap(displaced)(rest, self.displacements, steps)
+        free, other = jax.random.split(key)
+        # The free state is read once for all phases.
+        off = noise_of(phases.response.z, free, spread)
+        moved = jax.tree.map(lambda a, b: a[None] - b, off, noise_of(nudged, other, spread))
+        apart = jax.vmap(lambda u, step: jax.tree.map(lambda a: a / step, u))(moved, steps)
+        return self._replace(displacements=jax.tree.map(jnp.add, self.displacements, apart))
+
+
+def noise_of(z: PyTree[Array], key: Array, spread: ScalarLike | None) -> PyTree[Array]:
+    """Noise of every number of a state, relative to it."""
+    leaves, tree = jax.tree.flatten(z)
+    keys = jax.random.split(key, len(leaves))
+    drawn = [
+        scale(a * jax.random.normal(k, a.shape, a.dtype), jnp.asarray(spread, a.real.dtype))
+        for k, a in zip(keys, leaves, strict=True)
+    ]
+    return jax.tree.unflatten(tree, drawn)
+
 
 class AbstractContrast(eqx.Module):
     """In which coordinates the nudged phases settle."""
@@ -103,7 +141,7 @@ class AdjointCoordinates(AbstractContrast):
             return jax.tree.map(jnp.subtract, driven, turned)
 
         start = jax.tree.map(lambda z: jnp.zeros((nodes.size, *z.shape), z.dtype), response.z)
-        solver = in_adjoint_coordinates(nudge.solver, nodes.size)
+        solver = in_adjoint_coordinates(nudge.solver or _SOLVER, nodes.size)
         settled = equilibrium(field, start, solver=solver, max_steps=nudge.steps, throw=False)
         a = settled.value
         beta = nudge.size(phases, phases.average(a))
@@ -150,12 +188,12 @@ class SharedAdjoint(AbstractContrast):
             left = beta * residual
         else:
             start = jax.tree.map(jnp.zeros_like, response.pull)
-            solver = in_adjoint_coordinates(nudge.solver)
+            solver = in_adjoint_coordinates(nudge.solver or _SOLVER)
             field = lambda t, a, x: force(a, nudge.size(phases, a))
             settled = equilibrium(field, start, solver=solver, max_steps=nudge.steps, throw=False)
-            a = settled.value
-            beta, calls = nudge.size(phases, a), settled.stats["field_evaluations"]
-            left = beta * settled.residual * jnp.maximum(optx.two_norm(a), 1.0)
+            a, told = settled.value, settled.stats
+            beta, calls = nudge.size(phases, a), told["field_evaluations"]
+            left = beta * settled.residual * jnp.maximum(optx.two_norm(a), told["scale"])
         residual = (optx.two_norm(phases.anchor) + left) / response.extent
         every = jax.tree.map(lambda u: jnp.broadcast_to(u, (nodes.size, *u.shape)), lift(a))
         corrections = calls * (nodes.size if phases.noisy else 1)
@@ -164,7 +202,7 @@ class SharedAdjoint(AbstractContrast):
 
 class RawStates(AbstractContrast):
     """The literal form, as hardware would run it: relax `F(z) - (J - Jᵀ)(z - z*) - β ∂L/∂z` from z*, each phase by
-    itself, and contrast the states. The tolerance of the nudged solver is relative to ‖z‖, and so must be far
+    itself, and contrast the states. The tolerance of a nudged solver that is given is relative to ‖z‖, and so must be far
     tighter than the adjoint residual that is wanted. A `radius` sets `β = radius · ‖z*‖ / ‖∂L/∂z‖`."""
 
     def settle(self, phases, nudge):
@@ -181,8 +219,11 @@ class RawStates(AbstractContrast):
                     response.pull_at(state),
                 )
 
+            # At the start nothing is left but the nudge itself: a part of that is the same part of the adjoint residual.
+            fitting = with_tolerance(_SOLVER, lambda rtol, atol: (0.0, rtol * jnp.abs(step)))
+            solver = fitting if nudge.solver is None else nudge.solver
             settled = equilibrium(
-                field, response.z, solver=nudge.solver, max_steps=nudge.steps, throw=False
+                field, response.z, solver=solver, max_steps=nudge.steps, throw=False
             )
             a = jax.tree.map(lambda z, s: (z - s) / step, response.z, settled.value)
             return a, settled.residual, settled.stats["field_evaluations"]
@@ -198,20 +239,21 @@ class Nudge(eqx.Module):
     **Arguments:**
 
     - `solver`, `steps`: an Optimistix fixed-point solver, and its budget. In adjoint coordinates its tolerance speaks
-      about the adjoint residual. `TokenOrder`, for a causal field and `SharedAdjoint()`: in reverse sweeps over its tokens.
+      about the adjoint residual, in raw states about the state. By default an `Anderson` that asks for an adjoint residual
+      of 1e-3 in either. `TokenOrder`, for a causal field and `SharedAdjoint()`: in reverse sweeps over its tokens.
     - `radius`: the settled displacement relative to ‖z*‖ (by default a fifth of where rounding meets curvature: for two
       phases 1e-3 in float32 and 1e-6 in float64); or `beta`: β itself, which multiplies the gradient of the loss
-      as given. Both may be arrays, so that a study does not recompile.
+      as given. Both may be arrays, so that a study does not recompile, and of shape `(B,)`, one for every sample.
     - `stencil`: the nudges: `Central(pairs)`, symmetric by default, or `OneSided()`.
     - `contrast`: `AdjointCoordinates()`, `SharedAdjoint()` (the fastest) or `RawStates()` (the literal one).
 
     **Raises:** `ValueError` for a solver of another kind, for both `radius` and `beta`, or one that is not above 0.
     """
 
-    solver: Solver = Anderson(rtol=1e-3)
+    solver: Solver | None = None
     steps: int = 256
-    radius: ScalarLike | None = None
-    beta: ScalarLike | None = None
+    radius: PerSample | None = None
+    beta: PerSample | None = None
     stencil: AbstractStencil = Central()
     contrast: AbstractContrast = AdjointCoordinates()
 
@@ -222,7 +264,7 @@ class Nudge(eqx.Module):
         check_positive(**given(radius=self.radius, beta=self.beta))
         check_kind(AbstractStencil, "a stencil such as `Central()`", stencil=self.stencil)
         check_kind(AbstractContrast, "a contrast such as `SharedAdjoint()`", contrast=self.contrast)
-        if not isinstance(self.solver, optx.AbstractFixedPointSolver):
+        if not isinstance(self.solver, (optx.AbstractFixedPointSolver, type(None))):
             raise ValueError(
                 f"`nudged` must be a `Nudge` or an Optimistix fixed-point solver, got {self.solver!r}: a Newton solve of "
                 "the nudged phase would be the oracle by another name."

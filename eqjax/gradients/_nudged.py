@@ -11,28 +11,31 @@ import optax
 import optimistix as optx
 from jaxtyping import Array, PyTree, ScalarLike
 
-from .._checks import check_kind, check_positive, given
+from .._checks import check_kind, check_positive, given, refuse
 from ..analytic import tree_complex
 from ..fields import perturbed
 from ..relaxation import TokenOrder
 from ._corrections import AbstractCorrection, ExactCorrection
 from ._estimate import needed_key
-from ._nudge import Nudge, Nudged, Phases
+from ._nudge import Nudge, Nudged, PerSample, Phases, check_per_sample
 from ._response import AbstractEquilibriumEstimator, Adjoint, Free, Response, Sample
 from ._stencils import AbstractStencil
 
 
 class Noise(NamedTuple):
     """Keys of the realisations of a noisy field, None without noise: `free` of the free settling, `phases` of each nudged
-    one; and the key `probe` of a correction that draws random numbers."""
+    one; of what is read of the `states`; and the key `probe` of a correction that draws random numbers."""
 
-    free: Array | None
-    probe: Array | None
-    phases: Array | None
+    free: Array | None = None
+    probe: Array | None = None
+    phases: Array | None = None
+    states: Array | None = None
 
 
 def as_nudge(nudged: Any) -> Nudge:
     """A bare solver is a `Nudge` by it."""
+    if nudged is None:
+        refuse("nudged", "be a `Nudge` or an Optimistix fixed-point solver", nudged)
     return nudged if isinstance(nudged, Nudge) else Nudge(nudged)
 
 
@@ -46,42 +49,51 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
     nudged: eqx.AbstractVar[Nudge]
     correction: eqx.AbstractVar[AbstractCorrection]
     read_noise: eqx.AbstractVar[ScalarLike | None]
-    beta: InitVar[ScalarLike | None] = eqx.field(default=None, kw_only=True)
-    radius: InitVar[ScalarLike | None] = eqx.field(default=None, kw_only=True)
+    state_noise: eqx.AbstractVar[ScalarLike | None]
+    beta: InitVar[PerSample | None] = eqx.field(default=None, kw_only=True)
+    radius: InitVar[PerSample | None] = eqx.field(default=None, kw_only=True)
 
     def __post_init__(self, beta, radius):
-        given = {"beta": beta, "radius": radius}
-        given = {name: value for name, value in given.items() if value is not None}
-        nudge = as_nudge(self.nudged)
-        self.nudged = replace(nudge, **given) if given else nudge
+        nudge, settings = as_nudge(self.nudged), given(beta=beta, radius=radius)
+        self.nudged = replace(nudge, **settings) if settings else nudge
 
     def __check_init__(self):
-        check_positive(**given(read_noise=self.read_noise))
+        check_positive(**self._noises)
         kinds = "a correction such as `ExactCorrection()`"
         check_kind(AbstractCorrection, kinds, correction=self.correction)
+
+    @property
+    def _noises(self) -> dict[str, Any]:
+        return given(read_noise=self.read_noise, state_noise=self.state_noise)
+
+    def per_sample(self):
+        return self.nudged.beta, self.nudged.radius
 
     @property
     def stencil(self) -> AbstractStencil:
         return self.nudged.stencil
 
     def check(self, model, loss, batch, key):
-        if self.read_noise is not None:
-            needed_key(key, "`read_noise`")
+        for name in self._noises:
+            needed_key(key, f"`{name}`")
+        size = jax.tree.leaves(batch)[0].shape[0]
+        check_per_sample(size, beta=self.nudged.beta, radius=self.nudged.radius)
         self.correction.check(key)
-        exact = isinstance(self.correction, ExactCorrection) and self.read_noise is None
+        exact = isinstance(self.correction, ExactCorrection) and not self._noises
         if isinstance(self.nudged.solver, TokenOrder) and not exact:
             raise ValueError(
-                "Nudged phases in `TokenOrder` need `ExactCorrection()` and no `read_noise`: products with each token's own "
-                "block of the Jacobian. Settle them as a whole: pass the solver inside of it."
+                "Nudged phases in `TokenOrder` need `ExactCorrection()` and neither `read_noise` nor `state_noise`: products "
+                "with each token's own block of the Jacobian. Settle them as a whole: pass the solver inside of it."
             )
 
     def respond(self, model, loss, inputs, target, key):
         sample = Sample.encoded(model, loss, inputs, target)
         noise = self.noise(key)
         free = self.settle_freely(sample, self.realised(sample.field, noise.free))
-        response = sample.response(free.value)
+        response = sample.response(free.value, scale=free.scale)
         phases = self.phases(sample, free, response, noise)
         nudged = self.nudged.contrast.settle(phases, self.nudged)
+        nudged = nudged.read(phases, self.state_noise, noise.states)
         # Σₖ wₖ (z* - zₖ)/(β sₖ), which is a = (z₋ - z₊)/2β for two phases at ±β.
         a = phases.average(nudged.displacements)
         return self.judge(sample, free, response, self.adjoint(phases, nudged, a))
@@ -89,11 +101,13 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
     def noise(self, key: Array | None) -> Noise:
         """Which realisations of a noisy field are felt, each fixed while it settles."""
         if key is None:
-            return Noise(None, None, None)
+            return Noise()
         free, probe, phases = jax.random.split(key, 3)
+        states = None if self.state_noise is None else jax.random.fold_in(key, 3)
         if self.read_noise is None:
-            return Noise(None, probe, None)
-        return Noise(free, probe, jax.random.split(phases, len(self.stencil.nodes()[0])))
+            return Noise(probe=probe, states=states)
+        phases = jax.random.split(phases, len(self.stencil.nodes()[0]))
+        return Noise(free, probe, phases, states)
 
     def realised(self, field: Any, key: Array | None) -> Any:
         return field if key is None else perturbed(field, self.read_noise, key)  # pyright: ignore[reportArgumentType]
@@ -108,7 +122,7 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
             nodes = jnp.asarray(nodes, np.result_type(real, np.complex64))
         else:
             nodes = jnp.asarray(nodes, real)
-        lifted = lifted.only_if(free.residual <= self.accept.free_residual)
+        lifted = lifted.only_if(self.accept.settled(free.residual, self.free))
         keys, prepare = noise.phases, self.correction.prepare
         if keys is not None:
             here = lambda k: sample.response(response.z, self.realised(sample.field, keys[k]))

@@ -32,7 +32,8 @@ class OracleAdjoint(AbstractAdjointEstimator):
     - `free`: solver of the free phase, as for `equilibrium`; `free_steps`: its budget.
     - `adjoint_solver`: a Lineax solver (`GMRES`, `lineax.BiCGStab`, or a dense one such as `lineax.LU` for tests),
       or an Optimistix fixed-point solver (`Anderson`), whose tolerance then speaks of the adjoint residual; a
-      `TokenOrder` goes back through the tokens, as by default after a free phase in order. Otherwise by default a `GMRES` as tight as the dtype allows (rtol 1e-4 in float32, 1e-10 in float64).
+      `TokenOrder` goes back through the tokens, as by default after a free phase in order. Otherwise by default a `GMRES`
+      as tight as the dtype allows (rtol 1e-4 in float32, 1e-10 in float64).
     - `adjoint_steps`: budget of an Optimistix adjoint solver (a Lineax solver has its own `max_steps`).
     - `accept`: per-sample thresholds. `trains`: function from models to a mask of the trained arrays.
 

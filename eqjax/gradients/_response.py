@@ -16,7 +16,7 @@ import optimistix as optx
 from jaxtyping import Array, Float, PyTree
 
 from .._checks import check_count, check_kind
-from ..analytic import is_complex, scale
+from ..analytic import is_complex, scale as scaled
 from ..fields import on_complex_vectors
 from ..relaxation import Solver, equilibrium, with_tolerance
 from ._estimate import (
@@ -32,13 +32,14 @@ from ._estimate import (
     scalar_loss,
     zero_unless,
 )
+from ._real import real_view
 
 
 class Response(NamedTuple):
     """One sample at a state z, in units in which `‖∂L/∂z‖ = 1`: what an adjoint is computed from.
 
-    `field` and `x`: whose; `force0 = F(z)`; `pull = ∂L/∂z / ‖∂L/∂z‖`; `pull_size = ‖∂L/∂z‖`; `extent = max(‖z‖, 1)`; callables `force(z)`,
-    `pull_at(z)`, `jvp(v) = J v`, `vjp(v) = Jᵀ v`, with J at z; all of them take complex states and vectors too, as far
+    `field` and `x`: whose; `force0 = F(z)`; `pull = ∂L/∂z / ‖∂L/∂z‖`; `pull_size = ‖∂L/∂z‖`; `extent = max(‖z‖, scale)`;
+    callables `force(z)`, `pull_at(z)`, `jvp(v) = J v`, `vjp(v) = Jᵀ v`, with J at z; all of them take complex states and vectors too, as far
     as the field is holomorphic.
     """
 
@@ -72,10 +73,16 @@ class Sample(NamedTuple):
     @classmethod
     def encoded(cls, model, loss, inputs, target) -> "Sample":
         x = model.encode(inputs)
-        objective = lambda state: scalar_loss(loss(model.decode(state), target))
+
+        def objective(state):
+            value = loss(model.decode(state), target)
+            return scalar_loss(value, real=not is_complex(state))
+
         return cls(model.field, x, model.initial(x), objective)
 
-    def response(self, z: PyTree[Array], field: Callable | None = None) -> Response:
+    def response(
+        self, z: PyTree[Array], field: Callable | None = None, scale: Array | float = 1.0
+    ) -> Response:
         """The response at z; under another realisation of the field if one is given."""
         field = self.field if field is None else field
 
@@ -90,7 +97,7 @@ class Sample(NamedTuple):
         def pull_at(state):
             with _mixing(state):
                 gradient = jax.grad(self.loss, holomorphic=is_complex(state))(state)
-            return jax.tree.map(lambda g: scale(g, 1 / unit), gradient)
+            return jax.tree.map(lambda g: scaled(g, 1 / unit), gradient)
 
         force0, jvp = jax.linearize(force, z)
         transpose = jax.linear_transpose(jvp, z)
@@ -101,7 +108,7 @@ class Sample(NamedTuple):
             force0=force0,
             pull=jax.tree.map(lambda g: g / unit, pull),
             pull_size=unit,
-            extent=jnp.maximum(optx.two_norm(z), 1.0),
+            extent=jnp.maximum(optx.two_norm(z), scale),
             force=force,
             pull_at=pull_at,
             jvp=on_complex_vectors(jvp),
@@ -126,11 +133,12 @@ class Adjoint(NamedTuple):
 
 
 class Free(NamedTuple):
-    """A free settling: state, force residual, and evaluations, with the one that linearises there."""
+    """A free settling: state, force residual, evaluations, with the one that linearises there, and its scale."""
 
     value: PyTree[Array]
     residual: Array
     evaluations: Array
+    scale: Array | float = 1.0
 
 
 class Settled(NamedTuple):
@@ -164,17 +172,22 @@ class AbstractEquilibriumEstimator(AbstractEstimator):
         `loss(decode(z), y) + ⟨a, F(z, encode(u))⟩`."""
         force = model.field(0.0, z, model.encode(inputs))
         work = jax.tree.map(lambda u, v: jnp.sum(u * v), a, force)
-        return loss(model.decode(z), target) + sum(jax.tree.leaves(work))
+        return scalar_loss(loss(model.decode(z), target)) + sum(jax.tree.leaves(work))
+
+    def per_sample(self) -> tuple:
+        """Settings that may be arrays `(B,)`, one for every sample."""
+        return ()
 
     def check(self, model, loss, batch, key) -> None:
-        """Refuse, before any work, a model that the estimator cannot treat, or a missing key."""
+        """Refuse, before any work, a model that the estimator cannot treat, or a key or setting that is missing."""
 
     def settle(self, field, z0, x):
         return equilibrium(field, z0, x, solver=self.free, max_steps=self.free_steps, throw=False)
 
     def settle_freely(self, sample: Sample, field: Callable | None = None) -> Free:
         free = self.settle(sample.field if field is None else field, sample.z0, sample.x)
-        return Free(free.value, free.residual, free.stats["field_evaluations"] + 1)
+        told = free.stats
+        return Free(free.value, free.residual, told["field_evaluations"] + 1, told["scale"])
 
     def judge(
         self,
@@ -202,7 +215,7 @@ class AbstractEquilibriumEstimator(AbstractEstimator):
             displacement=jnp.asarray(adjoint.displacement, size.dtype),
             field_evaluations=free.evaluations + adjoint.evaluations,
             accepted=finite
-            & (free.residual <= self.accept.free_residual)
+            & self.accept.settled(free.residual, self.free)
             & (adjoint_residual <= self.accept.adjoint_residual),
         )
         return Settled(response.z, jax.tree.map(lambda v: size * v, adjoint.value), report, memory)
@@ -224,18 +237,24 @@ class AbstractAdjointEstimator(AbstractEquilibriumEstimator):
     def respond(self, model, loss, inputs, target, key):
         sample = Sample.encoded(model, loss, inputs, target)
         free = self.settle_freely(sample)
-        response = sample.response(free.value)
-        adjoint = self.adjoint(response.only_if(free.residual <= self.accept.free_residual))
+        response = sample.response(free.value, scale=free.scale)
+        adjoint = self.adjoint(response.only_if(self.accept.settled(free.residual, self.free)))
         return self.judge(sample, free, response, adjoint)
 
 
 @eqx.filter_jit
 def _estimate(estimator, model, loss, batch, key, subset):
     inputs, targets = batch
-    keys = batch_keys(key, jax.tree.leaves(batch)[0].shape[0])
+    size = jax.tree.leaves(batch)[0].shape[0]
+    view, shown = real_view(model, inputs)
+    each = {id(value) for value in estimator.per_sample() if eqx.is_array(value) and value.ndim}
+    own = lambda leaf: 0 if id(leaf) in each else None
+
     with jax.default_matmul_precision("highest"):
-        respond = eqx.filter_vmap(estimator.respond, in_axes=(None, None, 0, 0, 0))
-        z, a, report, memory = respond(model, loss, inputs, targets, keys)
+        axes = (own, None, None, 0, 0, 0)
+        respond = eqx.filter_vmap(type(estimator).respond, in_axes=axes)
+        keys = batch_keys(key, size)
+        z, a, report, memory = respond(estimator, view(model), loss, inputs, targets, keys)
         if subset is not None:
             report = eqx.tree_at(lambda r: r.accepted, report, report.accepted & subset)
         accepted = report.accepted
@@ -243,12 +262,12 @@ def _estimate(estimator, model, loss, batch, key, subset):
         trained, held = eqx.partition(model, estimator.trains(model))
 
         def objective(trained):
-            model = eqx.combine(trained, held)
+            model = view(eqx.combine(trained, held))
             one = eqx.filter_vmap(lambda sample: estimator.surrogate(model, loss, *sample))
             return accepted_mean(one(samples), accepted)
 
         grads = zero_unless(jnp.any(accepted), jax.grad(objective)(trained))
-    return GradientEstimate(accepted_mean(report.loss, accepted), grads, report, z)
+    return GradientEstimate(accepted_mean(report.loss, accepted), grads, report, shown(z))
 
 
 def in_adjoint_coordinates(solver: Solver, phases: int = 1) -> Solver:

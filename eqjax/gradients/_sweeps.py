@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..relaxation import TokenOrder, scanned, transposed, wanted, with_tolerance
+from ..relaxation import TokenOrder, scanned, transposed, wanted, with_scale, with_tolerance
 
 CAP, ROUNDING = 4.0, 4.0
 
@@ -44,7 +44,8 @@ def swept(phases, nudge, residual, most: int = 4):
         chunk then follows its own."""
         # No token is asked for less than what rounding leaves of a difference of forces.
         noise = ROUNDING * jnp.finfo(z.dtype).eps * response.extent / beta
-        each = with_tolerance(order, lambda *_: (0.0, share * jnp.maximum(0.7 * tolerance, noise)))
+        asked = share * jnp.maximum(0.7 * tolerance, noise)
+        each = with_scale(with_tolerance(order, lambda *_: (0.0, asked)), 1.0)
         steps = beta * phases.nodes
         states = z[None] - steps[:, None, None] * a[None]
         memories = jax.vmap(field.remember)(states)

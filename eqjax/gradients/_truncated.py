@@ -20,7 +20,8 @@ class TruncatedAdjoint(AbstractAdjointEstimator):
     *Objective: equilibrium*, approximately: the error left is `(I + εJᵀ)^k` times the adjoint. One term at
     ε = 1 is Jacobian-free backpropagation (Fung et al. 2022), k terms at ε = 1 the Neumann-k gradient, and k terms
     at a smaller ε the phantom gradient (Geng et al. 2021, Neumann form with damping ε). It is biased by design, so by
-    default no sample is refused for its adjoint residual, which the report states.
+    default a sample is refused only where the series ran away: for an adjoint residual, which the report states, of more
+    than 10 (that of no adjoint at all is 1).
 
     **Arguments:** `terms`: k ≥ 1, products with Jᵀ being k - 1; `damping`: ε; `free`, `free_steps`, `accept`, `trains`: as
     for `AsymEP`.
@@ -30,7 +31,7 @@ class TruncatedAdjoint(AbstractAdjointEstimator):
     terms: int = eqx.field(default=1, static=True)
     damping: ScalarLike = 1.0
     free_steps: int = 256
-    accept: Accept = Accept(adjoint_residual=float("inf"))
+    accept: Accept = Accept(adjoint_residual=10.0)
     trains: Callable = trainable
 
     def __check_init__(self):

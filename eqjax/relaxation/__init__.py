@@ -3,7 +3,11 @@
 from ._anderson import Anderson as Anderson, AndersonTypeI as AndersonTypeI
 from ._broyden import Broyden as Broyden
 from ._equilibrium import Equilibrium as Equilibrium, equilibrium as equilibrium
-from ._fallback import Fallback as Fallback, with_tolerance as with_tolerance
+from ._fallback import (
+    Fallback as Fallback,
+    with_scale as with_scale,
+    with_tolerance as with_tolerance,
+)
 from ._firing import (
     AbstractScheme as AbstractScheme,
     EventDriven as EventDriven,

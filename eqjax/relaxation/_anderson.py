@@ -30,7 +30,7 @@ class Anderson(AbstractSecant):
     - `rtol`, `atol`: stop when `‖F(y)‖ ≤ atol + rtol · max(‖y‖, scale)`.
     - `mixing`: ζ > 0. `window`: differences kept. `ridge`: Tikhonov term relative to the normalised Gram
       matrix; by default 10 units of rounding of the dtype.
-    - `growth`, `patience`: see above. `norm`, `scale`: of the residual.
+    - `growth`, `patience`: see above. `norm`, `scale`: of the residual (None: see `equilibrium`).
 
     Like every quasi-Newton method it may converge to a fixed point that is *unstable* for the relaxation. To
     check, `relax` from the fixed point with a small perturbation: from an unstable one the state leaves.
@@ -44,7 +44,7 @@ class Anderson(AbstractSecant):
     growth: ScalarLike = 10.0
     patience: int = 24
     norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
-    scale: ScalarLike = 1.0
+    scale: ScalarLike | None = None
 
     def _coefficients(self, products, age, mixing):
         size = lengths(products.ff)
@@ -73,7 +73,7 @@ class AndersonTypeI(AbstractSecant):
     growth: ScalarLike = 10.0
     patience: int = 24
     norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
-    scale: ScalarLike = 1.0
+    scale: ScalarLike | None = None
 
     def _coefficients(self, products, age, mixing):
         size, test = lengths(products.ff), lengths(products.yy)

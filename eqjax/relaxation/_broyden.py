@@ -33,7 +33,7 @@ class Broyden(AbstractSecant):
     growth: ScalarLike = 10.0
     patience: int = 24
     norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
-    scale: ScalarLike = 1.0
+    scale: ScalarLike | None = None
 
     def _coefficients(self, products, age, mixing):
         size, test = lengths(products.ff), lengths(products.yy)

@@ -14,6 +14,7 @@ from .._checks import check_arrays, check_count, check_flags, check_kind, check_
 from ..analytic import is_complex, tree_finite, tree_held
 from ..fields import Realified
 from ._anderson import Anderson
+from ._fallback import with_scale
 from ._fresh import warn_of_fresh
 from ._gmres import adjoint_solver
 from ._implicit import implicit_root
@@ -38,7 +39,7 @@ class Equilibrium(eqx.Module):
 
     `value`: the state. `residual`: its force residual `‖F‖ / max(‖z‖, scale)`, recomputed there. `result`: a
     `RESULTS` value. `stats`: `field_evaluations` (calls of F and products with its Jacobian; -1 when a foreign
-    solver does not say) and `num_steps`; from a `Fallback` also `handed_over`, under a `Refine`
+    solver does not say), `num_steps` and `scale`; from a `Fallback` also `handed_over`, under a `Refine`
     `coarse_evaluations`, a part of the first.
     """
 
@@ -80,9 +81,10 @@ def equilibrium(
     **Arguments:**
 
     - `field`: callable `field(t, z, x) -> dz/dt`; evaluated at t = 0.
-    - `z0`: initial state, or the `value` of a previous equilibrium (warm start). `x`: clamped input.
-    - `solver`: `TokenOrder` for a causal field; `Anderson`, `Broyden`, `Picard`, `NewtonKrylov`, `PseudoTransient`, `TimeStepping`, a `Fallback`
-      from one to another, or any Optimistix fixed-point solver or root finder.
+    - `z0`: initial state, or the `value` of a previous equilibrium (warm start). `x`: clamped input. The derivative in `z0`
+      is 0 where the equilibrium does not depend on it, and a failed one where the Jacobian is singular.
+    - `solver`: `TokenOrder` for a causal field; `Anderson`, `Broyden`, `Picard`, `NewtonKrylov`, `PseudoTransient`,
+      `TimeStepping`, a `Fallback` from one to another, or any Optimistix fixed-point solver or root finder.
     - `adjoint`: how `jax.grad` passes through: by default implicitly, by a matrix-free `GMRES` (rtol 1e-4 in
       float32, 1e-10 in float64); or any Optimistix adjoint.
     - `max_steps`: steps of the solver.
@@ -91,6 +93,8 @@ def equilibrium(
     - `precision`: of matrix products while settling (`jax.default_matmul_precision`); float32 products in the
       reduced precision that accelerators default to are too coarse to settle. The residual is measured at
       "highest" in any case. None leaves all of it alone; a `Refine` settles coarsely first.
+
+    A solver whose `scale` is None takes that of the problem: the norm of `z0`, or of F(z0) where that is 0, and at most 1.
 
     **Returns:** an `Equilibrium`. "successful" is overridden when the residual recomputed at the returned
     state exceeds the solver's tolerance.
@@ -144,7 +148,7 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
         )
     # The residual is measured as the solver measures it; foreign solvers have another notion of error.
     ours = isinstance(solver, MeasuresForce)
-    norm, scale = (solver.norm, solver.scale) if ours else (optx.two_norm, 1.0)  # pyright: ignore
+    norm = solver.norm if ours else optx.two_norm  # pyright: ignore
     check_structure(z0, jax.eval_shape(eqx.Partial(field, 0.0), z0, x))
 
     # Whatever the field closes over becomes visible to differentiation. The precision of a product is fixed when it is
@@ -161,10 +165,11 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
         if adjoint is None or isinstance(adjoint, optx.ImplicitAdjoint):
             linear = adjoint_solver(z0) if adjoint is None else adjoint.linear_solver
             find = eqx.Partial(solved, *tree_held(settings))
-            value, told = implicit_root(exact, x, find=find, linear=linear, throw=throw)
+            value, told = implicit_root(exact, x, z0, find=find, linear=linear, throw=throw)
         else:
             value, told = solved(*settings, adjoint)
     result, stats = told
+    scale = stats["scale"] if ours else jnp.ones_like(norm(value))
     # The verdict is ours. A foreign solver may measure steps, or judge the iterate before the one it returns.
     final = exact(value, x)
     # A diagnostic: a gradient through it would ask for a second solve.
@@ -186,12 +191,13 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
         value = result.error_if(value, result != RESULTS.successful)
     counted = evaluations_told(solver, stats)
     shown = {name: stats[name] for name in ("num_steps", "handed_over") if name in stats}
+    shown["scale"] = scale
     shown["field_evaluations"] = jnp.where(counted < 0, -1, counted + 1)
     return Equilibrium(value, residual, result, shown)
 
 
 def _refined(field, z0, x, solver, refine, **kwargs):
-    # Held: a fixed point does not depend on where its solve began, so no derivative goes through that.
+    # Held: the solve is not differentiated. What a singular fixed point owes to its start is asked of `z0` below.
     coarse = equilibrium(
         field,
         *tree_held((z0, x)),
@@ -205,6 +211,9 @@ def _refined(field, z0, x, solver, refine, **kwargs):
     start = jax.tree.map(
         lambda a, b: jnp.where(usable, a, b), tree_held(coarse.value), tree_held(z0)
     )
+    # The value of the start, and the derivative of `z0`.
+    start = jax.tree.map(lambda a, b: a + (b - tree_held(b)), start, z0)
+    solver = with_scale(solver, coarse.stats["scale"])
     found = equilibrium(field, start, x, solver=solver, precision="highest", **kwargs)
     first, then = (part.stats["field_evaluations"] for part in (coarse, found))
     evaluations = jnp.where((first < 0) | (then < 0), -1, first + then)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
 from .._checks import check_count
 from ._loop import solved
-from ._residual import RESULTS, MeasuresForce, Solver, evaluations_told, is_met
+from ._residual import RESULTS, MeasuresForce, Solver, evaluations_told, is_met, scale_of
 
 
 class _FallbackState(eqx.Module):
@@ -23,6 +23,7 @@ class _FallbackState(eqx.Module):
     told: RESULTS
     evaluations: Int[Array, ""]  # -1: a solver did not say
     steps: Int[Array, ""]
+    scale: Float[Array, ""]
 
 
 class Fallback(optx.AbstractFixedPointSolver):
@@ -68,17 +69,23 @@ class Fallback(optx.AbstractFixedPointSolver):
         return self.then.norm if isinstance(self.then, MeasuresForce) else optx.two_norm
 
     @property
-    def scale(self) -> ScalarLike:
+    def scale(self) -> ScalarLike | None:
         return self.then.scale if isinstance(self.then, MeasuresForce) else 1.0  # pyright: ignore
 
-    def _measure(self, fn, y, args):
+    def _measure(self, fn, y, args, scale):
         """The force residual of `y`, and whether it meets the tolerance."""
         size = self.norm(jax.tree.map(jnp.subtract, fn(y, args)[0], y))
-        return size / jnp.maximum(self.norm(y), self.scale), is_met(self, size, y)
+        return size / jnp.maximum(self.norm(y), scale), is_met(self, size, y, scale)
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
-        value, solved, told, evaluations, steps = _run(fn, self.first, y, args, self.first_steps)
-        residual, met = self._measure(fn, value, args)
+        found = _run(fn, self.first, y, args, self.first_steps)
+        value, solved, told, evaluations, steps, scale = found
+        # One for both: the second may begin elsewhere.
+        measured = 1 if scale is not None or self.scale is not None else 2
+        if scale is None or self.scale is not None:
+            force = jax.tree.map(jnp.subtract, fn(y, args)[0], y)
+            scale = scale_of(self, self.norm(force), y)
+        residual, met = self._measure(fn, value, args, scale)
         return _FallbackState(
             y=value,
             residual=residual,
@@ -86,16 +93,19 @@ class Fallback(optx.AbstractFixedPointSolver):
             done=jnp.asarray(False),
             solved=solved,
             told=told,
-            evaluations=_sum(evaluations, 1),
+            evaluations=_sum(evaluations, measured),
             steps=steps,
+            scale=scale,
         )
 
     def step(self, fn, y, args, options, state, tags):
-        begun, _ = self._measure(fn, y, args)
+        begun, _ = self._measure(fn, y, args, state.scale)
         better = state.residual < begun  # false for NaN
         start = jax.tree.map(lambda a, b: jnp.where(better, a, b), state.y, y)
         _, aux = fn(y, args)  # only for its aux: an unused force is compiled away
-        value, solved, told, evaluations, steps = _run(fn, self.then, start, args, self.then_steps)
+        value, solved, told, evaluations, steps, _ = _run(
+            fn, with_scale(self.then, state.scale), start, args, self.then_steps
+        )
         state = _FallbackState(
             y=value,
             residual=state.residual,
@@ -105,6 +115,7 @@ class Fallback(optx.AbstractFixedPointSolver):
             told=told,
             evaluations=_sum(state.evaluations, evaluations, 1),
             steps=state.steps + steps,
+            scale=state.scale,
         )
         return value, state, aux
 
@@ -119,18 +130,20 @@ class Fallback(optx.AbstractFixedPointSolver):
             "handed_over": state.done,
             "result": RESULTS.where(settled, RESULTS.successful, state.told),
             "field_evaluations": state.evaluations,
+            "scale": state.scale,
         }
         return state.y, aux, stats
 
 
 def _run(fn, solver, y, args, max_steps):
-    """Value, result, what the solver adds to it, evaluations (-1 if unknown) and steps of a whole solve."""
+    """Value, result, what the solver adds to it, evaluations (-1 if unknown), steps and scale (or None) of a solve."""
     fixed_point = isinstance(solver, optx.AbstractFixedPointSolver)
     image = lambda y, args: fn(y, args)[0]
     force = lambda y, args: jax.tree.map(jnp.subtract, image(y, args), y)
     value, (result, stats) = solved(image if fixed_point else force, solver, y, args, max_steps)
     evaluations = evaluations_told(solver, stats)
-    return value, result, stats.get("result", RESULTS.successful), evaluations, stats["num_steps"]
+    words = stats.get("result", RESULTS.successful)
+    return value, result, words, evaluations, stats["num_steps"], stats.get("scale")
 
 
 def _sum(first, *others):
@@ -148,3 +161,15 @@ def with_tolerance(solver: Any, change: Callable[[Any, Any], tuple[Any, Any]]) -
     if isinstance(getattr(solver, "solver", None), Solver):
         return eqx.tree_at(lambda s: s.solver, solver, with_tolerance(solver.solver, change))
     return eqx.tree_at(lambda s: (s.rtol, s.atol), solver, change(solver.rtol, solver.atol))
+
+
+def with_scale(solver: Any, scale: ScalarLike) -> Any:
+    """`solver` with that `scale`, where it was given none; within one that goes on to another, or is around another, too."""
+    if isinstance(solver, Fallback):
+        parts = tuple(with_scale(part, scale) for part in (solver.first, solver.then))
+        return eqx.tree_at(lambda s: (s.first, s.then), solver, parts)
+    if isinstance(getattr(solver, "solver", None), Solver):
+        return eqx.tree_at(lambda s: s.solver, solver, with_scale(solver.solver, scale))
+    if not isinstance(solver, MeasuresForce) or solver.scale is not None:
+        return solver
+    return eqx.tree_at(lambda s: s.scale, solver, scale, is_leaf=lambda leaf: leaf is None)

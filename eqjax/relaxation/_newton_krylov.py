@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 from .._checks import check_count, check_number
 from ._gmres import GMRES
 from ._loop import while_wanted
-from ._residual import check_solver, is_met
+from ._residual import check_solver, is_met, scale_of
 
 
 # `terminate` sees the iterate before the step: force and verdict of the new one are kept here.
@@ -24,6 +24,7 @@ class _NewtonState(eqx.Module):
     converged: Bool[Array, ""]
     stuck: Bool[Array, ""]
     evaluations: Int[Array, ""]
+    scale: Float[Array, ""]
 
 
 class AbstractInexactNewton(optx.AbstractRootFinder):
@@ -46,7 +47,7 @@ class AbstractInexactNewton(optx.AbstractRootFinder):
         return state.converged | stuck, result
 
     def postprocess(self, fn, y, aux, args, options, state, tags, result):
-        return y, aux, {"field_evaluations": state.evaluations}
+        return y, aux, {"field_evaluations": state.evaluations, "scale": state.scale}
 
 
 # Why not `optimistix.Newton` with a GMRES: it gives up at the first linear solve that misses its tolerance.
@@ -63,7 +64,7 @@ class NewtonKrylov(AbstractInexactNewton):
 
     - `rtol`, `atol`: stop when `‖F(y)‖ ≤ atol + rtol · max(‖y‖, scale)`.
     - `forcing`: largest η, in (0, 1). `restart`, `krylov_steps`: cycle length and product budget of GMRES.
-    - `halvings`: most backtracking steps. `norm`, `scale`: of the residual.
+    - `halvings`: most backtracking steps. `norm`, `scale`: of the residual (None: see `equilibrium`).
 
     It may converge to a fixed point that is *unstable* for the relaxation (`PseudoTransient` will hardly). To check,
     `relax` from the fixed point with a small perturbation: from an unstable one the state leaves.
@@ -76,7 +77,7 @@ class NewtonKrylov(AbstractInexactNewton):
     krylov_steps: int = eqx.field(default=120, static=True)
     halvings: int = eqx.field(default=8, static=True)
     norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
-    scale: ScalarLike = 1.0
+    scale: ScalarLike | None = None
 
     def __check_init__(self):
         check_count(0, halvings=self.halvings)
@@ -84,13 +85,15 @@ class NewtonKrylov(AbstractInexactNewton):
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
         force, _ = fn(y, args)
         size = self.norm(force)
+        scale = scale_of(self, size, y)
         return _NewtonState(
             force=force,
             size=size,
             forcing=jnp.asarray(self.forcing, size.dtype),
-            converged=is_met(self, size, y),
+            converged=is_met(self, size, y, scale),
             stuck=jnp.asarray(False),
             evaluations=jnp.asarray(1),
+            scale=scale,
         )
 
     def step(self, fn, y, args, options, state, tags):
@@ -132,7 +135,7 @@ class NewtonKrylov(AbstractInexactNewton):
             lambda a, b: jnp.where(better, a, b), (candidate, force), (y, state.force)
         )
         new_size = jnp.where(better, size, state.size)
-        target = self.atol + self.rtol * jnp.maximum(self.norm(new), self.scale)
+        target = self.atol + self.rtol * jnp.maximum(self.norm(new), state.scale)
         ratio = jnp.where(better, size / state.size, 1.0)
         remaining = target / jnp.where(new_size > 0, new_size, 1.0)
         forcing = eisenstat_walker(state.forcing, ratio, remaining, self.forcing)
@@ -140,10 +143,11 @@ class NewtonKrylov(AbstractInexactNewton):
             force=force,
             size=new_size,
             forcing=forcing,
-            converged=better & is_met(self, size, new),
+            converged=better & is_met(self, size, new, state.scale),
             # From the same point the next step would be the same again.
             stuck=~better,
             evaluations=state.evaluations + solution.stats["num_steps"] + tries,
+            scale=state.scale,
         )
         return new, state, aux
 

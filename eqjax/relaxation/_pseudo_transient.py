@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 from .._checks import check_number, check_positive
 from ._gmres import GMRES
 from ._newton_krylov import AbstractInexactNewton, eisenstat_walker
-from ._residual import is_met
+from ._residual import is_met, scale_of
 
 
 class _TransientState(eqx.Module):
@@ -24,6 +24,7 @@ class _TransientState(eqx.Module):
     converged: Bool[Array, ""]
     stuck: Bool[Array, ""]
     evaluations: Int[Array, ""]
+    scale: Float[Array, ""]
 
 
 # Why this and not a line search. A search accepts a step where ‖F‖ falls, and so descends to any root, or to
@@ -47,7 +48,7 @@ class PseudoTransient(AbstractInexactNewton):
     - `step_size`: the first δ: short against the times in which the flow bends.
     - `min_step`, `max_step`: bounds of δ. `growth`: see above.
     - `forcing`: largest relative tolerance of the linear solves, in (0, 1), tightened as in `NewtonKrylov`.
-    - `restart`, `krylov_steps`: cycle length and product budget of GMRES. `norm`, `scale`: of the residual.
+    - `restart`, `krylov_steps`: cycle length and product budget of GMRES. `norm`, `scale`: of the residual (None: see `equilibrium`).
     """
 
     rtol: ScalarLike
@@ -60,7 +61,7 @@ class PseudoTransient(AbstractInexactNewton):
     restart: int = eqx.field(default=30, static=True)
     krylov_steps: int = eqx.field(default=120, static=True)
     norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
-    scale: ScalarLike = 1.0
+    scale: ScalarLike | None = None
 
     def __check_init__(self):
         low, first, high = self.min_step, self.step_size, self.max_step
@@ -77,14 +78,16 @@ class PseudoTransient(AbstractInexactNewton):
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
         force, _ = fn(y, args)
         size = self.norm(force)
+        scale = scale_of(self, size, y)
         return _TransientState(
             force=force,
             size=size,
             delta=jnp.asarray(self.step_size, size.dtype),
             forcing=jnp.asarray(self.forcing, size.dtype),
-            converged=is_met(self, size, y),
+            converged=is_met(self, size, y, scale),
             stuck=~jnp.isfinite(size),
             evaluations=jnp.asarray(1),
+            scale=scale,
         )
 
     def step(self, fn, y, args, options, state, tags):
@@ -117,16 +120,17 @@ class PseudoTransient(AbstractInexactNewton):
         # A Newton step at the end may divide the force by 1e8: at most 1e3 of that is believed, lest one
         # lucky step be followed by one far too long. It also keeps a force of exactly 0 from dividing.
         delta = jnp.where(kept, state.delta / jnp.maximum(ratio, 1e-3), 0.25 * state.delta)
-        target = self.atol + self.rtol * jnp.maximum(self.norm(new), self.scale)
+        target = self.atol + self.rtol * jnp.maximum(self.norm(new), state.scale)
         remaining = target / jnp.where(size > 0, size, 1.0)
         state = _TransientState(
             force=force,
             size=size,
             delta=jnp.clip(delta, self.min_step, self.max_step),
             forcing=eisenstat_walker(state.forcing, ratio, remaining, self.forcing),
-            converged=kept & is_met(self, size, new),
+            converged=kept & is_met(self, size, new, state.scale),
             # Unclipped δ: one that was accepted at the bound may go on.
             stuck=~kept & (delta < self.min_step),
             evaluations=state.evaluations + solution.stats["num_steps"] + 1,
+            scale=state.scale,
         )
         return new, state, aux

@@ -46,7 +46,7 @@ class Quorum(optx.AbstractFixedPointSolver):
         return self.solver.norm
 
     @property
-    def scale(self) -> ScalarLike:
+    def scale(self) -> ScalarLike | None:
         return self.solver.scale  # pyright: ignore[reportAttributeAccessIssue]
 
     def init(self, *args, **kwargs):

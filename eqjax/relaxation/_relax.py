@@ -26,6 +26,7 @@ from .._checks import (
 )
 from ..analytic import tree_finite
 from ..fields import AbstractSplitField
+from ._once import reverse_once
 from ._residual import (
     RESULTS,
     check_inexact,
@@ -85,8 +86,8 @@ def relax(
     - `max_steps`: bound on the steps when only `t1` is known.
     - `temperature`: T ≥ 0 adds the noise `√(2T) dW` of overdamped Langevin dynamics and needs `key`.
     - `saveat`: a Diffrax `SaveAt`; its states come back as `trajectory`.
-    - `adjoint`: how `jax.grad` passes through: checkpointed backpropagation (memory grows as √steps) or any
-      Diffrax adjoint.
+    - `adjoint`: how `jax.grad` passes through: checkpointed backpropagation (memory grows as √steps), once in reverse; or
+      any Diffrax adjoint, of which `diffrax.DirectAdjoint()` has derivatives forwards and of any order.
     - `norm`, `scale`: of the reported residual. `throw`, `precision`: as for `equilibrium`.
 
     **Returns:** a `Relaxation`. `successful` says that the horizon was reached with finite numbers, not that
@@ -114,6 +115,9 @@ def relax(
     step = jnp.asarray(step, real)
     t0 = jnp.zeros((), real)
     end = steps * step if steps is not None else jnp.asarray(t1, real)
+    if isinstance(adjoint, dfx.RecursiveCheckpointAdjoint):
+        with explained(field, z0, x):
+            field, z0, x = reverse_once(field, t0, z0, x)
     terms = _terms(field, solver)
     if temperature is not None:
         if isinstance(terms, dfx.MultiTerm):

@@ -17,6 +17,7 @@ from .._checks import (
     check_callable,
     check_positive,
     check_tolerance,
+    given,
     is_clear,
     tried,
 )
@@ -31,7 +32,7 @@ class MeasuresForce(Protocol):
     rtol: ScalarLike
     atol: ScalarLike
     norm: Callable[[Any], Array]
-    scale: ScalarLike
+    scale: ScalarLike | None
 
 
 class RESULTS(dfx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
@@ -69,9 +70,20 @@ def force_residual(field, z: PyTree[Array], x: PyTree = None, *, t: float = 0.0,
     return residual_ratio(field(t, z, x), z, **kwargs)
 
 
-def is_met(solver: Any, size: Array, y: PyTree[Array]) -> Array:
+# Why that of the start, and at most 1. A state of 1e-6, in units of its own, is no smaller than one of 1. But a start far
+# away, or the fast modes of a stiff field at 0, must not loosen what is asked: slow modes would count as settled.
+def scale_of(solver: Any, size: Array, y: PyTree[Array]) -> Float[Array, ""]:
+    """The `scale` of a solver or, where that is None, of the start y with force `size`: ‖y‖, else `size`, at most 1."""
+    if solver.scale is not None:
+        return jnp.asarray(solver.scale, size.dtype)
+    own = solver.norm(y)
+    own = jnp.where(own > 0, own, size)
+    return jnp.where(own > 0, jnp.minimum(own, 1), jnp.ones_like(size))  # 1 for NaN, too
+
+
+def is_met(solver: Any, size: Array, y: PyTree[Array], scale: Array) -> Array:
     """Whether `size`, the norm of the force at `y`, meets the tolerance of `solver`; never where it overflowed."""
-    extent = jnp.maximum(solver.norm(y), solver.scale)
+    extent = jnp.maximum(solver.norm(y), scale)
     return (size <= solver.atol + solver.rtol * extent) & jnp.isfinite(size)
 
 
@@ -79,7 +91,7 @@ def check_solver(solver: Any, *, both_zero: bool = False) -> None:
     """`ValueError` for tolerances that no solve can meet, or a residual that is measured by none."""
     check_tolerance(solver.rtol, solver.atol, both_zero=both_zero)
     check_callable("of a state, such as `optimistix.two_norm`", norm=solver.norm)
-    check_positive(scale=solver.scale)
+    check_positive(**given(scale=solver.scale))
 
 
 def check_inexact(z: Any) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree, ScalarLike
 
 from .._checks import check_count, check_not_negative, check_positive, given
 from ._loop import write_rows
-from ._residual import check_solver
+from ._residual import check_solver, scale_of
 
 
 class _SecantState(eqx.Module):
@@ -31,6 +31,7 @@ class _SecantState(eqx.Module):
     products: Inexact[Array, "rows rows"]  # of each with each
     count: Int[Array, ""]  # differences stored since the last restart; -1: no previous point
     mixing: Float[Array, ""]
+    scale: Float[Array, ""]
 
 
 # Why these safeguards. A multisecant step decreases nothing in particular: on a non-normal field the residual
@@ -52,7 +53,7 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
     patience: AbstractVar[int]
     ridge: AbstractVar[ScalarLike | None]
     norm: AbstractVar[Callable[[PyTree], Array]]
-    scale: AbstractVar[ScalarLike]
+    scale: AbstractVar[ScalarLike | None]
 
     def __check_init__(self):
         check_solver(self)
@@ -83,6 +84,7 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
             products=jnp.zeros((2 * self.window, 2 * self.window), _small(flat.dtype)),
             count=jnp.asarray(-1),
             mixing=jnp.asarray(self.mixing, real),
+            scale=jnp.ones((), real),
         )
 
     def step(self, fn, y, args, options, state, tags):
@@ -91,7 +93,9 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
         flat, unravel = ravel_pytree(y)
         f, _ = ravel_pytree(force)
 
-        size, extent = self.norm(force), jnp.maximum(self.norm(y), self.scale)
+        size = self.norm(force)
+        scale = jnp.where(state.evaluations == 0, scale_of(self, size, y), state.scale)
+        extent = jnp.maximum(self.norm(y), scale)
         residual = size / extent
         better = residual < state.best_residual  # false for NaN
         best_y = jax.tree.map(lambda new, old: jnp.where(better, new, old), y, state.best_y)
@@ -153,6 +157,7 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
             products=products,
             count=count,
             mixing=mixing,
+            scale=scale,
         )
         return unravel(new), state, aux
 
@@ -164,7 +169,7 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
         return state.converged | stalled, result
 
     def postprocess(self, fn, y, aux, args, options, state, tags, result):
-        return state.best_y, aux, {"field_evaluations": state.evaluations}
+        return state.best_y, aux, {"field_evaluations": state.evaluations, "scale": state.scale}
 
 
 def _small(dtype):

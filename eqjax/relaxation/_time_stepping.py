@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
 from .._checks import check_kind, check_positive, given
 from ._relax import count_evaluations
-from ._residual import RESULTS, check_solver, is_met
+from ._residual import RESULTS, check_solver, is_met, scale_of
 from ._step_control import OvershootController
 
 
@@ -24,6 +24,7 @@ class _TimeState(eqx.Module):
     converged: Bool[Array, ""]
     result: RESULTS
     steps: Int[Array, ""]
+    scale: Float[Array, ""]
 
 
 # Why the stepping is taken out of `diffrax.diffeqsolve`: as a fixed-point solver it has what `equilibrium`
@@ -41,7 +42,7 @@ class TimeStepping(optx.AbstractFixedPointSolver):
     - `solver`: any Diffrax solver of ODEs. `controller`: any Diffrax controller (`diffrax.ConstantStepSize()`
       for a fixed step; `diffrax.PIDController` needs a solver with an error estimate).
     - `step_size`: the first step; by default .1, or half of `⟨F, F⟩ / |⟨F, J F⟩|` at the start, where that is less.
-      `norm`, `scale`: of the residual.
+      `norm`, `scale`: of the residual (None: see `equilibrium`).
 
     The residual costs one field evaluation a step, which Euler shares. Evaluations are counted for explicit
     Runge–Kutta methods.
@@ -53,7 +54,7 @@ class TimeStepping(optx.AbstractFixedPointSolver):
     controller: dfx.AbstractStepSizeController = OvershootController()
     step_size: ScalarLike | None = None
     norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
-    scale: ScalarLike = 1.0
+    scale: ScalarLike | None = None
 
     def __check_init__(self):
         check_solver(self)
@@ -92,6 +93,7 @@ class TimeStepping(optx.AbstractFixedPointSolver):
             converged=jnp.asarray(False),
             result=RESULTS.successful,
             steps=jnp.asarray(0),
+            scale=jnp.ones_like(self.norm(y)),
         )
 
     def step(self, fn, y, args, options, state, tags):
@@ -99,7 +101,9 @@ class TimeStepping(optx.AbstractFixedPointSolver):
         force = jax.tree.map(jnp.subtract, image, y)
         # Judged at y, before the step, which is then not kept: so the state that is returned is the one that
         # was measured. Optimistix' own iteration measures steps, and a short step is no small force.
-        converged = is_met(self, self.norm(force), y)
+        size = self.norm(force)
+        scale = jnp.where(state.steps == 0, scale_of(self, size, y), state.scale)
+        converged = is_met(self, size, y, scale)
         # Euler asks for the force at y only, which is known.
         euler = isinstance(self.solver, dfx.Euler)
         terms = dfx.ODETerm(lambda t, z, args: force) if euler else _terms(fn)
@@ -134,6 +138,7 @@ class TimeStepping(optx.AbstractFixedPointSolver):
             converged=converged,
             result=RESULTS.where(converged, RESULTS.successful, RESULTS.promote(result)),
             steps=state.steps + 1,
+            scale=scale,
         )
         return new, state, aux
 
@@ -146,7 +151,7 @@ class TimeStepping(optx.AbstractFixedPointSolver):
         return state.converged | failed, result
 
     def postprocess(self, fn, y, aux, args, options, state, tags, result):
-        stats = {"result": state.result}
+        stats = {"result": state.result, "scale": state.scale}
         counted = count_evaluations(self.solver, state.steps)
         if counted is not None:
             # The residual costs one more a step, which Euler shares.

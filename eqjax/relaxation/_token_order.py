@@ -12,10 +12,10 @@ from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree, ScalarLike
 from ..analytic import tree_finite, tree_held
 from ..fields import AbstractCausalField, written
 from ._anderson import AndersonTypeI
-from ._fallback import with_tolerance
+from ._fallback import with_scale, with_tolerance
 from ._implicit import implicit_root
 from ._loop import iterate, wanted
-from ._residual import RESULTS, MeasuresForce
+from ._residual import RESULTS, MeasuresForce, scale_of
 from ._secant import AbstractSecant
 
 
@@ -27,8 +27,9 @@ class TokenOrder(optx.AbstractFixedPointSolver):
 
     For `equilibrium`, for the `free` phase of an estimator, for the `adjoint_solver` of `OracleAdjoint` and the solver of a
     `Nudge`. A tolerance speaks of every token by itself: `‖F_t‖ ≤ atol + rtol · max(‖z_t‖, scale)`, and a residual is that
-    of the worst one; those of all are in `stats["token_residuals"]`. A token that does not settle is held at its best state,
-    and the ones after it are settled given that. `max_steps` is for each token.
+    of the worst one; those of all are in `stats["token_residuals"]`. A `scale` of None is that of the largest token at the
+    start (see `equilibrium`). A token that does not settle is held at its best state, and the ones after it are settled
+    given that. `max_steps` is for each token. Nothing is said of the start: the derivative in `z0` is 0.
 
     **Arguments:**
 
@@ -66,7 +67,7 @@ class TokenOrder(optx.AbstractFixedPointSolver):
         return self.solver.norm
 
     @property
-    def scale(self) -> ScalarLike:
+    def scale(self) -> ScalarLike | None:
         return self.solver.scale  # pyright: ignore[reportAttributeAccessIssue]
 
     def init(self, fn, y, args, options, f_struct, aux_struct, tags):
@@ -87,14 +88,20 @@ class TokenOrder(optx.AbstractFixedPointSolver):
     def residuals(
         self, force: Inexact[Array, "t c"], z: Inexact[Array, "t c"]
     ) -> Float[Array, " t"]:
-        """`‖F_t‖ / max(‖z_t‖, scale)` of every token."""
+        """`‖F_t‖ / max(‖z_t‖, scale)` of every token, by a scale that is known."""
         norm = jax.vmap(self.norm)
-        return norm(force) / jnp.maximum(norm(z), self.scale)
+        return norm(force) / jnp.maximum(norm(z), self.scale)  # pyright: ignore
 
     def settled(self, force, z) -> Bool[Array, " t"]:
         """Which tokens meet the tolerance, with a hair of slack for another order of sums."""
-        size, extent = jax.vmap(self.norm)(force), jnp.maximum(jax.vmap(self.norm)(z), self.scale)
-        return size <= 1.001 * (self.atol + self.rtol * extent)
+        norm = jax.vmap(self.norm)
+        extent = jnp.maximum(norm(z), self.scale)  # pyright: ignore
+        return norm(force) <= 1.001 * (self.atol + self.rtol * extent)
+
+    def scaled(self, force, z) -> "TokenOrder":
+        """With the `scale` of a start z under `force`, where none was given: that of its largest token."""
+        largest = lambda rows: rows[jnp.argmax(jax.vmap(self.norm)(rows))]
+        return with_scale(self, scale_of(self, self.norm(largest(force)), largest(z)))
 
 
 def check_causal(field: Any, z: Any) -> None:
@@ -172,14 +179,15 @@ def _together(force, begin, solver: AbstractSecant, max_steps):
     """A chunk whose tokens take their steps side by side, each with a history of its own, and end in order."""
     tags: frozenset[object] = frozenset()
     shape, count = jax.ShapeDtypeStruct(begin.shape[1:], begin.dtype), begin.shape[0]
-    first = solver.init(None, begin[0], None, {}, shape, None, tags)
+    nothing: Any = None
+    first = solver.init(nothing, begin[0], None, {}, shape, None, tags)
     # The count of evaluations stays one number: where the history is written must not differ within a batch.
     axes = eqx.tree_at(lambda s: s.evaluations, jax.tree.map(lambda _: 0, first), None)
     alike = lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape))
     state = eqx.tree_at(lambda s: s.evaluations, jax.tree.map(alike, first), first.evaluations)
     moved = lambda y, f, state: solver.step(lambda u, f: (u + f, None), y, f, {}, state, tags)[:2]
     moved = jax.vmap(moved, (0, 0, axes), (0, axes))
-    ended = jax.vmap(lambda s: solver.terminate(None, None, None, {}, s, tags)[0], (axes,))
+    ended = jax.vmap(lambda s: solver.terminate(nothing, None, None, {}, s, tags)[0], (axes,))
 
     def step(carry):
         y, state = moved(carry.y, force(carry.y), carry.state)
@@ -278,6 +286,7 @@ def linear_in_order(field, z, x, rhs, solver: TokenOrder, max_steps: int, revers
     # An absolute tolerance, that all tokens share out: of a token whose own part is small no more is asked.
     share = rhs.shape[0] ** -0.5
     solver = with_tolerance(solver, lambda rtol, atol: (0.0, (rtol + atol) * share))
+    solver = with_scale(solver, 1.0)  # of the unit right-hand side
     found = triangular(field, z, x, rhs / unit, solver, max_steps, reverse)
     return found._replace(value=found.value * unit)
 
@@ -300,18 +309,23 @@ def settled_in_order(field, z0, x, solver: TokenOrder, max_steps: int, throw: bo
     check_causal(field, z0)
     eps = float(jnp.finfo(z0.dtype).eps)
     exact = with_tolerance(solver, lambda *_: (1e-4 if eps > 1e-10 else 1e-10, 0.0))
-    find = eqx.Partial(_found, *tree_held((field, z0, x, solver)), max_steps)
     linear = TriangularSolve(exact, max_steps)
-    force = eqx.Partial(field, 0.0)
-    value, steps = implicit_root(force, x, find=find, linear=linear, throw=throw)
+    force, begun = eqx.Partial(field, 0.0), tree_held((field, z0, x))
+    measured = int(solver.scale is None)
+    if measured:
+        solver = solver.scaled(tree_held(force(z0, x)), begun[1])
+    find = eqx.Partial(_found, *begun, tree_held(solver), max_steps)
+    value, steps = implicit_root(force, x, None, find=find, linear=linear, throw=throw)
     # A diagnostic: a gradient through it would ask for a second solve.
     final, state = tree_held((force(value, x), value))
     residuals, met = solver.residuals(final, state), solver.settled(final, state)
     result = RESULTS.where(jnp.all(met), RESULTS.successful, RESULTS.residual_above_tolerance)
     finite = tree_finite((final, state))
-    result = RESULTS.where(finite, result, RESULTS.nonfinite)
+    result = RESULTS.where(finite, result, RESULTS.nonfinite)  # pyright: ignore
     evaluations, inner = steps
-    stats = {"token_residuals": residuals, "num_steps": inner, "field_evaluations": evaluations + 1}
+    scale = jnp.asarray(solver.scale, residuals.dtype)
+    stats = {"token_residuals": residuals, "num_steps": inner, "scale": scale}
+    stats["field_evaluations"] = evaluations + 1 + measured
     return value, jnp.max(residuals), result, stats
 
 

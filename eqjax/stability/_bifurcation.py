@@ -148,7 +148,7 @@ def _exchange(leg: Stretch) -> float | None:
 # leading eigenvalues are known at every point anyway, and, sorted, need not be traced through collisions.
 def crossings(leg: Stretch, values: Callable, rate: Callable, before: int, after: int):
     """What crosses between two counts of unstable modes: for each the place, the test that is zero there, the
-    eigenvalue, and the change of the count, ±2 for a pair.
+    eigenvalue, which is real where it is not one of a pair, and the change of the count.
 
     The i-th largest `rate` of the `values` of a sample is a continuous function of s whatever the eigenvalues do, and
     changes sign where the count passes i.
@@ -167,9 +167,11 @@ def crossings(leg: Stretch, values: Callable, rate: Callable, before: int, after
         value = among[i]
         # Why the root of eps: by so much rounding splits a double real eigenvalue into a complex pair.
         small = np.sqrt(np.finfo(among.dtype).eps) * np.max(abs(among))
-        # Both of a pair cross at once: one point, and two ranks done.
-        count = 2 if abs(value.imag) > small else 1
-        yield found, test, value, count * up
+        # Both of a pair cross at once, and all copies: one point, and so many ranks done.
+        alike = np.minimum(abs(among[i:end] - value), abs(among[i:end] - value.conj())) <= small
+        pair = abs(value.imag) > small
+        count = max(int(np.argmin(np.append(alike, False))), 1 + pair)
+        yield found, test, value if pair else value.real, count * up
         i += count
 
 
@@ -213,7 +215,7 @@ def special_points(leg: Stretch, step: float | None) -> list[SpecialPoint]:
 
     folds, counts = leg.turns, (first.unstable, last.unstable)
     for found, growth, value, change in crossings(leg, lambda p: p.values, np.real, *counts):
-        if abs(change) == 2:
+        if value.imag:
             add(found, "Hopf", NOTHING, change, 0, value, abs(value.imag))
         elif folds:  # a real one, where the branch turns or not
             add(found, "fold", "fold", change, change, value, 0)
@@ -233,7 +235,7 @@ def special_points(leg: Stretch, step: float | None) -> list[SpecialPoint]:
         leg, lambda p: p.multipliers, log_modulus, *counts
     ):
         value = (multiplier - 1) / epsilon
-        if abs(change) == 2:
+        if multiplier.imag:
             frequency = abs(np.angle(multiplier)) / epsilon
             add(found, NOTHING, "Neimark–Sacker", 0, change, value, frequency)
         # -1 is out of reach of the flow: only a step that is too long takes a decaying real mode there.

@@ -115,10 +115,10 @@ class Shooting(AbstractProblem):
 
         # On the plane across the flow the monodromy matrix is the derivative of the Poincaré map: the
         # multiplier 1 along the cycle is gone, and with it the defective pair that it forms in a fold.
-        noise = across(jax.random.normal(self.key, z.shape, z.dtype))
+        first = across(jax.random.normal(self.key, z.shape, z.dtype))
         product = lambda v: across(monodromy(across(v)))
         largest = resolve("LM", None)
-        pairs, _ = eigenpairs(product, noise, noise, self.k, largest, self.ncv, None, 1000)
+        pairs, _ = eigenpairs(product, first, self.key, self.k, largest, self.ncv, None, 1000)
         # Extremes need all steps: watched in passing, the trajectory is never stored.
         reached = lambda seen, z: (jnp.minimum(seen[0], z), jnp.maximum(seen[1], z))
         low, high = self.flow(z, period, q, reached, (z, z))

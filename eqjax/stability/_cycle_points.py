@@ -91,7 +91,7 @@ def cycle_points(leg: Stretch, unravel: Callable[[Array], PyTree]) -> list[Cycle
     for found, growth, multiplier, change in crossings(
         leg, lambda p: p.multipliers, log_modulus, *counts
     ):
-        if abs(change) == 2:
+        if multiplier.imag:
             add(found, "torus", change, multiplier, abs(np.angle(multiplier)))
         elif multiplier.real < 0:
             add(found, "period doubling", change, multiplier, np.pi)

@@ -151,7 +151,7 @@ def _periodic_orbit(field, z0, x, period, steps, k, ncv, tol, max_steps, solver,
 
     # Most directions contract in a turn, so the matrix is -I but for a few: GMRES needs about as many
     # products as there are multipliers that are not small (Sánchez, Net, García-Archilla & Simó 2004).
-    newton = NewtonKrylov(tol, restart=60, krylov_steps=240)
+    newton = NewtonKrylov(tol, restart=60, krylov_steps=240, scale=1.0)
 
     # Twice a period is a period too, with squared multipliers: what returns sooner is solved again for its own.
     def solve(carry):
@@ -181,8 +181,8 @@ def _periodic_orbit(field, z0, x, period, steps, k, ncv, tol, max_steps, solver,
     z, period, fine, solved, _ = jax.lax.while_loop(lambda carry: carry[-1], solve, start)
     # One linearisation of the whole turn serves the residual and all products.
     end, monodromy = jax.linearize(lambda z: flow(z, period), z)
-    noise = jax.random.normal(key, z.shape, z.dtype)
-    pairs, _ = eigenpairs(monodromy, noise, noise, k, resolve("LM", None), ncv, None, 1000)
+    first = jax.random.normal(key, z.shape, z.dtype)
+    pairs, _ = eigenpairs(monodromy, first, key, k, resolve("LM", None), ncv, None, 1000)
     residual = jnp.linalg.norm(end - z) / jnp.maximum(jnp.linalg.norm(z), 1)
     # Halved steps move the end of a turn, and along the orbit that is a time.
     late = jnp.abs(jnp.vdot(force(z), fine - end)) / jnp.vdot(force(z), force(z))

@@ -63,16 +63,19 @@ def _(function, shapes, primals, tangents):
 
 # Why here, and in float64: the projected problem is tiny beside the products, and its rounding should not
 # limit a float32 run. Residuals come free: ‖A x - θ x‖ = |bᴴ w| for the Ritz vector of a unit w.
-def truncate(projection, tol, last, *, k, rank, eps):
+def truncate(projection, tol, last, locked, *, k, rank, eps, again):
     """The projected problem of one restart, solved by LAPACK: how to rotate and how much to keep.
 
-    Returns the rotation (m, m), zero beyond the vectors kept; the projection after it; the number kept; the size of
-    the wanted subspace; whether all is over.
+    `locked` are the ranks of those that had converged when a search was begun anew, NaN in the first one; `again`: whether
+    others follow.
+
+    Returns the rotation (m, m), zero beyond the vectors kept; the projection after it; the number kept; the size of the
+    wanted subspace; `locked`; 1 if all is over, and 2 if no copy is missing; whether to go on from a new vector.
     """
     m = projection.shape[1]
     if not np.all(np.isfinite(projection)):
         nothing = np.full_like(projection, np.nan)
-        return nothing[:m], nothing, 0, min(k, m), 1
+        return nothing[:m], nothing, 0, min(k, m), locked, 1, 0
     wide = projection.astype(np.result_type(projection, np.float64))
     schur, rotation = ordered_schur(wide[:m], rank)
     coupling = wide[m] @ rotation
@@ -80,23 +83,51 @@ def truncate(projection, tol, last, *, k, rank, eps):
     # Half a conjugate pair spans no real subspace.
     wanted = k if whole[k - 1] else k + 1
 
-    values, weights = np.linalg.eig(schur[:wanted, :wanted])
-    error = abs(coupling[:wanted] @ weights)
+    values, error = _ritz(schur, coupling, wanted)
     # Half the tolerance, since true residuals are measured at the end and must pass the whole; and never
     # below what rounding leaves of the projection.
     floor = eps * np.linalg.norm(wide[:m], 2)
-    settled = int(np.sum(error <= np.maximum(0.5 * float(tol) * abs(values), floor)))
-    done = settled == wanted or bool(last)
+    allowed = np.maximum(0.5 * float(tol) * abs(values), floor)
+    settled = int(np.sum(error <= allowed))
+    ranks = np.sort(rank(values))[::-1][:k]
+    # A copy that comes late takes the place of what was last.
+    same = np.all(abs(ranks - locked) <= 20 * np.max(allowed))  # false for NaN
+    complete = settled == wanted and (
+        not again or bool(same and _left_behind(schur, coupling, wanted, rank, tol, eps, floor))
+    )
+    done = complete or bool(last)
+    anew = settled == wanted and not same and not done
     # A thick restart: half of the vectors stay, which takes far fewer products than keeping k.
     # More as pairs converge, which else would fill the room of the search; at least one vector is new.
-    keep = wanted if done else min(max((m + settled) // 2, wanted), m - 1)
+    keep = wanted if done or anew else min(max((m + settled) // 2, wanted), m - 1)
     if not whole[keep - 1]:
         keep += 1 if keep < m - 1 else -1
 
     rotation[:, keep:] = 0
     after = np.zeros_like(wide)
-    after[:keep, :keep], after[keep, :keep] = schur[:keep, :keep], coupling[:keep]
-    return rotation, after, keep, wanted, int(done)
+    after[:keep, :keep] = schur[:keep, :keep]
+    # Locked: what is left of the coupling is below the tolerance.
+    after[keep, :keep] = 0 if anew else coupling[:keep]
+    locked = ranks if anew else locked
+    return rotation, after, keep, wanted, locked, int(done) + int(complete), int(anew)
+
+
+def _ritz(schur, coupling, size):
+    """Eigenvalues of the leading block and how far they are from converged."""
+    values, weights = np.linalg.eig(schur[:size, :size])
+    return values, abs(coupling[:size] @ weights)
+
+
+def _left_behind(schur, coupling, wanted, rank, tol, eps, floor):
+    """Whether the best of the values that are not wanted is known well enough to be sure that it is not."""
+    pair = wanted + 1 < len(schur) and schur[wanted + 1, wanted] != 0
+    values, error = _ritz(schur, coupling, wanted + 1 + pair)
+    order = np.argsort(-rank(values), kind="stable")
+    last, following = order[wanted - 1], order[wanted]
+    gap = rank(values[last]) - rank(values[following])
+    # As good as that if they are equal, and a tenth of what parts them otherwise.
+    equal = np.sqrt(max(float(tol), eps ** (2 / 3))) * abs(values[following])
+    return error[following] <= max(0.1 * gap, equal, floor)
 
 
 # Why swaps: `scipy.linalg.schur(sort=…)` parts wanted from unwanted once, but the cut may fall anywhere.

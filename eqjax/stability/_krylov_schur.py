@@ -33,7 +33,8 @@ class Eigenpairs(eqx.Module):
     - `values (k,)`, complex.
     - `vectors`: in the structure of the start, complex, leading axis k; unit length, largest entry real positive.
     - `residuals`: `‖A v - μ v‖ / max(|μ|, eps^⅔ s)`, from products made at the end.
-    - `converged`: residual at most `tol`, or `‖A v - μ v‖` at most `20 eps s √restarts`, the rounding that gathers.
+    - `converged`: residual at most `tol`, or `‖A v - μ v‖` at most `20 eps s √restarts`, the rounding that gathers; and
+      a second search has seen that no copy of an eigenvalue is missing before them.
     - `magnitude`: s, the size of `A r` for a random unit r: the root mean square of A's singular values, roughly.
     - `products`: of A with a vector, all told. `restarts`: of the Krylov space.
     """
@@ -125,7 +126,8 @@ def krylov_schur(
     The Krylov–Schur method (Stewart 2001): an Arnoldi decomposition of `ncv` vectors is truncated to the
     invariant subspace of its most wanted Ritz values, in a real Schur form if A is real, so that conjugate pairs
     stay together, and is grown again. Half of the vectors are kept, a thick restart (Wu & Simon 2000), and more as
-    pairs converge. Gram–Schmidt is done twice; where the Krylov space is exhausted it goes on from a random vector.
+    pairs converge. Gram–Schmidt is done twice; where the Krylov space is exhausted it goes on from a random vector, and so
+    it does when all k > 1 have converged, until that brings nothing new: one vector sees one copy of each eigenvalue.
     The small Schur forms come from LAPACK on the host, one call a restart; everything else is one compiled loop, and
     under `vmap` every sample stops by itself.
 
@@ -138,11 +140,10 @@ def krylov_schur(
       part in magnitude. A `transform` (`ShiftInvert`, `Propagator`) says itself what it finds.
     - `ncv`: Krylov vectors kept, by default `max(2k + 1, 20)`; no more than the size of the space are used.
     - `tol`: stop when `‖A v - μ v‖ ≤ tol |μ|`; by default eps^⅔, which is 4e-11 in float64 and 2e-5 in float32.
-    - `max_restarts`: when to give up. `key`: of the random vector used where a Krylov space is exhausted.
+    - `max_restarts`: when to give up. `key`: of the random vectors from which the search goes on.
 
-    **Returns:** `Eigenpairs`. If `k` cuts a conjugate pair, its member above the real axis is returned. Like every
-    method that starts from a single vector it may see a repeated eigenvalue fewer times than it occurs. Not
-    differentiable; see `eigenvalue`.
+    **Returns:** `Eigenpairs`. If `k` cuts a conjugate pair, its member above the real axis is returned. An eigenvalue
+    that is repeated comes as often as it occurs, or up to k. Not differentiable; see `eigenvalue`.
     """
     transform = resolve(which, transform)
     check_sizes(k, ncv, max_restarts, optax.tree.size(start))
@@ -158,8 +159,7 @@ def _krylov_schur(mv, start, k, transform, ncv, tol, max_restarts, key):
     def apply(v):
         return ravel_pytree(mv(unravel(v)))[0]
 
-    noise = jax.random.normal(key, flat.shape, flat.dtype)
-    pairs, _ = eigenpairs(apply, flat, noise, k, transform, ncv, tol, max_restarts)
+    pairs, _ = eigenpairs(apply, flat, key, k, transform, ncv, tol, max_restarts)
     return eqx.tree_at(lambda p: p.vectors, pairs, unravel_complex(unravel, pairs.vectors))
 
 
@@ -208,12 +208,13 @@ class Subspace(NamedTuple):
     size: Int[Array, ""]
 
 
-def eigenpairs(mv, start, noise, k, transform, ncv, tol, max_restarts):
+def eigenpairs(mv, start, key, k, transform, ncv, tol, max_restarts):
     """`krylov_schur` on flat vectors: the pairs, and the invariant subspace in which they were found."""
     n, real, dtype = start.size, jnp.finfo(start.dtype).dtype, transform.dtype(start.dtype)
     each = 1 if dtype == start.dtype else 2  # products with A behind one with a complex vector
     if each == 2:
-        mv, start, noise = on_complex_vectors(mv), start.astype(dtype), noise.astype(dtype)
+        mv, start = on_complex_vectors(mv), start.astype(dtype)
+    noise = drawn(key, 0, start)
     eps = jnp.finfo(real).eps
     tol = jnp.asarray(eps ** (2 / 3) if tol is None else tol, real)
     ncv = min(max(2 * k + 1, 20) if ncv is None else ncv, n)
@@ -222,7 +223,7 @@ def eigenpairs(mv, start, noise, k, transform, ncv, tol, max_restarts):
         transformed.apply,
         # A state of zeros, say, makes no direction.
         jnp.where(norm(start) > 0, start, noise),
-        noise,
+        key,
         k=k,
         which=transform.which,
         ncv=ncv,
@@ -258,7 +259,7 @@ def eigenpairs(mv, start, noise, k, transform, ncv, tol, max_restarts):
         values=values[:k],
         vectors=vectors[:k],
         residuals=residuals[:k],
-        converged=(converged & transformed.faithful(values))[:k],
+        converged=(converged & found.complete & transformed.faithful(values))[:k],
         magnitude=magnitude,
         products=each
         * (found.products + transformed.products.astype(jnp.int32) + found.wanted + 1),
@@ -292,37 +293,68 @@ class Decomposition(NamedTuple):
     projection: Inexact[Array, "m+1 m"]
     size: Int[Array, ""]
     wanted: Int[Array, ""]
+    locked: Float[Array, " k"]
     done: Bool[Array, ""]
+    complete: Bool[Array, ""]
     products: Int[Array, ""]
     restarts: Int[Array, ""]
 
 
-def decompose(operator, start, noise, *, k, which, ncv, tol, max_restarts) -> Decomposition:
-    """Restart until the leading `k` Ritz values (`k + 1` where a pair would be cut) have converged."""
+# Why a second search. A Krylov space holds one vector of each eigenspace, that of its start: of a symmetric field most
+# eigenvalues come once for twice or four times. Blocks of vectors must be as wide as the multiplicity, which is not known.
+# With what has converged locked, a new random vector sees the next copy, or, as the best of what is left, that there is none.
+def decompose(operator, start, key, *, k, which, ncv, tol, max_restarts) -> Decomposition:
+    """Restart until the leading `k` Ritz values (`k + 1` where a pair would be cut) have converged, and none is missing."""
     m, eps = ncv, float(jnp.finfo(start.dtype).eps)
-    reduce = functools.partial(truncate, k=k, rank=WHICH[which], eps=eps)
+    # In the whole space there is nothing left to be missed, and of one value no copy matters.
+    again = k > 1 and m < start.size
+    reduce = functools.partial(truncate, k=k, rank=WHICH[which], eps=eps, again=again)
     tol, zero = jnp.asarray(tol, jnp.finfo(start.dtype).dtype), jnp.asarray(0, jnp.int32)
     basis = jnp.zeros((m + 1, start.size), start.dtype).at[0].set(unit(start))
-    projection = jnp.zeros((m + 1, m), start.dtype)
-    shapes = jax.eval_shape(lambda: (projection[:m], projection, zero, zero, zero))
+    projection, nothing = jnp.zeros((m + 1, m), start.dtype), jnp.full(k, jnp.nan, tol.dtype)
+    shapes = jax.eval_shape(lambda: (projection[:m], projection, zero, zero, nothing, zero, zero))
 
     def cycle(state):
-        basis, projection, size, _, _, products, restarts = state
-        # Lest a space that is exhausted twice be offered the same vector.
-        fresh = jnp.roll(noise, m * restarts)
-        basis, projection, more = expand(operator, basis, projection, size, fresh)
+        # Never the same twice; not shifted, for under a shift a field may be symmetric.
+        fresh = drawn(key, state.restarts + 1, start)
+        basis, projection, more = expand(operator, state.basis, state.projection, state.size, fresh)
         # The host must know, for the last restart keeps the wanted vectors only.
-        last = (restarts + 1 >= max_restarts).astype(jnp.int32)
-        rotation, projection, size, wanted, done = on_host(reduce, shapes, projection, tol, last)
+        last = (state.restarts + 1 >= max_restarts).astype(jnp.int32)
+        rotation, projection, size, wanted, locked, ended, anew = on_host(
+            reduce, shapes, projection, tol, last, state.locked
+        )
         # A Schur form is block triangular, so the columns kept still satisfy A V = V S + v bᴴ with the last
         # vector as v: nothing need be multiplied anew.
-        kept = jnp.zeros_like(basis).at[:m].set(rotation.T @ basis[:m]).at[size].set(basis[m])
-        done, products = done > 0, products + more
-        return Decomposition(kept, projection, size, wanted, done, products, restarts + 1)
+        kept = jnp.zeros_like(basis).at[:m].set(rotation.T @ basis[:m])
+        following = jnp.where(anew > 0, orthogonal(fresh, kept), basis[m])
+        return Decomposition(
+            basis=kept.at[size].set(following),
+            projection=projection,
+            size=size,
+            wanted=wanted,
+            locked=locked,
+            done=ended > 0,
+            complete=ended > 1,
+            products=state.products + more,
+            restarts=state.restarts + 1,
+        )
 
     # A compiled loop: all but the small Schur forms stays on the device, under `jit` and `vmap`.
-    state = Decomposition(basis, projection, zero, zero, jnp.asarray(False), zero, zero)
+    no = jnp.asarray(False)
+    state = Decomposition(basis, projection, zero, zero, nothing, no, no, zero, zero)
     return jax.lax.while_loop(lambda s: ~s.done, cycle, state)
+
+
+def drawn(key, count, like):
+    """A Gaussian vector, another one for each count."""
+    return jax.random.normal(jax.random.fold_in(key, count), like.shape, like.dtype)
+
+
+def orthogonal(v, basis):
+    """The unit vector of what of v lies outside of an orthonormal basis."""
+    for _ in range(2):
+        v = v - (basis.conj() @ v) @ basis
+    return unit(v)
 
 
 def expand(operator, basis, projection, size, noise):

@@ -200,7 +200,9 @@ def next_leg(problem, path, last, length) -> tuple[tuple[Leg, Point] | None, flo
 def corrector(dtype: Any) -> NewtonKrylov:
     """The default solver: as tight as rounding allows with a little to spare."""
     # Tighter, residuals stand at the floor of rounding and Newton's method counts as stuck.
-    return NewtonKrylov(float(jnp.finfo(dtype).eps) ** 0.75, restart=60, krylov_steps=240)
+    return NewtonKrylov(
+        float(jnp.finfo(dtype).eps) ** 0.75, restart=60, krylov_steps=240, scale=1.0
+    )
 
 
 def first_point(problem: AbstractProblem, state: PyTree[Array], q: Array, backwards: bool) -> Point:

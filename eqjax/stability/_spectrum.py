@@ -214,19 +214,18 @@ def spectrum(
 @eqx.filter_jit
 def _spectrum(field, z, x, k, transform, left, ncv, tol, max_restarts, start, key):
     J = jacobian(field, z, x)
-    noise = J.random(key)
-    first = noise if start is None else ravel_pytree(start)[0]
+    first = J.random(key) if start is None else ravel_pytree(start)[0]
     if first.shape != J.force.shape or first.dtype != J.force.dtype:
         raise ValueError(
             f"`start` must be like `z`, {J.force.size} numbers of {J.force.dtype}, got {first.size} of {first.dtype}."
         )
     settings = (k, transform, ncv, tol, max_restarts)
-    pairs, right = eigenpairs(J.mv, first, noise, *settings)
+    pairs, right = eigenpairs(J.mv, first, key, *settings)
     converged, products = pairs.converged, pairs.products
     left_vectors = left_residuals = None
     if left:
         # The transposed field has the same eigenvalues; conjugated, its vectors are the left ones.
-        other, dual = eigenpairs(J.transposed, first, noise, *settings)
+        other, dual = eigenpairs(J.transposed, first, key, *settings)
         # Those combinations of the left subspace that are biorthogonal to the right vectors.
         weights = jnp.linalg.pinv(matmul(right.vectors, dual.basis.T).T)[:k]
         rows, images = matmul(weights, dual.basis), matmul(weights, dual.images)
