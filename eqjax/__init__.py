@@ -20,7 +20,6 @@ from .analytic import (
     tree_cast as tree_cast,
 )
 from .fields import (
-    AbstractCausalField as AbstractCausalField,
     AbstractEnergyField as AbstractEnergyField,
     AbstractEquilibriumModel as AbstractEquilibriumModel,
     AbstractForceField as AbstractForceField,

@@ -244,6 +244,7 @@ def settled_after(
 ) -> tuple[Inexact[Array, "1 c"], Float[Array, ""]]:
     """One token after those in `memory`: its state, from `z0`, and its residual."""
     force = lambda u: field.after(0.0, u, x, memory, start)
+    solver = solver.scaled(force(z0), z0) if solver.scale is None else solver
     value, _ = _settle(force, z0, solver.solver, max_steps, False)
     return value, solver.residuals(force(value), value)[0]
 
