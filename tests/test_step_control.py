@@ -109,7 +109,8 @@ def test_overshoot_at_the_smallest_step_is_reported_and_falls_back():
         assert found.result == RESULTS.successful and found.stats["handed_over"]
         assert jnp.allclose(found.value, want, atol=1e-6)
     # With room below it settles by itself.
-    small = TimeStepping(1e-2, controller=OvershootController(min_step=1e-6), step_size=1e-3)
+    fine = OvershootController(min_step=1e-6)
+    small = TimeStepping(1e-2, controller=fine, step_size=1e-3, scale=1.0)
     patient = equilibrium(field, want * 1.1, x, solver=small, max_steps=100_000)
     assert patient.result == RESULTS.successful
 
