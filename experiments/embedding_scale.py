@@ -42,6 +42,7 @@ def main():
             out=options.out / f"{kind}-{scale:g}-{seed}",
             text=options.text,
             estimator=options.estimator,
+            order="window",
             embedding_scale=scale,
             length=options.length,
             leak=options.leak,
