@@ -209,7 +209,12 @@ def run_row(config: TrainConfig, row: str) -> dict[str, Any]:
 def configuration(options: argparse.Namespace, row: str, seed: int) -> TrainConfig:
     settings = chosen(options, ROWS[row])
     folder = options.out / options.size / f"{row.replace(' ', '').replace(',', '-')}-{seed}"
-    settings |= {"out": folder, "seed": seed, "evaluate_every": max(1, settings["steps"] // 5)}
+    settings |= {
+        "order": "window",
+        "out": folder,
+        "seed": seed,
+        "evaluate_every": max(1, settings["steps"] // 5),
+    }
     return TrainConfig.from_dict(
         {k: str(v) if isinstance(v, Path) else v for k, v in settings.items()}
     )

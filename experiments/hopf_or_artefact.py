@@ -196,6 +196,7 @@ def main():
         every = max(1, settings["steps"] // 8)
         settings |= {
             "out": str(options.run),
+            "order": "window",
             "save_every": every,
             "evaluate_every": every,
             "keep": 0,

@@ -21,7 +21,7 @@ from eqjax.language import batches
 from eqjax.recipes import TrainConfig, open_run
 from eqjax.training import Run
 
-SETTINGS = {"embedding_scale": 1.0, "length": 32, "save_every": 50, "keep": 0}
+SETTINGS = {"order": "window", "embedding_scale": 1.0, "length": 32, "save_every": 50, "keep": 0}
 RADII = (2e-2, 1e-2, 5e-3, 2e-3, 1e-3, 5e-4, 2e-4, 1e-4)
 FREE = ej.Anderson(rtol=5e-5)
 SETTLED = ej.Accept(free_residual=1e-4, adjoint_residual=float("inf"))
