@@ -50,13 +50,13 @@ def build_solver(config: Any, rtol: float):
         solver = relaxation.Picard(rtol=rtol, step_size=config.step_size)
     else:
         solver = SOLVERS[name](rtol=rtol)
-    return relaxation.TokenOrder(solver, chunk=_chunk(config)) if in_order else solver
+    return _in_order(config, solver) if in_order else solver
 
 
-def _chunk(config: Any) -> int:
-    if config.solver not in (None, "anderson", "type-one", "broyden"):
-        return 1
-    return config.chunk or (4 if jax.default_backend() == "cpu" else 16)
+def _in_order(config: Any, solver: Any) -> relaxation.TokenOrder:
+    one_by_one = config.solver not in (None, "anderson", "type-one", "broyden")
+    chunk = 1 if one_by_one else config.chunk or (4 if jax.default_backend() == "cpu" else 16)
+    return relaxation.TokenOrder(solver, chunk=chunk)  # pyright: ignore[reportCallIssue]
 
 
 def build_estimator(config: Any) -> gradients.AbstractEstimator:
@@ -100,7 +100,7 @@ def reference_oracle(config: Any) -> gradients.OracleAdjoint:
     rtol = 1e-6 if config.x64 else 1e-5
     adjoint = relaxation.GMRES(rtol=rtol)
     if config.order == "tokens":
-        adjoint = relaxation.TokenOrder(relaxation.AndersonTypeI(rtol=rtol), chunk=_chunk(config))
+        adjoint = _in_order(config, relaxation.AndersonTypeI(rtol=rtol))
     return gradients.OracleAdjoint(
         free=build_solver(config, config.free_rtol),
         adjoint_solver=adjoint,

@@ -1,6 +1,5 @@
 """The spectrum of a causal field, token by token."""
 
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -23,7 +22,7 @@ class TokenSpectrum(eqx.Module):
 
 
 def token_blocks(
-    field: Callable[..., Any], z: Float[Array, "t c"], x: Inexact[Array, "t c"]
+    field: Any, z: Float[Array, "t c"], x: Inexact[Array, "t c"]
 ) -> Float[Array, "t c c"]:
     """The own blocks `∂F_t/∂z_t`, the diagonal of the Jacobian of a causal field at z, in full precision."""
     check_causal(field, z)
@@ -41,9 +40,7 @@ def token_blocks(
 # Why not the whole: J is block lower triangular, so that these are its eigenvalues, all C · T of them, and exact where those
 # of a matrix so far from normal are hardly to be had. And they name the token.
 @eqx.filter_jit
-def token_spectrum(
-    field: Callable[..., Any], z: Float[Array, "t c"], x: Inexact[Array, "t c"]
-) -> TokenSpectrum:
+def token_spectrum(field: Any, z: Float[Array, "t c"], x: Inexact[Array, "t c"]) -> TokenSpectrum:
     """All eigenvalues of a causal field's Jacobian at z, by the tokens they belong to.
 
     **Arguments:** `field`: an `AbstractCausalField`; `z`, `x`: state and input of one sample (`jax.vmap` for a batch).
