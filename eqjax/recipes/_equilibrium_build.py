@@ -53,7 +53,7 @@ def build_solver(config: Any, rtol: float):
     return _in_order(config, solver) if in_order else solver
 
 
-def _in_order(config: Any, solver: Any) -> relaxation.TokenOrder:
+def _in_order(config: Any, solver: Any) -> Any:
     one_by_one = config.solver not in (None, "anderson", "type-one", "broyden")
     chunk = 1 if one_by_one else config.chunk or (4 if jax.default_backend() == "cpu" else 16)
     return relaxation.TokenOrder(solver, chunk=chunk)  # pyright: ignore[reportCallIssue]
@@ -68,9 +68,7 @@ def build_estimator(config: Any) -> gradients.AbstractEstimator:
     # Biased by design: their adjoint residual is reported, not held against them.
     open_gate = gradients.Accept(config.accept_free, float("inf"))
     back = relaxation.AndersonTypeI(rtol=config.nudged_rtol)
-    in_order = (
-        relaxation.TokenOrder(back, chunk=_chunk(config)) if config.order == "tokens" else None
-    )
+    in_order = _in_order(config, back) if config.order == "tokens" else None
     sweeps = in_order is not None and config.estimator == "asymep"
     nudged = gradients.Nudge(
         in_order if sweeps else relaxation.Anderson(rtol=config.nudged_rtol),
