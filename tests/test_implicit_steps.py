@@ -9,7 +9,7 @@ import scipy.linalg
 from settling import SPLIT
 from toys import Linear
 
-from eqjax.relaxation import BackwardEuler, IMEXEuler, NewtonKrylov, relax
+from eqjax.relaxation import RESULTS, BackwardEuler, IMEXEuler, NewtonKrylov, relax
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,20 @@ def test_backward_euler_is_its_closed_form(solver, dtype):
     value = jax.jit(jax.vmap(settle))(jnp.stack([x, 2 * x])).value
     assert value.dtype == dtype
     assert np.allclose(value, np.stack([want, 2 * want]), atol=100 * eps)
+
+
+@pytest.mark.parametrize(
+    "solver", [BackwardEuler(), diffrax.ImplicitEuler(root_finder=NewtonKrylov(1e-5))]
+)
+def test_a_long_rest_is_no_failure_in_any_unit(solver):
+    """At rest at 0, where the force is the rounding of terms of size 1; and from 0 to 1e-7."""
+    matrix = jnp.array([[-2.0, 30.0], [-30.0, -1.0]], jnp.float32)
+    x = jnp.array([1.0, 2.0], jnp.float32)
+    held = lambda t, z, x: matrix @ (z + x) - matrix @ x
+    rest = relax(held, 0.3 * x, x, solver=solver, step=0.1, steps=100)
+    assert rest.result == RESULTS.successful and rest.residual < 1e-4
+    small = relax(lambda t, z, x: x - z, 0 * x, 1e-7 * x, solver=solver, step=0.1, steps=200)
+    assert jnp.allclose(small.value, 1e-7 * x, rtol=1e-3, atol=0)
 
 
 def test_backward_euler_and_its_gradient_form_no_jacobian():

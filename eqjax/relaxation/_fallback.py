@@ -173,3 +173,12 @@ def with_scale(solver: Any, scale: ScalarLike) -> Any:
     if not isinstance(solver, MeasuresForce) or solver.scale is not None:
         return solver
     return eqx.tree_at(lambda s: s.scale, solver, scale, is_leaf=lambda leaf: leaf is None)
+
+
+# Why one for all steps. The start of a step has no unit: near rest at 0, or where the unknown is an increment, it is smaller
+# than the rounding of what it is added to.
+def with_step_scale(solver: Any, scale: ScalarLike) -> Any:
+    """A Diffrax solver whose root finder, if it has one, measures by that `scale` where it was given none."""
+    if (finder := getattr(solver, "root_finder", None)) is None:
+        return solver
+    return eqx.tree_at(lambda s: s.root_finder, solver, with_scale(finder, scale))

@@ -20,7 +20,8 @@ class BackwardEuler(dfx.AbstractImplicitSolver):
     **Arguments:**
 
     - `root_finder`: an Optimistix root finder for `y₀ + h F(y) - y = 0`, begun at y₀. A force below its
-      tolerance over h counts as settled, so that is how far the state will settle.
+      tolerance over h counts as settled, so that is how far the state will settle. A `scale` of None is one for all steps:
+      that of the start, or of the first step where that is more, at most 1.
     - `root_find_max_steps`: its most steps; a step that needs more fails, and the solve with it.
     """
 

@@ -24,8 +24,9 @@ from .._checks import (
     check_precision,
     given,
 )
-from ..analytic import tree_finite
+from ..analytic import tree_finite, tree_held
 from ..fields import AbstractSplitField
+from ._fallback import with_step_scale
 from ._once import reverse_once
 from ._residual import (
     RESULTS,
@@ -115,6 +116,9 @@ def relax(
     step = jnp.asarray(step, real)
     t0 = jnp.zeros((), real)
     end = steps * step if steps is not None else jnp.asarray(t1, real)
+    if isinstance(solver, dfx.AbstractImplicitSolver):
+        with explained(field, z0, x):
+            solver = with_step_scale(solver, _unit(*tree_held((field, t0, z0, x, step))))
     if isinstance(adjoint, dfx.RecursiveCheckpointAdjoint):
         with explained(field, z0, x):
             field, z0, x = reverse_once(field, t0, z0, x)
@@ -156,6 +160,12 @@ def relax(
     stats = {"field_evaluations": evaluations, "num_steps": taken}
     times, trajectory = (None, None) if saveat is None else (solution.ts[1], solution.ys[1])
     return Relaxation(value, jax.lax.stop_gradient(residual), result, stats, times, trajectory)
+
+
+def _unit(field, t0, z0, x, step):
+    """Of a state: the size of the start, or of its first step where that is more; at most 1, and 1 where both are 0."""
+    size = jnp.maximum(optx.two_norm(z0), jnp.abs(step) * optx.two_norm(field(t0, z0, x)))
+    return jnp.where(size > 0, jnp.minimum(size, 1), jnp.ones_like(size))
 
 
 def _check_times(step, steps, t1, max_steps, controller):

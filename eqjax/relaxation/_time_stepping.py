@@ -11,6 +11,7 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
 from .._checks import check_kind, check_positive, given
+from ._fallback import with_step_scale
 from ._relax import count_evaluations
 from ._residual import RESULTS, check_solver, is_met, scale_of
 from ._step_control import OvershootController
@@ -107,7 +108,7 @@ class TimeStepping(optx.AbstractFixedPointSolver):
         # Euler asks for the force at y only, which is known.
         euler = isinstance(self.solver, dfx.Euler)
         terms = dfx.ODETerm(lambda t, z, args: force) if euler else _terms(fn)
-        y1, error, _, solver, solved = self.solver.step(
+        y1, error, _, solver, solved = with_step_scale(self.solver, scale).step(
             terms, state.tprev, state.tnext, y, args, state.solver, made_jump=False
         )
         # As in Diffrax's loop: a controller would turn NaN into its next step, but ∞ into a short one.
