@@ -9,7 +9,10 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ..relaxation import TokenOrder, scanned, transposed, wanted, with_scale, with_tolerance
 
-CAP, ROUNDING = 4.0, 4.0
+CAP, ROUNDING = (
+    4.0,
+    4.0,
+)  # in radii; and in units of rounding of the state, that of a difference of forces
 
 
 class _Carry(NamedTuple):
@@ -27,7 +30,8 @@ class _Carry(NamedTuple):
 def swept(phases, nudge, residual, most: int = 4):
     """Sweep until `residual(a, β)`, the nudged force of the whole, meets the tolerance of `nudge`.
 
-    A nudge under which a sweep gains less than half is halved, for that sample.
+    The nudge moves no token by more than `CAP` times its share of the radius; under which a sweep gains less than half, it
+    is quartered, for that sample.
 
     **Returns:** a, β, its residual, and the evaluations of the window.
     """
