@@ -208,7 +208,6 @@ language.batches(ids, batch=2, seed=0, length=_) : 0 20
 language.tiles(ids, length=_, count=1) : 0 20
 language.split(ids, 2, fraction=_) : nan 2.0
 memory.MemoryGPT2(gpt2, key=key, capacity=_) : -1 1.5
-memory.MemoryGPT2(gpt2, early=None, late=None, capacity=0, key=key)  # capacity
 stability.spectrum(field, z, x, k=_) : 0 99 1.5 '2' None
 stability.spectrum(field, z, x, k=2, tol=_) : nan -1.0 inf 'a'
 stability.spectrum(field, z, x, k=2, step=_) : nan inf 'a'

@@ -46,7 +46,10 @@ def text(tmp_path_factory):
 
 
 def settings(text, out, **others):
-    return GPT2Settings(text=text, out=out, **SMALL, **(RARE | others))
+    # A pretrained model has sizes of its own, and a setting without effect is refused.
+    own = "layers heads width tokens vocabulary".split() if "start" in others else ()
+    small = {name: value for name, value in SMALL.items() if name not in own}
+    return GPT2Settings(text=text, out=out, **small, **(RARE | others))
 
 
 def test_backprop_is_the_gradient_of_the_mean(assert_close):

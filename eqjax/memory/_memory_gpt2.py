@@ -129,10 +129,6 @@ class MemoryGPT2(AbstractRemembering):
         check_count(0, capacity=capacity)
         check_count(**given(units=units))
         check_key(key=key)
-        if early is None and late is None and capacity == 0:
-            raise ValueError(
-                "`early`, `late` and `capacity` leave nothing to remember with. Give one of them."
-            )
         config, dtype = gpt2.config, gpt2.wte.dtype
         layers = (3 * config.n_layer // 4,) if layers is None else tuple(sorted(set(layers)))
         if not layers or not all(0 <= layer < config.n_layer for layer in layers):

@@ -63,7 +63,7 @@ class TrainConfig(AbstractRecipe):
     """How the gradient is found."""
     order: Literal["tokens", "window"] = "tokens"
     """What settles: token after token, and the adjoint back, or the whole window at once (all but bptt). The nudged phases
-    go in order with asymep alone."""
+    go in order with asymep alone, and dyadic settles the window."""
     chunk: int | None = None
     """Tokens that settle together, in token order: more work in fewer steps. If not given 4, and 16 on a GPU; 1 for a
     solver that settles one by one."""

@@ -44,7 +44,8 @@ def build_model(config: Any, vocabulary: int, key) -> fields.AbstractEquilibrium
 
 def build_solver(config: Any, rtol: float):
     """The free-phase solver that a configuration names, at tolerance `rtol`."""
-    in_order = config.order == "tokens"
+    # Dyads settle both of their states at once, which is no causal field.
+    in_order = config.order == "tokens" and config.estimator != "dyadic"
     name = config.solver or ("type-one" if in_order else "anderson")
     if name == "picard":
         solver = relaxation.Picard(rtol=rtol, step_size=config.step_size)

@@ -108,6 +108,10 @@ def relax(
     if temperature is not None:
         check_not_negative(temperature=temperature)
         check_key(key=key)
+        if isinstance(_terms(field, solver), dfx.MultiTerm):
+            raise ValueError(
+                f"`temperature` goes with a solver of one drift term, got {solver!r}. Try `diffrax.Euler()`."
+            )
     check_arrays(z0=z0)
     z0 = jax.tree.map(jnp.asarray, z0)
     check_inexact(z0)
@@ -124,10 +128,6 @@ def relax(
             field, z0, x = reverse_once(field, t0, z0, x)
     terms = _terms(field, solver)
     if temperature is not None:
-        if isinstance(terms, dfx.MultiTerm):
-            raise ValueError(
-                f"`temperature` goes with a solver of one drift term, got {solver!r}. Try `diffrax.Euler()`."
-            )
         terms = dfx.MultiTerm(terms, _langevin_noise(z0, temperature, t0, end, step, key))
     extra = [] if saveat is None else [saveat.subs]
     with jax.default_matmul_precision(precision), explained(field, z0, x):
