@@ -118,7 +118,7 @@ def test_complex_states_and_neighbours():
 
 def test_a_token_that_is_not_settled_is_told_and_held():
     field, x, _ = case()
-    found = settled(field, x, TokenOrder(Picard(1e-6, step_size=0.5)), 8)
+    found = settled(field, x, TokenOrder(Picard(1e-6, step_size=0.5), flow=None), 8)
     assert found.result == RESULTS.residual_above_tolerance
     assert jnp.all(jnp.isfinite(found.value)) and found.stats["token_residuals"].max() > 1e-6
 
@@ -188,9 +188,13 @@ def test_type_one_finds_the_token_that_type_two_loses(exact):
     assert exact.report.accepted.all() and exact.report.free_residual.max() < 1.1e-11
     model, (tokens, _) = language()
     x = model.encode(tokens[0])
-    lost = settled(model.field, x, TokenOrder(Anderson(1e-11)))
+    lost = settled(model.field, x, TokenOrder(Anderson(1e-11), flow=None))
     # The last token: -.34 is the rightmost eigenvalue of its own block, and the flow gets there.
     assert lost.stats["token_residuals"][-1] > 1e-3 and lost.result != RESULTS.successful
+    # And so does the last resort, alone or in a chunk.
+    for chunk in (1, 4):
+        order = TokenOrder(Anderson(1e-11), chunk=chunk)
+        assert settled(model.field, x, order).result == RESULTS.successful
 
 
 def test_the_oracle_in_order_is_the_oracle(exact):
