@@ -133,10 +133,7 @@ class EnergyTransformer(AbstractForceField):
         key: PRNGKeyArray,
     ):
         sizes = {"width": width, "memories": memories, "context": context}
-        for name, value in (
-            sizes | {"beta": beta, "visible_time": visible_time, "hidden_time": hidden_time}
-        ).items():
-            check_positive(**{name: value})
+        check_positive(**sizes, beta=beta, visible_time=visible_time, hidden_time=hidden_time)
         self.patterns = jnp.abs(normal(key, (memories, width), width**-0.5))
         self.visible_bias, self.memory_bias = jnp.zeros(width), jnp.zeros(memories)
         self.attention_bias = jnp.zeros(context)

@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
 from .._checks import check_count
 from ._loop import solved
-from ._residual import RESULTS, MeasuresForce, Solver, evaluations_told, is_met, scale_of
+from ._quorum import AbstractAround
+from ._residual import RESULTS, MeasuresForce, evaluations_told, is_met, scale_of
 
 
 class _FallbackState(eqx.Module):
@@ -158,7 +159,7 @@ def with_tolerance(solver: Any, change: Callable[[Any, Any], tuple[Any, Any]]) -
     if isinstance(solver, Fallback):
         parts = tuple(with_tolerance(part, change) for part in (solver.first, solver.then))
         return eqx.tree_at(lambda s: (s.first, s.then), solver, parts)
-    if isinstance(getattr(solver, "solver", None), Solver):
+    if isinstance(solver, AbstractAround):
         return eqx.tree_at(lambda s: s.solver, solver, with_tolerance(solver.solver, change))
     return eqx.tree_at(lambda s: (s.rtol, s.atol), solver, change(solver.rtol, solver.atol))
 
@@ -168,7 +169,7 @@ def with_scale(solver: Any, scale: ScalarLike) -> Any:
     if isinstance(solver, Fallback):
         parts = tuple(with_scale(part, scale) for part in (solver.first, solver.then))
         return eqx.tree_at(lambda s: (s.first, s.then), solver, parts)
-    if isinstance(getattr(solver, "solver", None), Solver):
+    if isinstance(solver, AbstractAround):
         return eqx.tree_at(lambda s: s.solver, solver, with_scale(solver.solver, scale))
     if not isinstance(solver, MeasuresForce) or solver.scale is not None:
         return solver

@@ -1,15 +1,39 @@
 """A batch that does not wait for its slowest samples, as an Optimistix fixed-point solver."""
 
 from collections.abc import Callable
+from typing import Any
 
 import optimistix as optx
+from equinox import AbstractVar
 from jaxtyping import Array, PyTree, ScalarLike
 
 from .._checks import check_number
 from ._residual import MeasuresForce
 
 
-class Quorum(optx.AbstractFixedPointSolver):
+class AbstractAround(optx.AbstractFixedPointSolver):
+    """A solver around another, whose tolerance is its own."""
+
+    solver: AbstractVar[Any]
+
+    @property
+    def rtol(self) -> ScalarLike:
+        return self.solver.rtol
+
+    @property
+    def atol(self) -> ScalarLike:
+        return self.solver.atol
+
+    @property
+    def norm(self) -> Callable[[PyTree], Array]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.solver.norm
+
+    @property
+    def scale(self) -> ScalarLike | None:
+        return self.solver.scale  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Quorum(AbstractAround):
     """`solver`, whose batch (`jax.vmap`) ends when a fraction of it has settled, or given up: stragglers are left behind.
 
     One hard sample can cost a batch many times its median. The samples left behind return what they have, with
@@ -32,22 +56,6 @@ class Quorum(optx.AbstractFixedPointSolver):
                 f"`solver` must be a fixed-point solver that measures the force, such as `Anderson`, got {self.solver!r}."
             )
         check_number("lie in (0, 1]", lambda v: 0 < v <= 1, settled=self.settled)
-
-    @property
-    def rtol(self) -> ScalarLike:
-        return self.solver.rtol
-
-    @property
-    def atol(self) -> ScalarLike:
-        return self.solver.atol
-
-    @property
-    def norm(self) -> Callable[[PyTree], Array]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.solver.norm
-
-    @property
-    def scale(self) -> ScalarLike | None:
-        return self.solver.scale  # pyright: ignore[reportAttributeAccessIssue]
 
     def init(self, *args, **kwargs):
         return self.solver.init(*args, **kwargs)

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree, ScalarLike
 
-from .._checks import check_positive, given
+from .._checks import check_count, check_positive, given
 from ..analytic import tree_finite, tree_held
 from ..fields import AbstractCausalField, written
 from ._anderson import AndersonTypeI
 from ._fallback import with_scale, with_tolerance
 from ._implicit import implicit_root
 from ._loop import iterate, wanted, while_wanted
+from ._quorum import AbstractAround
 from ._residual import RESULTS, MeasuresForce, scale_of
 from ._secant import AbstractSecant
 
@@ -23,7 +24,7 @@ from ._secant import AbstractSecant
 # Why in order. A causal field's Jacobian is block lower triangular in tokens. A joint iteration over the window sees a
 # matrix far from normal, whose transient growth along the tokens outlasts any patience; each own block is tame. So a token
 # is settled when the ones before it are, and the adjoint, whose matrix is upper triangular, is found in reverse.
-class TokenOrder(optx.AbstractFixedPointSolver):
+class TokenOrder(AbstractAround):
     """Settle an `AbstractCausalField` token after token, each (or each chunk of a few) by a solver of its own.
 
     For `equilibrium`, for the `free` phase of an estimator, for the `adjoint_solver` of `OracleAdjoint` and the solver of a
@@ -50,44 +51,20 @@ class TokenOrder(optx.AbstractFixedPointSolver):
 
     def __check_init__(self):
         check_positive(**given(flow=self.flow))
+        check_count(chunk=self.chunk)
         together = AbstractSecant if self.chunk > 1 else MeasuresForce
         if not isinstance(self.solver, together):
             kinds = "an `Anderson`, `AndersonTypeI` or `Broyden`, or `chunk` 1"
             kinds = kinds if self.chunk > 1 else "one that measures the force, such as `Anderson`"
             raise ValueError(f"`solver` must be {kinds}, got {self.solver!r}.")
-        if self.chunk < 1:
-            raise ValueError(f"`chunk` must be at least 1, got {self.chunk}.")
 
-    @property
-    def rtol(self) -> ScalarLike:
-        return self.solver.rtol
-
-    @property
-    def atol(self) -> ScalarLike:
-        return self.solver.atol
-
-    @property
-    def norm(self) -> Callable[[PyTree], Array]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.solver.norm
-
-    @property
-    def scale(self) -> ScalarLike | None:
-        return self.solver.scale  # pyright: ignore[reportAttributeAccessIssue]
-
-    def init(self, fn, y, args, options, f_struct, aux_struct, tags):
+    def init(self, *args, **kwargs):
         raise ValueError(
             "`TokenOrder` settles a causal field in `equilibrium` and in the estimators: elsewhere the field is not seen. "
             "Pass the solver inside of it."
         )
 
-    def step(self, fn, y, args, options, state, tags):
-        raise NotImplementedError
-
-    def terminate(self, fn, y, args, options, state, tags):
-        raise NotImplementedError
-
-    def postprocess(self, fn, y, aux, args, options, state, tags, result):
-        raise NotImplementedError
+    step = terminate = postprocess = init
 
     def residuals(
         self, force: Inexact[Array, "t c"], z: Inexact[Array, "t c"]
