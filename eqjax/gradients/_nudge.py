@@ -183,8 +183,7 @@ class SharedAdjoint(AbstractContrast):
             return jax.tree.map(jnp.subtract, driven, turned)
 
         if isinstance(nudge.solver, TokenOrder):
-            left = lambda a, beta: optx.two_norm(force(a, beta))
-            a, beta, residual, calls = swept(phases, nudge, left)
+            a, beta, residual, calls = swept(phases, nudge, force)
             left = beta * residual
         else:
             start = jax.tree.map(jnp.zeros_like, response.pull)
@@ -240,7 +239,8 @@ class Nudge(eqx.Module):
 
     - `solver`, `steps`: an Optimistix fixed-point solver, and its budget. In adjoint coordinates its tolerance speaks
       about the adjoint residual, in raw states about the state. By default an `Anderson` that asks for an adjoint residual
-      of 1e-3 in either. `TokenOrder`, for a causal field and `SharedAdjoint()`: in reverse sweeps over its tokens.
+      of 1e-3 in either. `TokenOrder`, for a causal field and `SharedAdjoint()`: sweeps over its tokens from the last one
+      back, each by products with the transposed Jacobian at the free state, until the nudged force meets the tolerance.
     - `radius`: the settled displacement relative to ‖z*‖ (by default a fifth of where rounding meets curvature: for two
       phases 1e-3 in float32 and 1e-6 in float64); or `beta`: β itself, which multiplies the gradient of the loss
       as given. Both may be arrays, so that a study does not recompile, and of shape `(B,)`, one for every sample.
