@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from eqjax.fields import EnergyBlock, MonotoneBlock, RealBlock, ThickBlock
-from eqjax.stability import token_spectrum
+from eqjax.homeostasis import token_growth_penalty, token_growth_rates
+from eqjax.stability import token_blocks, token_spectrum
 
 T, C = 5, 4
 BLOCKS = {
@@ -65,6 +66,42 @@ def test_the_jacobian_is_block_lower_triangular_and_has_the_eigenvalues_of_its_o
     own = [np.linalg.eigvals(blocks[t, t]).real.max() for t in range(T)]
     np.testing.assert_allclose(found.abscissas, own, rtol=1e-10)
     assert found.token == np.argmax(own)
+
+
+def test_alone_every_token_has_its_force_and_its_own_block(field):
+    z, x = state()
+
+    @eqx.filter_jit
+    def compared(field):
+        past = field.remember(z)
+        alone = lambda u: field.alone(0.0, u, x, past)
+        return alone(z), field(0.0, z, x), jax.jacfwd(alone)(z), token_blocks(field, z, x)
+
+    alone, whole, jacobian, blocks = compared(field)
+    np.testing.assert_allclose(alone, whole, rtol=1e-12, atol=1e-13)
+    expected = np.zeros((T, C, T, C))
+    for t in range(T):
+        expected[t, :, t] = blocks[t]
+    np.testing.assert_allclose(jacobian, expected, rtol=1e-11, atol=1e-13)
+
+
+def test_growth_by_token_is_that_of_its_own_block():
+    field, (z, x), key, step = built(*BLOCKS["thick"]), state(), jax.random.key(3), 0.1
+    settings = {"step": step, "warmup": 20, "steps": 6, "noise": 0.0}
+    rates = eqx.filter_jit(token_growth_rates)(field, z, x, key, **settings)
+    blocks, v = np.asarray(token_blocks(field, z, x)), np.asarray(field(0.0, z, x))
+    for t in range(T):
+        euler, u = np.eye(C) + step * blocks[t], v[t]
+        for _ in range(20):
+            u = euler @ u / np.linalg.norm(euler @ u)
+        grown = np.linalg.norm(np.linalg.matrix_power(euler, 6) @ u)
+        np.testing.assert_allclose(rates[t], np.log(grown) / (6 * step), rtol=1e-9)
+    # A sum of hinges: a margin that one token alone misses is felt in full.
+    second, worst = np.sort(rates)[-2:]
+    penalty = eqx.filter_jit(token_growth_penalty)(
+        field, z, x, key, margin=-(second + worst) / 2, **settings
+    )
+    np.testing.assert_allclose(penalty, ((worst - second) / 2) ** 2, rtol=1e-9)
 
 
 def test_other_fields_have_no_token_spectrum():

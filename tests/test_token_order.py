@@ -9,6 +9,7 @@ import pytest
 from eqjax.analytic import cross_entropy
 from eqjax.fields import AbstractCausalField, EnergyBlock, ThickBlock
 from eqjax.gradients import (
+    Accept,
     AdjointCoordinates,
     AsymEP,
     Nudge,
@@ -216,6 +217,74 @@ def test_asymep_in_reverse_sweeps_finds_the_adjoint(exact):
     assert cosine > 0.999998 and error < 2e-3
     assert found.report.accepted.all() and found.report.displacement.max() < 1.1e-3
     assert found.report.adjoint_residual.max() < 1e-4
+
+
+class Broken(AbstractCausalField):
+    """A causal field of which one token, in one sample, has no equilibrium: its clamped input is 100."""
+
+    inner: ThickBlock
+
+    def remember(self, z):
+        return self.inner.remember(z)
+
+    def given(self, t, z, x, memory, seen):
+        force = self.inner.given(t, z, x, memory, seen)
+        return jnp.where(x[:, :1] > 99, 1.0 + z**2, force)
+
+    def __call__(self, t, z, x):
+        return self.given(t, z, x, self.remember(z), jnp.tri(z.shape[0], dtype=bool))
+
+
+class Clamped(eqx.Module):
+    """The language model with one more input: what marks a token as hopeless."""
+
+    model: eqx.Module
+    field: AbstractCausalField
+
+    def encode(self, inputs):
+        tokens, hopeless = inputs
+        return jnp.where(hopeless[:, None] > 0, 100.0, self.model.encode(tokens))
+
+    def initial(self, x):
+        return jnp.where(x > 99, 0.0, x)
+
+    def decode(self, z):
+        return self.model.decode(z)
+
+
+@pytest.mark.parametrize("kind", [OracleAdjoint, AsymEP])
+def test_the_settled_prefix_counts_exactly(kind):
+    model, (tokens, targets) = language()
+    clamped = Clamped(model, Broken(model.field))
+    free = TokenOrder(AndersonTypeI(1e-9, window=6), flow=None)
+    settings = {"accept": Accept(1e-6, prefix=True), "free_steps": 60, "free": free}
+    if kind is AsymEP:
+        nudge = Nudge(TokenOrder(AndersonTypeI(1e-9, window=6)), contrast=SharedAdjoint())
+        settings["nudged"] = nudge
+    estimator, cut = kind(**settings), 5
+    hopeless = jnp.zeros_like(tokens).at[1, cut].set(1)
+    found = estimator(clamped, cross_entropy, ((tokens, hopeless), targets))
+    assert found.report.accepted.all() and found.report.free_residual.max() < 1e-6
+    unsettled = found.report.unsettled
+    assert unsettled[1] >= 1 / tokens.shape[1] and not unsettled[::2].any()
+
+    # By the window that ends there, and the loss masked by ignored labels, with the whole's normalisation.
+    def part(outputs, targets):
+        return cross_entropy(outputs, targets) * jnp.mean((targets >= 0).astype(outputs.dtype))
+
+    masked = targets.at[1, cut:].set(-100)
+    healthy = jnp.zeros_like(hopeless)
+    exact = OracleAdjoint(free=free)(clamped, part, ((tokens, healthy), masked))
+    cosine, error = agreement(found.grads, exact.grads)
+    assert cosine > 1 - 1e-10 and error < 1e-5
+    # Its neighbours do not feel it, to the last bit.
+    alone = estimator(clamped, cross_entropy, ((tokens, healthy), targets))
+    for name in ("loss", "free_residual", "adjoint_residual"):
+        one, other = getattr(found.report, name), getattr(alone.report, name)
+        np.testing.assert_array_equal(one[::2], other[::2])
+    np.testing.assert_array_equal(found.states[::2], alone.states[::2])
+    with pytest.raises(ValueError, match="prefix"):
+        OracleAdjoint(accept=Accept(prefix=True))
 
 
 def test_misuse_is_refused():

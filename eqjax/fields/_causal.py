@@ -50,6 +50,16 @@ class AbstractCausalField(AbstractForceField):
         seen = jnp.arange(size)[None] <= start + jnp.arange(z.shape[0])[:, None]
         return self.given(t, z, x, memory, seen)
 
+    def alone(
+        self, t: Any, z: Inexact[Array, "n c"], x: Inexact[Array, "n c"], past: PyTree[Array]
+    ) -> Inexact[Array, "n c"]:
+        """The force on every token with the ones before it held at `past`, the memory of all n: that of the plain call where
+        `past` is `remember(z)`, but its Jacobian has the own blocks only."""
+        each = jnp.arange(z.shape[0])
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), past, self.remember(z))
+        seen = jnp.concatenate([each[None] < each[:, None], each[None] == each[:, None]], axis=1)
+        return self.given(t, z, x, both, seen)
+
 
 def written(
     memory: PyTree[Array], new: PyTree[Array], start: Int[Array, ""] | int

@@ -134,6 +134,11 @@ class MonotoneBlock(AbstractSplitField, AbstractCausalField):
     def remember(self, z: _State) -> tuple[Array, Array]:
         return self.attention.remember(floored_norm(z))
 
+    def alone(self, t: Any, z: _State, x: _State, past: PyTree[Array]) -> _State:
+        # The gains depend on the length, so that nothing may be added to the memory.
+        own = lambda u, x, place: self.after(t, u[None], x[None], past, place)[0]
+        return jax.vmap(own)(z, x, jnp.arange(z.shape[0]))
+
     def given(
         self, t: Any, z: _State, x: _State, memory: PyTree[Array], seen: Bool[Array, "t m"]
     ) -> _State:

@@ -30,7 +30,8 @@ class Report(eqx.Module):
     `loss`; `free_residual`: force residual of the free state; `nudged_residual`: force residual of the nudged
     field (the largest of the phases); `adjoint_residual`: `‖Jᵀa + ∂L/∂z‖ / ‖∂L/∂z‖` of the `a` used, measured
     exactly; `displacement`: how far the nudged states moved, `|β| ‖a‖ / ‖z‖`; `field_evaluations`: evaluations of F and
-    products with J or Jᵀ while settling; `accepted`: whether the sample contributes to the gradient.
+    products with J or Jᵀ while settling; `accepted`: whether the sample contributes to the gradient; `unsettled`: settled in
+    token order, the fraction of its tokens whose free residual is above what is accepted.
     """
 
     loss: Float[Array, "*b"]
@@ -40,6 +41,7 @@ class Report(eqx.Module):
     displacement: Float[Array, "*b"]
     field_evaluations: Int[Array, "*b"]
     accepted: Bool[Array, "*b"]
+    unsettled: Float[Array, "*b"]
 
     @classmethod
     def computed(
@@ -49,7 +51,7 @@ class Report(eqx.Module):
         nothing = jnp.full_like(loss, jnp.nan)
         residual = nothing if residual is None else residual
         calls = jnp.zeros(loss.shape, int) if evaluations is None else evaluations
-        return cls(loss, residual, nothing, nothing, nothing, calls, accepted)
+        return cls(loss, residual, nothing, nothing, nothing, calls, accepted, nothing)
 
     def summary(self) -> dict[str, Array]:
         """Scalars for a log: mean loss and *worst* residuals over the accepted samples, mean cost over all,
@@ -66,6 +68,7 @@ class Report(eqx.Module):
             **{name: worst(getattr(self, name)) for name in residuals},
             "field_evaluations": jnp.mean(self.field_evaluations.astype(self.loss.dtype)),
             "accepted": jnp.mean(self.accepted.astype(self.loss.dtype)),
+            "unsettled": jnp.mean(self.unsettled),
         }
 
 
@@ -94,17 +97,22 @@ class Accept(eqx.Module):
 
     `free_residual` is by default a hundred times what the free solver was asked for, though not below what rounding leaves
     (a thousand eps) nor above 3e-2, which is also that of a solver without a tolerance.
+
+    `prefix`: of a window settled in `TokenOrder`, take the tokens before the first one that is not settled. Theirs is the
+    exact gradient of their part of the loss, since Jᵀ is upper triangular: what later tokens do is nothing to them. For a
+    model that decodes token by token, and a loss that is a sum over tokens. The loss reported is of all.
     """
 
     free_residual: float | Array | None = None
     adjoint_residual: float | Array = 0.3
+    prefix: bool = eqx.field(default=False, static=True)
 
     def __check_init__(self):
         # Infinity takes every sample that is finite.
         bounds = {"free_residual": self.free_residual, "adjoint_residual": self.adjoint_residual}
         check_number("be above 0", lambda v: v > 0, **given(**bounds))
 
-    def settled(self, residual: Float[Array, ""], solver: Any) -> Bool[Array, ""]:
+    def settled(self, residual: Float[Array, "..."], solver: Any) -> Bool[Array, "..."]:
         """Whether the residual of a free state settled by `solver` is good enough."""
         if self.free_residual is not None:
             return residual <= self.free_residual

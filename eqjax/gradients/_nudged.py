@@ -90,6 +90,7 @@ class AbstractNudgedEstimator(AbstractEquilibriumEstimator):
         sample = Sample.encoded(model, loss, inputs, target)
         noise = self.noise(key)
         free = self.settle_freely(sample, self.realised(sample.field, noise.free))
+        sample = sample.counting(free.counted)
         response = sample.response(free.value, scale=free.scale)
         phases = self.phases(sample, free, response, noise)
         nudged = self.nudged.contrast.settle(phases, self.nudged)

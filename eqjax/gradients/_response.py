@@ -13,12 +13,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix as optx
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from .._checks import check_count, check_kind
 from ..analytic import is_complex, scale as scaled
 from ..fields import on_complex_vectors
-from ..relaxation import Solver, equilibrium, with_tolerance
+from ..relaxation import Solver, TokenOrder, equilibrium, with_tolerance
 from ._estimate import (
     AbstractEstimator,
     Accept,
@@ -80,6 +80,12 @@ class Sample(NamedTuple):
 
         return cls(model.field, x, model.initial(x), objective)
 
+    def counting(self, tokens: Bool[Array, " t"] | None) -> "Sample":
+        """This sample, with a loss that feels these tokens only; all of them if None."""
+        if tokens is None:
+            return self
+        return self._replace(loss=lambda state: self.loss(only(tokens, state)))
+
     def response(
         self, z: PyTree[Array], field: Callable | None = None, scale: Array | float = 1.0
     ) -> Response:
@@ -116,6 +122,16 @@ class Sample(NamedTuple):
         )
 
 
+def only(tokens: Bool[Array, " t"], rows: PyTree[Array]) -> PyTree[Array]:
+    """The same numbers, of which only those of these tokens, along the leading axis, have a derivative."""
+
+    def held(leaf):
+        chosen = tokens.reshape(tokens.shape + (1,) * (leaf.ndim - 1))
+        return jnp.where(chosen, leaf, jax.lax.stop_gradient(leaf))
+
+    return jax.tree.map(held, rows)
+
+
 def _mixing(state: PyTree):
     """A complex nudge may meet the real parameters of whatever modules the user brought."""
     if is_complex(state):
@@ -133,12 +149,15 @@ class Adjoint(NamedTuple):
 
 
 class Free(NamedTuple):
-    """A free settling: state, force residual, evaluations, with the one that linearises there, and its scale."""
+    """A free settling: state, force residual, evaluations, with the one that linearises there, and its scale. In token
+    order, also the fraction of tokens that is not settled, and which ones count, if not all."""
 
     value: PyTree[Array]
     residual: Array
     evaluations: Array
     scale: Array | float = 1.0
+    unsettled: Array | float = jnp.nan
+    counted: Bool[Array, " t"] | None = None
 
 
 class Settled(NamedTuple):
@@ -162,6 +181,10 @@ class AbstractEquilibriumEstimator(AbstractEstimator):
         check_count(free_steps=self.free_steps)
         check_kind(Solver, "an Optimistix fixed-point solver or root finder", free=self.free)
         check_kind(Accept, "an `Accept(...)`", accept=self.accept)
+        if self.accept.prefix and not isinstance(self.free, TokenOrder):
+            raise ValueError(
+                f"`Accept(prefix=True)` counts tokens that were settled in order: `free` must be a `TokenOrder`, got {self.free!r}."
+            )
 
     @abc.abstractmethod
     def respond(self, model, loss, inputs, target, key) -> Settled:
@@ -169,10 +192,12 @@ class AbstractEquilibriumEstimator(AbstractEstimator):
 
     def surrogate(self, model, loss, inputs, target, z, a, memory) -> Float[Array, ""]:
         """The scalar of one sample whose gradient in the parameters, all states held fixed, is the estimate:
-        `loss(decode(z), y) + ⟨a, F(z, encode(u))⟩`."""
+        `loss(decode(z), y) + ⟨a, F(z, encode(u))⟩`; `memory`: the tokens that count, if not all."""
         force = model.field(0.0, z, model.encode(inputs))
         work = jax.tree.map(lambda u, v: jnp.sum(u * v), a, force)
-        return scalar_loss(loss(model.decode(z), target)) + sum(jax.tree.leaves(work))
+        outputs = model.decode(z)
+        outputs = outputs if memory is None else only(memory, outputs)
+        return scalar_loss(loss(outputs, target)) + sum(jax.tree.leaves(work))
 
     def per_sample(self) -> tuple:
         """Settings that may be arrays `(B,)`, one for every sample."""
@@ -186,8 +211,17 @@ class AbstractEquilibriumEstimator(AbstractEstimator):
 
     def settle_freely(self, sample: Sample, field: Callable | None = None) -> Free:
         free = self.settle(sample.field if field is None else field, sample.z0, sample.x)
-        told = free.stats
-        return Free(free.value, free.residual, told["field_evaluations"] + 1, told["scale"])
+        told, residual, unsettled, counted = free.stats, free.residual, jnp.nan, None
+        if "token_residuals" in told:
+            each = told["token_residuals"]
+            good = self.accept.settled(each, self.free)
+            unsettled = 1 - jnp.mean(good.astype(each.dtype))
+            if self.accept.prefix:
+                counted = jnp.cumprod(good.astype(jnp.int32)).astype(bool)
+                # Of the worst that counts; where the first one already failed, of that.
+                residual = jnp.max(jnp.where(counted | (jnp.arange(each.size) == 0), each, 0))
+        evaluations = told["field_evaluations"] + 1
+        return Free(free.value, residual, evaluations, told["scale"], unsettled, counted)
 
     def judge(
         self,
@@ -214,10 +248,12 @@ class AbstractEquilibriumEstimator(AbstractEstimator):
             adjoint_residual=adjoint_residual,
             displacement=jnp.asarray(adjoint.displacement, size.dtype),
             field_evaluations=free.evaluations + adjoint.evaluations,
+            unsettled=jnp.asarray(free.unsettled, size.dtype),
             accepted=finite
             & self.accept.settled(free.residual, self.free)
             & (adjoint_residual <= self.accept.adjoint_residual),
         )
+        memory = free.counted if memory is None else memory
         return Settled(response.z, jax.tree.map(lambda v: size * v, adjoint.value), report, memory)
 
     def __call__(self, model, loss, batch, *, key=None, subset=None):
@@ -237,6 +273,7 @@ class AbstractAdjointEstimator(AbstractEquilibriumEstimator):
     def respond(self, model, loss, inputs, target, key):
         sample = Sample.encoded(model, loss, inputs, target)
         free = self.settle_freely(sample)
+        sample = sample.counting(free.counted)
         response = sample.response(free.value, scale=free.scale)
         adjoint = self.adjoint(response.only_if(self.accept.settled(free.residual, self.free)))
         return self.judge(sample, free, response, adjoint)

@@ -14,6 +14,7 @@ from ._homeostat import (
     penalty_signal as penalty_signal,
     rejected_signal as rejected_signal,
     residual_signal as residual_signal,
+    unsettled_signal as unsettled_signal,
 )
 from ._penalties import (
     antisymmetry_penalty as antisymmetry_penalty,
@@ -23,5 +24,7 @@ from ._penalties import (
     lognorm_penalty as lognorm_penalty,
     residual_penalty as residual_penalty,
     spectral_penalty as spectral_penalty,
+    token_growth_penalty as token_growth_penalty,
+    token_growth_rates as token_growth_rates,
 )
 from ._rails import cap_norms as cap_norms, rails as rails

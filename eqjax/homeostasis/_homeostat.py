@@ -60,6 +60,11 @@ def rejected_signal(report: Any, penalty: _Scalar) -> _Scalar:
     return 1 - jnp.mean(report.accepted.astype(penalty.dtype))
 
 
+def unsettled_signal(report: Any, penalty: _Scalar) -> _Scalar:
+    """The fraction of the batch's tokens that were not settled, of a free phase in token order."""
+    return jnp.mean(report.unsettled)
+
+
 class HomeostatState(eqx.Module):
     """`controller`: its state; `task_norm`: running mean of the norm of the task's gradient, NaN before the first."""
 
@@ -74,7 +79,7 @@ class Homeostat(AbstractHomeostat):
 
     - `penalty(field, z, x, key)`: see `eqjax.homeostasis.growth_penalty` and its sisters; settings by `eqx.Partial`.
     - `controller`: `Constant`, `Multiplicative` or `PI`. `signal(report, penalty)`: what it listens to, a scalar:
-      `penalty_signal`, `residual_signal`, `rejected_signal`.
+      `penalty_signal`, `residual_signal`, `rejected_signal`, `unsettled_signal`.
     - `gate`: a batch of which a smaller fraction was accepted has no say in the task: the penalty acts alone. What single
       samples must fulfil is the estimator's `accept`.
     - `relative`: scale the penalty's gradient to the running norm of the task's, so that the weight is a ratio of the two.

@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
 from .._checks import check_count
 from ..analytic import tree_held
-from ..fields import AbstractSplitField
-from ..relaxation import residual_ratio
+from ..fields import AbstractCausalField, AbstractSplitField
+from ..relaxation import check_causal, residual_ratio
 from ..stability import (
     AbstractTransform,
     SpectrumResults,
@@ -102,19 +102,55 @@ def growth_rate(
     **Arguments:** `step`: ε; `noise`: its size in each number of the state, so that a settled state has a direction.
     """
 
-    def euler(J):
-        return lambda v: v + jnp.asarray(step, v.dtype) * J.mv(v)
+    held = jacobian(tree_held(field), z, x)
+    start = held.force + noise * held.random(key)
+    products = held.mv, jacobian(field, z, x).mv
+    return _growth(*products, start, jnp.linalg.norm, step, warmup, steps)
+
+
+def token_growth_rates(
+    field: AbstractCausalField,
+    z: Float[Array, "t c"],
+    x: Float[Array, "t c"],
+    key: PRNGKeyArray,
+    *,
+    step: ScalarLike = 0.1,
+    warmup: int = 20,
+    steps: int = 6,
+    noise: float = 1e-6,
+) -> Float[Array, " t"]:
+    """The `growth_rate` of every token of a causal field by itself, with the ones before it held: each has a direction of
+    its own, turned by products with its own block of the Jacobian, all T blocks in one evaluation.
+
+    Together the blocks have the eigenvalues of the whole, whose one direction feels the slowest token only, and the
+    transient along the chain besides.
+    """
+    check_causal(field, z)
+
+    def product(field):
+        past = tree_held(field.remember(z))
+        return lambda v: jax.jvp(lambda u: field.alone(0.0, u, x, past), (z,), (v,))[1]
+
+    start = tree_held(field)(0.0, z, x) + noise * jax.random.normal(key, z.shape, z.dtype)
+    rows = lambda v: jnp.linalg.norm(v, axis=1, keepdims=True)
+    return _growth(product(tree_held(field)), product(field), start, rows, step, warmup, steps)[
+        :, 0
+    ]
+
+
+def _growth(held, free, start, norm, step, warmup, steps):
+    """The rate of growth, of the whole or of every row as `norm` has it: turned by `held`, differentiable by `free`."""
+    step = jnp.asarray(step, start.dtype)
 
     def normalised(v):
-        size = jnp.linalg.norm(v)
-        return v / jnp.where(size > 0, size, 1)
+        size = norm(v)
+        return v / jnp.where(size > 0, size, jnp.ones_like(size))
 
-    held = jacobian(tree_held(field), z, x)
-    grow, free = euler(held), euler(jacobian(field, z, x))
-    start = normalised(held.force + noise * held.random(key))
-    v, _ = lax.scan(lambda v, _: (normalised(grow(v)), None), start, length=warmup)
-    v, _ = lax.scan(lambda v, _: (free(v), None), lax.stop_gradient(v), length=steps)
-    return jnp.log(jnp.linalg.norm(v)) / (steps * jnp.asarray(step, v.dtype))
+    v, _ = lax.scan(
+        lambda v, _: (normalised(v + step * held(v)), None), normalised(start), length=warmup
+    )
+    v, _ = lax.scan(lambda v, _: (v + step * free(v), None), lax.stop_gradient(v), length=steps)
+    return jnp.log(norm(v)) / (steps * step)
 
 
 def growth_penalty(
@@ -129,6 +165,20 @@ def growth_penalty(
     """`relu(r + margin)²` of the `growth_rate` r, whose `settings` it takes: 0 as long as what is left of the force decays
     at a rate of at least `margin` per unit of time."""
     return _hinge(growth_rate(field, z, x, key, **settings), margin)
+
+
+def token_growth_penalty(
+    field: AbstractCausalField,
+    z: Float[Array, "t c"],
+    x: Float[Array, "t c"],
+    key: PRNGKeyArray,
+    *,
+    margin: ScalarLike = 0.3,
+    **settings: Any,
+) -> _Scalar:
+    """`Σ_t relu(r_t + margin)²` of the `token_growth_rates` r, whose `settings` it takes. A sum, so that one token that
+    decays too slowly is felt, however long the window."""
+    return jnp.sum(_hinge(token_growth_rates(field, z, x, key, **settings), margin))
 
 
 def spectral_penalty(
@@ -204,7 +254,7 @@ def lognorm_penalty(
     return _hinge(jnp.vdot(v, jacobian(field, z, x).mv(v)), margin)
 
 
-def _hinge(rate: Array, margin: ScalarLike) -> _Scalar:
+def _hinge(rate: Array, margin: ScalarLike) -> Array:
     return jnp.maximum(rate + jnp.asarray(margin, rate.dtype), 0) ** 2
 
 

@@ -24,7 +24,14 @@ EstimatorName = Literal[
     "asymep", "oracle", "bptt", "holomorphic", "dyadic", "truncated", "vector-field"
 ]
 HomeostatName = Literal[
-    "none", "growth", "spectral", "lognorm", "jacobian", "antisymmetry", "residual"
+    "none",
+    "growth",
+    "token-growth",
+    "spectral",
+    "lognorm",
+    "jacobian",
+    "antisymmetry",
+    "residual",
 ]
 ControllerName = Literal["constant", "multiplicative", "pi"]
 SolverName = Literal[
@@ -91,7 +98,7 @@ class TrainConfig(AbstractRecipe):
     homeostat_weight: float = 10.0
     """Weight of the penalty, or where its controller starts. Of residual: relative to the task's gradient."""
     homeostat_margin: float = 0.3
-    """Rate of decay that growth and spectral ask for, and lognorm."""
+    """Rate of decay that growth, token-growth (of every token by itself) and spectral ask for, and lognorm."""
     homeostat_controller: ControllerName = "constant"
     """What moves the weight: nothing, or a controller that holds the penalty (with jacobian, antisymmetry and residual: the
     fraction of samples that are not accepted) at the target."""
@@ -177,7 +184,7 @@ class TrainConfig(AbstractRecipe):
         names = " ".join(f"homeostat_{name}" for name in every.split())
         if self.homeostat == "none":
             self.check_unused(names, "there is no `homeostat`")
-        if self.homeostat not in ("growth", "spectral", "lognorm"):
+        if self.homeostat not in ("growth", "token-growth", "spectral", "lognorm"):
             self.check_unused("homeostat_margin", "this `homeostat` has none")
         if self.homeostat_controller == "constant":
             self.check_unused("homeostat_target", "the `homeostat_controller` is constant")

@@ -117,8 +117,8 @@ def build_homeostat(config: Any) -> homeostasis.Homeostat | None:
         return None
     # A hinge says by itself how far the margin is violated; the others never reach zero, and are needed as far as
     # samples are lost.
-    hinged = name in ("growth", "spectral", "lognorm")
-    penalty = getattr(homeostasis, f"{name}_penalty")
+    hinged = name in ("growth", "token-growth", "spectral", "lognorm")
+    penalty = getattr(homeostasis, f"{name.replace('-', '_')}_penalty")
     limits = {"floor": 1e-2 * weight, "ceiling": 1e2 * weight}
     moving = {"multiplicative": homeostasis.Multiplicative, "pi": homeostasis.PI}
     kind = moving.get(config.homeostat_controller)
