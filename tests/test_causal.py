@@ -8,7 +8,7 @@ import pytest
 
 from eqjax.fields import EnergyBlock, MonotoneBlock, RealBlock, ThickBlock
 from eqjax.homeostasis import token_growth_penalty, token_growth_rates
-from eqjax.stability import token_blocks, token_spectrum
+from eqjax.stability import SpectrumResults, check, spectrum, token_blocks, token_spectrum
 
 T, C = 5, 4
 BLOCKS = {
@@ -66,6 +66,54 @@ def test_the_jacobian_is_block_lower_triangular_and_has_the_eigenvalues_of_its_o
     own = [np.linalg.eigvals(blocks[t, t]).real.max() for t in range(T)]
     np.testing.assert_allclose(found.abscissas, own, rtol=1e-10)
     assert found.token == np.argmax(own)
+
+
+def test_the_spectrum_of_a_causal_field_is_taken_by_blocks(field):
+    z, x = state()
+    dense = np.asarray(eqx.filter_jit(jax.jacfwd(lambda z: field(0.0, z, x)))(z)).reshape(
+        T * C, T * C
+    )
+    found, every = spectrum(field, z, x, k=5), np.linalg.eigvals(dense)
+    assert found.result == SpectrumResults.successful
+    ordered = every[np.argsort(-every.real)]
+    np.testing.assert_allclose(found.values.real, ordered[:5].real, atol=1e-6)
+    for value, vector in zip(found.values, found.vectors, strict=True):
+        v = np.asarray(vector).ravel()
+        assert np.linalg.norm(v) == pytest.approx(1) and v[
+            np.argmax(np.abs(v))
+        ].imag == pytest.approx(0)
+        np.testing.assert_allclose(dense @ v, value * v, atol=1e-9)
+    by_token = token_spectrum(field, z, x)
+    for value, token in zip(found.values, found.tokens, strict=True):
+        assert np.abs(by_token.values[token] - value).min() < 1e-12
+        assert f"{int(token)}" in str(found)
+    # A mode does not move the tokens before its own.
+    first = np.abs(found.vectors).max(axis=2) > 0
+    np.testing.assert_array_equal(first.argmax(axis=1), found.tokens)
+
+    verdict = check(field, z, x, step=0.3, k=4)
+    np.testing.assert_allclose(verdict.abscissa, ordered[0].real, atol=1e-6)
+    multipliers = np.sort(np.abs(1 + 0.3 * every))[::-1]
+    np.testing.assert_allclose(np.abs(verdict.multipliers), multipliers[:4], atol=1e-6)
+    assert "token" in str(verdict) and not verdict.fixed_point
+
+
+def test_a_search_that_is_asked_for_is_made():
+    searched = spectrum(built(*BLOCKS["thick"]), *state(), k=2, which="LR")
+    assert searched.tokens is None and searched.products > 2
+
+
+def test_a_spectrum_by_blocks_in_a_batch_and_of_equal_blocks():
+    # Without attention all tokens of one input are alike: every eigenvalue comes T times.
+    field = ThickBlock(C, 2, attention_gain=0.0, key=jax.random.key(0))
+    z, x = (jnp.tile(row[:1], (T, 1)) for row in state())
+    both = jax.vmap(lambda s: spectrum(field, s * z, x, k=T, throw=False))(
+        jnp.array([1.0, jnp.nan])
+    )
+    good = both.result == SpectrumResults.successful
+    np.testing.assert_array_equal(good, [True, False])
+    np.testing.assert_allclose(both.values[0], both.values[0][0], rtol=1e-12)
+    np.testing.assert_array_equal(np.sort(both.tokens[0]), np.arange(T))
 
 
 def test_alone_every_token_has_its_force_and_its_own_block(field):

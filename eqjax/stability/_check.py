@@ -11,10 +11,12 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarLike
 
 from .._checks import check_count, check_key, check_positive, given
+from ..analytic import scale
 from ..relaxation import Equilibrium
 from ._krylov_schur import AbstractTransform
 from ._propagation import euler_map
-from ._spectrum import Spectrum, SpectrumResults, per_sample, spectrum
+from ._spectrum import Spectrum, SpectrumResults, block_spectrum, per_sample, spectrum
+from ._token_spectrum import by_blocks
 
 
 class Check(eqx.Module):
@@ -118,6 +120,17 @@ def leading_modes(
 
     The two searches differ: a fast mode far to the left is of no consequence to the flow and flips under Euler.
     """
+    if transform is None and settings.get("ncv") is None and by_blocks(field, z):
+        k = min(k, optax.tree.size(z))
+        with jax.default_matmul_precision("highest"):
+            flow, every = block_spectrum(field, z, x, k, settings["key"])
+        if step is None:
+            return flow, None, flow.result
+        step = jnp.asarray(step, every.real.dtype)
+        flow = eqx.tree_at(lambda s: s.step, flow, step, is_leaf=lambda leaf: leaf is None)
+        multipliers = 1 + scale(every.ravel(), step)
+        largest = jnp.argsort(-jnp.abs(multipliers))[:k]
+        return flow, multipliers[largest], flow.result
     settings |= {"k": min(k, optax.tree.size(z)), "throw": False}
     flow = spectrum(field, z, x, transform=transform, step=step, **settings)
     if step is None:

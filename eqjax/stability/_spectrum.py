@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree, Sc
 from .. import relaxation
 from .._checks import check_key, check_kind, check_positive, check_precision, given
 from ..analytic import matmul
+from ..fields import on_complex_vectors
 from ._jacobian import jacobian, state_dtype
 from ._krylov_schur import (
     AbstractTransform,
@@ -26,6 +27,7 @@ from ._krylov_schur import (
     resolve,
     unravel_complex,
 )
+from ._token_spectrum import by_blocks, token_modes
 
 
 class SpectrumResults(relaxation.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
@@ -56,7 +58,8 @@ class Spectrum(eqx.Module):
     - `converged (k,)`: which pairs met the tolerance, or the rounding floor of the dtype (see `Eigenpairs`).
     - `products`: all products with J or Jᵀ. `restarts`: of the Krylov space.
     - `force_residual`: `‖F‖ / max(‖z‖, 1)` at the state. If it is not small, this is the spectrum of no fixed point.
-    - `step`: ε, or None. `result`: a `SpectrumResults` value.
+    - `step`: ε, or None. `result`: a `SpectrumResults` value. `tokens (k,)`: of a causal field that was taken by own
+      blocks, the token to which each mode belongs; otherwise None.
 
     All the rest is derived from the values, mode by mode.
     """
@@ -72,6 +75,7 @@ class Spectrum(eqx.Module):
     force_residual: Float[Array, "*b"]
     step: Float[Array, "*b"] | None
     result: SpectrumResults
+    tokens: Int[Array, "*b k"] | None = None
 
     @property
     def multipliers(self) -> Complex[Array, "*b k"]:
@@ -123,6 +127,8 @@ class Spectrum(eqx.Module):
         }
         if self.step is not None:
             columns["|multiplier|"] = _column(jnp.abs(self.multipliers))
+        if self.tokens is not None:
+            columns["token"] = _column(self.tokens, "d")
         cells = ([name, *column] for name, column in columns.items())
         step = "" if self.step is None else f"step {float(self.step):.4g}, "
         return (
@@ -171,7 +177,9 @@ def spectrum(
 ) -> Spectrum:
     """The leading eigenvalues of a field's Jacobian at a state, for one sample (`jax.vmap` for a batch).
 
-    By Krylov–Schur on Jacobian–vector products: no matrix is formed. Compiled as a whole.
+    By Krylov–Schur on Jacobian–vector products: no matrix is formed. Compiled as a whole. The rightmost eigenvalues of an
+    `AbstractCausalField` of up to 512 channels are taken from the own blocks of its tokens, all of them and exact, if no
+    setting of a search is given (`which`, `transform`, `left`, `ncv`, `tol`, `start`); `tokens` says whose they are.
 
     **Arguments:**
 
@@ -196,6 +204,7 @@ def spectrum(
     check_kind(AbstractTransform, kinds, **given(transform=transform))
     check_key(**given(key=key))
     check_precision(precision=precision)
+    searched = (which, transform, ncv, tol, start) != (None,) * 5 or left
     transform = resolve(which, transform)
     key = jax.random.key(0) if key is None else key
     real = jnp.finfo(state_dtype(z)).dtype
@@ -204,7 +213,10 @@ def spectrum(
     step = None if step is None else jnp.asarray(step, real)
     tol = None if tol is None else jnp.asarray(tol, real)
     with jax.default_matmul_precision(precision):
-        found = _spectrum(field, z, x, k, transform, left, ncv, tol, max_restarts, start, key)
+        if by_blocks(field, z) and not searched:
+            found, _ = block_spectrum(field, z, x, k, key)
+        else:
+            found = _spectrum(field, z, x, k, transform, left, ncv, tol, max_restarts, start, key)
     found = eqx.tree_at(lambda s: s.step, found, step, is_leaf=lambda leaf: leaf is None)
     if throw:
         return found.result.error_if(found, found.result != SpectrumResults.successful)
@@ -239,11 +251,6 @@ def _spectrum(field, z, x, k, transform, left, ncv, tol, max_restarts, start, ke
         left_vectors = unravel_complex(J.unravel, rows.conj())
         converged &= fine & dual_to_itself & well_posed
         products += other.products
-    finite = jnp.all(jnp.isfinite(J.force)) & jnp.all(jnp.isfinite(pairs.residuals))
-    failed = SpectrumResults.where(
-        finite, SpectrumResults.eigenpairs_not_converged, SpectrumResults.jacobian_not_finite
-    )
-    result = SpectrumResults.where(jnp.all(converged), SpectrumResults.successful, failed)  # pyright: ignore
     return Spectrum(
         values=pairs.values,
         vectors=unravel_complex(J.unravel, pairs.vectors),
@@ -255,5 +262,40 @@ def _spectrum(field, z, x, k, transform, left, ncv, tol, max_restarts, start, ke
         restarts=pairs.restarts,
         force_residual=relaxation.residual_ratio(J.unravel(J.force), z, norm=optx.two_norm),
         step=None,
-        result=result,
+        result=_outcome(J, pairs.residuals, converged),
     )
+
+
+def _outcome(J, residuals, converged):
+    finite = jnp.all(jnp.isfinite(J.force)) & jnp.all(jnp.isfinite(residuals))
+    failed = SpectrumResults.where(
+        finite, SpectrumResults.eigenpairs_not_converged, SpectrumResults.jacobian_not_finite
+    )
+    return SpectrumResults.where(jnp.all(converged), SpectrumResults.successful, failed)  # pyright: ignore
+
+
+@eqx.filter_jit
+def block_spectrum(field, z, x, k, key) -> tuple[Spectrum, Complex[Array, "t c"]]:
+    """The k rightmost modes of a causal field, and all its eigenvalues, by own blocks."""
+    J, modes = jacobian(field, z, x), token_modes(field, z, x, k)
+    products = jax.vmap(on_complex_vectors(J.mv))(modes.vectors)
+    defects = jnp.linalg.norm(products - modes.values[:, None] * modes.vectors, axis=1)
+    probe = J.random(key)
+    magnitude = jnp.linalg.norm(J.mv(probe)) / jnp.linalg.norm(probe)
+    once = jnp.asarray(1)
+    residuals, converged = judged(defects, modes.values, magnitude, once, None)
+    found = Spectrum(
+        values=modes.values,
+        vectors=jax.vmap(lambda v: v.reshape(z.shape))(modes.vectors),
+        left_vectors=None,
+        residuals=residuals,
+        left_residuals=None,
+        converged=converged,
+        products=jnp.asarray(z.shape[1] + 2 * k + 1),
+        restarts=once - 1,
+        force_residual=relaxation.residual_ratio(J.unravel(J.force), z, norm=optx.two_norm),
+        step=None,
+        result=_outcome(J, residuals, converged),
+        tokens=modes.tokens,
+    )
+    return found, modes.every

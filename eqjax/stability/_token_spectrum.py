@@ -1,6 +1,7 @@
 """The spectrum of a causal field, token by token."""
 
-from typing import Any
+import functools
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -8,8 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float, Inexact, Int
 
+from ..fields import AbstractCausalField, on_complex_vectors, written
 from ..relaxation import check_causal
 from ._host import on_host
+
+WIDEST = 512  # channels, up to which a block is formed unasked
 
 
 class TokenSpectrum(eqx.Module):
@@ -47,16 +51,93 @@ def token_spectrum(field: Any, z: Float[Array, "t c"], x: Inexact[Array, "t c"])
 
     **Raises:** `ValueError` for a field that is not causal.
     """
-    blocks = token_blocks(field, z, x)
-    kind = jnp.complex64 if blocks.dtype == jnp.float32 else jnp.complex128
-    shape = jax.ShapeDtypeStruct(blocks.shape[:2], kind)
-    values = on_host(_sorted, shape, blocks)
+    values, _, _, _ = _decomposed(token_blocks(field, z, x), 1)
     abscissas = values[:, 0].real
     return TokenSpectrum(values, abscissas, jnp.argmax(abscissas))
 
 
-def _sorted(blocks):
+def by_blocks(field: Any, z: Any) -> bool:
+    """Whether a spectrum is that of own blocks, if nothing else is asked for."""
+    causal = isinstance(field, AbstractCausalField)
+    one = isinstance(z, (jax.Array, np.ndarray)) and z.ndim == 2
+    return causal and one and jnp.isrealobj(z) and z.shape[1] <= WIDEST
+
+
+class TokenModes(NamedTuple):
+    """The k rightmost modes of the whole: eigenvalues, vectors `(k, T · C)`, and the tokens they belong to; and all values."""
+
+    values: Complex[Array, " k"]
+    vectors: Complex[Array, "k n"]
+    tokens: Int[Array, " k"]
+    every: Complex[Array, "t c"]
+
+
+def token_modes(field: Any, z: Float[Array, "t c"], x: Inexact[Array, "t c"], k: int) -> TokenModes:
+    """A mode of a token moves it and those after it: its own part is an eigenvector of the block, and the others follow in
+    order, by substitution."""
+    blocks, memory = token_blocks(field, z, x), field.remember(z)
+    every, values, tokens, own = _decomposed(blocks, k)
+    eye = jnp.eye(z.shape[1], dtype=values.dtype)
+    still = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, values.dtype), memory)
+
+    def mode(value, token, own):
+        # Off the eigenvalue by rounding, as in inverse iteration: a later token may have the same one.
+        off = 10 * jnp.finfo(z.dtype).eps * (1 + jnp.abs(value))
+        near = value + off.astype(value.dtype)
+
+        def one(moved, inputs):
+            s, u, clamped, block = inputs
+            after = lambda past: field.after(0.0, u[None], clamped[None], past, s)[0]
+            push = lambda v: jax.jvp(after, (memory,), (v,))[1]
+            note = lambda v: jax.jvp(field.remember, (u[None],), (v[None],))[1]
+            driven = -on_complex_vectors(push)(moved)
+            follows = jnp.linalg.solve(block.astype(eye.dtype) - near * eye, driven)
+            v = jnp.where(s < token, 0, jnp.where(s == token, own, follows))
+            return written(moved, on_complex_vectors(note)(v), s), v
+
+        _, rows = jax.lax.scan(one, still, (jnp.arange(z.shape[0]), z, x, blocks))
+        flat = rows.ravel()
+        largest = flat[jnp.argmax(jnp.abs(flat))]
+        turned = flat * (largest.conj() / jnp.abs(largest).astype(flat.dtype))
+        return turned / jnp.linalg.norm(turned).astype(flat.dtype)
+
+    with jax.default_matmul_precision("highest"):
+        vectors = jax.vmap(mode)(values, tokens, own)
+    return TokenModes(values, vectors, tokens, every)
+
+
+def _decomposed(blocks, k):
+    """All eigenvalues by token, and the k rightmost with their tokens and own vectors."""
+    count, width, _ = blocks.shape
+    kind = jnp.complex64 if blocks.dtype == jnp.float32 else jnp.complex128
+    shapes = (
+        jax.ShapeDtypeStruct((count, width), kind),
+        jax.ShapeDtypeStruct((k,), kind),
+        jax.ShapeDtypeStruct((k,), jnp.int32),
+        jax.ShapeDtypeStruct((k, width), kind),
+    )
+    every, values, tokens, own = on_host(functools.partial(_by_lapack, k), shapes, blocks)
+    return every, values, tokens.astype(int), own
+
+
+def _by_lapack(k, blocks):
+    count, width, _ = blocks.shape
     if not np.all(np.isfinite(blocks)):
-        return np.full(blocks.shape[:2], np.nan)
-    values = np.linalg.eigvals(blocks)
-    return np.take_along_axis(values, np.argsort(-values.real, axis=1), axis=1)
+        empty = np.full((count, width), np.nan)
+        return empty, empty.ravel()[:k], np.zeros(k), np.full((k, width), np.nan)
+    values = np.linalg.eigvals(blocks).astype(complex)
+    # Of a pair, whose real parts are the same number, the one above the axis first.
+    values = np.take_along_axis(values, np.lexsort((-values.imag, -values.real), axis=1), axis=1)
+    token = np.repeat(np.arange(count), width)
+    first = np.lexsort((-values.imag.ravel(), token, -values.real.ravel()))[:k]
+    chosen, tokens = values.ravel()[first], token[first]
+    pairs = {t: np.linalg.eig(blocks[t]) for t in set(tokens.tolist())}
+    own = [_taken(*pairs[t], value) for t, value in zip(tokens.tolist(), chosen, strict=True)]
+    return values, chosen, tokens, np.stack(own)
+
+
+def _taken(values, vectors, value):
+    """The eigenvector of a value; each is given once, so that a multiple one gets several."""
+    nearest = np.argmin(np.abs(values - value))
+    values[nearest] = np.inf
+    return vectors[:, nearest]
