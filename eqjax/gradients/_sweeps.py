@@ -114,5 +114,5 @@ def swept(phases, nudge, residual, most: int = 4):
     held = lambda carry: jax.tree.map(
         lambda new, old: jnp.where(going(carry), new, old), step(carry), carry
     )
-    final = jax.lax.while_loop(lambda carry: wanted(going(carry)), held, start)
+    final = while_loop(lambda carry: wanted(going(carry)), held, start)
     return final.a, size(final), final.residual, final.calls

@@ -11,7 +11,7 @@ import optimistix as optx
 from jaxtyping import Array, Float, PyTree
 
 from .._checks import check_arrays, check_count, check_flags, check_kind, check_precision
-from ..analytic import is_complex, tree_finite, tree_held
+from ..analytic import is_complex, thrown, tree_finite, tree_held, vary_like
 from ..fields import Realified
 from ._anderson import Anderson
 from ._fallback import with_scale
@@ -29,6 +29,7 @@ from ._residual import (
     compiled_once,
     evaluations_told,
     explained,
+    promoted,
     residual_ratio,
 )
 from ._token_order import TokenOrder, settled_in_order
@@ -134,7 +135,7 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
             found = settled_in_order(field, z0, x, solver, max_steps, throw)
         value, residual, result, stats = found
         if throw:
-            value = result.error_if(value, result != RESULTS.successful)
+            value = thrown(value, lambda v: result.error_if(v, result != RESULTS.successful))
         return Equilibrium(value, residual, result, stats)
     if is_complex(z0):
         # As real and imaginary parts: every solver can do that, and Optimistix asks for it.
@@ -149,7 +150,9 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
     # The residual is measured as the solver measures it; foreign solvers have another notion of error.
     ours = isinstance(solver, MeasuresForce)
     norm = solver.norm if ours else optx.two_norm  # pyright: ignore
-    check_structure(z0, jax.eval_shape(eqx.Partial(field, 0.0), z0, x))
+    force = jax.eval_shape(eqx.Partial(field, 0.0), z0, x)
+    check_structure(z0, force)
+    z0 = vary_like(z0, force)
 
     # Whatever the field closes over becomes visible to differentiation. The precision of a product is fixed when it is
     # traced, which is here.
@@ -174,7 +177,7 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
     final = exact(value, x)
     # A diagnostic: a gradient through it would ask for a second solve.
     residual = residual_ratio(*tree_held((final, value)), norm=norm, scale=scale)
-    result = RESULTS.promote(result)
+    result = promoted(result, optx.RESULTS)
     # What the solver itself says of a failure, in more words than Optimistix has.
     told = stats.get("result", RESULTS.successful)
     result = RESULTS.where(told == RESULTS.successful, result, told)
@@ -188,7 +191,7 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
     # Last, over every other word: Diffrax, for one, reports NaN as too many steps.
     result = RESULTS.where(tree_finite(value) & jnp.isfinite(residual), result, RESULTS.nonfinite)  # pyright: ignore
     if throw:
-        value = result.error_if(value, result != RESULTS.successful)
+        value = thrown(value, lambda v: result.error_if(v, result != RESULTS.successful))
     counted = evaluations_told(solver, stats)
     shown = {name: stats[name] for name in ("num_steps", "handed_over") if name in stats}
     shown["scale"] = scale

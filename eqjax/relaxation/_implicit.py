@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, PyTree
 
+from ..analytic import thrown
+from ._gmres import solve_linear
+
 _FAILED = (
     "The derivative of an equilibrium could not be computed: its linear system was not solved. Either (a) the Jacobian is "
     "singular there, as with a conserved quantity, and the equilibrium depends on where it began: use `relax`, or take "
@@ -53,9 +56,7 @@ def _(primals, tangents, *, find, linear, throw):
 
 def _by_lineax(solver: lx.AbstractLinearSolver) -> Callable:
     def solve(force, z, x, product, rhs, transposed):
-        operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: rhs))
-        found = lx.linear_solve(operator, rhs, solver, throw=False)
-        return found.value, found.result != lx.RESULTS.successful
+        return solve_linear(product, rhs, solver)[:2]
 
     return solve
 
@@ -106,4 +107,4 @@ def _solved(
 def _attempt(solve: Callable, throw: bool, product: Callable, rhs: Any, *, transposed: bool) -> Any:
     value, failed = solve(product, rhs, transposed)
     value = jax.tree.map(lambda leaf: jnp.where(failed, jnp.nan, leaf), value)
-    return eqx.error_if(value, failed, _FAILED) if throw else value
+    return thrown(value, lambda v: eqx.error_if(v, failed, _FAILED)) if throw else value
