@@ -97,6 +97,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 def writer(folder: Path) -> str | None:
     """Which process writes to a run's folder, and since when; None if none does."""
+    said = ""
     try:
         import fcntl
 
