@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from eqjax.relaxation import Anderson, NewtonKrylov, Picard, TimeStepping, equilibrium
-from eqjax.relaxation._growth import growth_rate
+from eqjax.relaxation._growth import abscissa_of
 
 
 def test_the_growth_of_a_disturbance_is_that_of_the_dense_jacobian():
     rng = np.random.default_rng(0)
-    rate = jax.jit(jax.vmap(lambda a: growth_rate(lambda t, z, x: x @ z, jnp.zeros(len(a)), a)))
+    rate = jax.jit(jax.vmap(lambda a: abscissa_of(lambda t, z, x: x @ z, jnp.zeros(len(a)), a)))
     for size in (1, 24, 40):
         one, draws = np.eye(size), rng.normal(size=(3, size, size)) / size**0.5
         matrices = np.stack([draws[0] - one, draws[1] - 2 * one, -draws[2] @ draws[2].T - one])

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, Int, PyTree
 
+from ..analytic import while_loop
 from ..relaxation import TokenOrder, scanned, transposed, wanted, with_scale, with_tolerance
 
 CAP, ROUNDING = (

@@ -48,11 +48,11 @@ def conserving(
             "`conserved` is for real states, settled as a whole: not for `TokenOrder`, and not for complex states (see "
             "`ej.fields.Realified`)."
         )
-    found = tried("conserved(z)", conserved, z=z0)
+    found = tried("conserved", conserved, z=z0)
     leaves = jax.tree.leaves(found)
     real = [hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
     most = sum(leaf.size for leaf in jax.tree.leaves(z0))
     if not all(real) or not 1 <= sum(leaf.size for leaf in leaves) <= most:
-        refuse("conserved(z)", f"return 1 to {most} floating-point numbers", found)
+        refuse("conserved", f"return 1 to {most} floating-point numbers", found)
     held = Conserving(field, conserved)
     return held, (x, held.values(z0))

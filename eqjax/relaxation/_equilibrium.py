@@ -19,7 +19,7 @@ from ._conserved import Conserving, conserving
 from ._fallback import with_scale
 from ._fresh import warn_of_fresh
 from ._gmres import adjoint_solver
-from ._growth import growth_rate
+from ._growth import abscissa_of
 from ._implicit import implicit_root
 from ._loop import solved
 from ._refine import Refine, loosened
@@ -225,7 +225,7 @@ def _checked(found, field, x):
         held = Realified(held)
         z = held.split(z)
     with jax.default_matmul_precision("highest"):
-        growth = growth_rate(held, z, x)
+        growth = abscissa_of(held, z, x)
     told = {
         "growth": growth,
         "stable": (growth < 0) & (found.result == RESULTS.successful),

@@ -21,7 +21,9 @@ def warn_of_fresh(**trees: Any) -> None:
     for name, tree in trees.items():
         for leaf in jax.tree.leaves(tree):
             # One of ours is new where a caller's program is traced, and then only.
-            if isinstance(leaf, types.FunctionType) and not leaf.__module__.startswith("eqjax."):
+            if isinstance(leaf, types.FunctionType) and not (leaf.__module__ or "").startswith(
+                "eqjax."
+            ):
                 _look(name, leaf)
 
 

@@ -14,7 +14,7 @@ from ..analytic import at_least_float32, vary_like
 PRODUCTS, _SQUARINGS = 24, 24
 
 
-def growth_rate(field: Callable[..., Any], z: PyTree[Array], x: PyTree) -> Float[Array, ""]:
+def abscissa_of(field: Callable[..., Any], z: PyTree[Array], x: PyTree) -> Float[Array, ""]:
     """An estimate of the largest real part of the eigenvalues of `dF/dz`, from at most 24 products with it (Arnoldi)."""
     flat, unravel = ravel_pytree(z)
     force = lambda flat: ravel_pytree(field(0.0, unravel(flat), x))[0]

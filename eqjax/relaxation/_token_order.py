@@ -10,7 +10,7 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree, ScalarLike
 
 from .._checks import check_count, check_positive, given
-from ..analytic import tree_finite, tree_held
+from ..analytic import tree_finite, tree_held, while_loop
 from ..fields import AbstractCausalField, written
 from ._anderson import AndersonTypeI
 from ._fallback import with_scale, with_tolerance
