@@ -93,6 +93,6 @@ def test_bad_ones_are_refused():
         with pytest.raises(ValueError, match=f"`conserved.*{told}"):
             equilibrium(exchange, z0, x, conserved=conserved)
     with pytest.raises(ValueError, match="not for `TokenOrder`"):
-        equilibrium(exchange, z0, x, solver=TokenOrder(1e-5), conserved=jnp.sum)
+        equilibrium(exchange, z0, x, solver=TokenOrder(), conserved=jnp.sum)  # pyright: ignore[reportCallIssue]
     with pytest.raises(ValueError, match="real states"):
         equilibrium(exchange, z0.astype(complex), x, conserved=jnp.sum)
