@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from . import plots
+from ._files import write_text
 from .analytic import cross_entropy, tree_cast
 from .gradients import Accept, AsymEP, OracleAdjoint, on_common_samples
 from .language import bigram_cross_entropy, unigram_entropy, without_attention
@@ -231,11 +232,10 @@ def demo(config: TrainConfig, *, console: Console | None = None) -> dict[str, An
     }
     metrics = "metrics.jsonl"
     lines = {title: read_metrics(out / name / metrics) for name, title in ESTIMATORS.items()}
-    with (out / metrics).open("w", encoding="utf-8") as file:
-        for title, entries in lines.items():
-            file.writelines(json.dumps({"estimator": title} | e) + "\n" for e in entries)
+    told = [{"estimator": title} | e for title, entries in lines.items() for e in entries]
+    write_text(out / metrics, "".join(json.dumps(line) + "\n" for line in told))
     text = json.dumps(plain(result), indent=1, ensure_ascii=False, allow_nan=False)
-    (out / "comparison.json").write_text(text, "utf-8")
+    write_text(out / "comparison.json", text)
     plots.save(plots.training(lines, baselines=baselines), out / "curves.png")
 
     console.print(comparison_table(rows))

@@ -12,7 +12,7 @@ from eqjax.fields import Context, EnergyTransformer, EnergyTransformerLM, Equili
 from eqjax.fields._energy_transformer import Attending
 from eqjax.gradients import EnergyEP, OracleAdjoint
 from eqjax.language import Sampler, autoregress
-from eqjax.relaxation import Anderson, equilibrium, relax
+from eqjax.relaxation import Anderson, PseudoTransient, TimeStepping, equilibrium, relax
 
 WIDTH, MEMORIES, ROOM = 3, 2, 4
 
@@ -180,3 +180,43 @@ def test_misuse_is_refused():
         EnergyTransformerLM(transformer(), 1, key=jax.random.key(0))
     with pytest.raises(ValueError, match="The context has 5 tokens, and there is room for 4"):
         transformer().network(Context.of(tokens(5), 5))
+
+
+def test_the_published_start_and_a_readout_bias_are_a_choice():
+    field = transformer((0.1, -0.2, 0.3, -0.4))
+    key = jax.random.key(3)
+    ours = EnergyTransformerLM(field, 5, key=key)
+    theirs = EnergyTransformerLM(field, 5, bias=True, start="published", key=key)
+    assert ours.bias is None and theirs.bias.shape == (5,)
+    theirs = eqx.tree_at(lambda m: m.bias, theirs, jnp.arange(5.0))
+    x = theirs.encode(jnp.array([1, 4]))
+    v, h = theirs.initial(x)
+    assert not v.any() and np.array_equal(h, [0.1, -0.2, 0.3, -0.4, 0.2, -0.1])
+    # one fixed point here, and the same whatever the start
+    answers = [model.answer(x, settled_from) for model in (ours, theirs)]
+    np.testing.assert_allclose(answers[0] + jnp.arange(5.0), answers[1], rtol=1e-7)
+    with pytest.raises(ValueError, match=r'`start` must be "rest" or "published", got'):
+        EnergyTransformerLM(field, 5, start="zero", key=key)
+
+
+def settled_from(field, z0, x):
+    return settled(field, x, z0)
+
+
+def test_times_that_differ_are_no_hindrance():
+    """Hidden neurons ten times as fast as the visible ones: the first step is that of the fast ones."""
+    field = EnergyTransformer(8, 8, 6, visible=LogCosh(4.0), key=jax.random.key(0))
+    contexts = jax.random.uniform(jax.random.key(1), (8, 6, 8))
+
+    @jax.jit
+    @jax.vmap
+    def found(x):
+        find = lambda solver: equilibrium(
+            field, field.initial(x), x, solver=solver, throw=False, check=True
+        )
+        flow, transient = map(find, (TimeStepping(1e-6), PseudoTransient(1e-6)))
+        return flow.value, transient.value, flow.stats["stable"] & transient.stats["stable"]
+
+    flow, transient, stable = found(contexts)
+    assert stable.all()
+    chex.assert_trees_all_close(flow, transient, atol=1e-4)

@@ -93,6 +93,7 @@ def test_modules_are_private_and_a_room_shows_what_it_means_to():
             "__main__",
             "_checks",
             "_extras",
+            "_files",
         }, path
         assert len(parts) == 1 or parts[-1].startswith("_"), f"{path} is not private"
     for room in ROOMS:

@@ -1,5 +1,12 @@
 """Elementary functions that are right on real and complex arrays; losses; arithmetic on trees."""
 
+from ._devices import (
+    on_shards as on_shards,
+    thrown as thrown,
+    varies as varies,
+    vary_like as vary_like,
+    while_loop as while_loop,
+)
 from ._functions import (
     at_least_float32 as at_least_float32,
     attention as attention,

@@ -10,6 +10,7 @@ import tyro
 
 from .. import showcase
 from .._checks import check_count, check_finite_number, check_positive, given
+from .._files import write_text
 from ..recipes import EstimatorName, TrainConfig
 from ._common import check_sampling, encoded, print_entropy, trained
 from ._working import working
@@ -258,7 +259,7 @@ def _compare(command: CompareCommand) -> None:
     with working("comparing") as tell:
         table = compare(run.model, cross_entropy, batch, variants, callback=tell, **how)
     print(table)
-    (command.run / "compare.json").write_text(json.dumps(table.to_dict(), indent=1), "utf-8")
+    write_text(command.run / "compare.json", json.dumps(table.to_dict(), indent=1))
     save(comparison(table), command.run / "compare.png")
     print(f"Written to {command.run}: compare.json, compare.png.")
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Inexact, Int, PRNGKeyArray, PyTree, ScalarLike
 
 from .. import analytic
-from .._checks import check_positive
+from .._checks import check_flags, check_positive, refuse
 from ._associative import AssociativeMemory, Polynomial, Quadratic, Softmax
 from ._base import AbstractForceField, hyperparameter, scalar
 from ._model import AbstractEquilibriumModel
@@ -165,6 +165,13 @@ class EnergyTransformer(AbstractForceField):
         rows = x.rows if isinstance(x, Context) else x
         return self.visible_bias, jnp.zeros(rows.shape[0] + self.memory_bias.size, rows.dtype)
 
+    def published(self, x: Float[Array, "l D"] | Context) -> tuple[Array, Array]:
+        """The start of the publications: v = 0 and h = (b, c), the biases of the hidden neurons. A finite horizon answers
+        otherwise from there than from `initial`, and where there are several fixed points another may be reached."""
+        rows = x.rows if isinstance(x, Context) else x
+        hidden = jnp.concatenate([self.attention_bias[: rows.shape[0]], self.memory_bias])
+        return jnp.zeros_like(self.visible_bias), hidden
+
     def __call__(self, t: Any, z: PyTree[Array], x: Float[Array, "l D"] | Context) -> PyTree[Array]:
         return self.network(x)(t, z, 0.0)
 
@@ -206,7 +213,7 @@ class AdiabaticTransformer(AbstractForceField):
 
 
 class EnergyTransformerLM(AbstractEquilibriumModel):
-    """An energy transformer that predicts the next token: `logits = g(v) W`.
+    """An energy transformer that predicts the next token: `logits = g(v) W`, or `g(v) W + d`.
 
     One sequence settles once and gives the logits of the token after it. To generate, append and settle again:
 
@@ -218,15 +225,32 @@ class EnergyTransformerLM(AbstractEquilibriumModel):
     )
     ```
 
-    **Arguments:** `field`: the energy transformer; `vocabulary`: number of tokens, at least 2; `key`: of the embedding,
-    which is drawn non-negative, and of the readout.
+    **Arguments:**
+
+    - `field`: the energy transformer. `vocabulary`: number of tokens, at least 2.
+    - `bias`: whether the readout has one, d, which starts at 0. The published parity model has.
+    - `start`: "rest" (v = a and h = 0) or "published" (v = 0 and h = (b, c)); see `EnergyTransformer.published`.
+    - `key`: of the embedding, which is drawn non-negative, and of the readout.
     """
 
     field: EnergyTransformer
     embedding: Float[Array, "V D"]
     readout: Float[Array, "D V"]
+    bias: Float[Array, " V"] | None
+    start: str = eqx.field(static=True)
 
-    def __init__(self, field: EnergyTransformer, vocabulary: int, *, key: PRNGKeyArray):
+    def __init__(
+        self,
+        field: EnergyTransformer,
+        vocabulary: int,
+        *,
+        bias: bool = False,
+        start: str = "rest",
+        key: PRNGKeyArray,
+    ):
+        if start not in ("rest", "published"):
+            refuse("start", 'be "rest" or "published"', start)
+        check_flags(bias=bias)
         if vocabulary < 2:
             raise ValueError(f"`vocabulary` must hold at least 2 tokens, got {vocabulary}.")
         a, b = jax.random.split(key)
@@ -234,23 +258,26 @@ class EnergyTransformerLM(AbstractEquilibriumModel):
         self.field = field
         self.embedding = jnp.abs(normal(a, (vocabulary, width), 1.0))
         self.readout = normal(b, (width, vocabulary), width**-0.5)
+        self.bias = jnp.zeros(vocabulary) if bias else None
+        self.start = start
 
     def encode(self, inputs: Int[Array, " l"]) -> Context:
         """The context after l ≥ 1 tokens, of which the network holds the last L."""
         return Context.of(self.embedding[inputs], self.field.attention_bias.size)
 
     def initial(self, x: Context) -> tuple[Array, Array]:
-        return self.field.initial(x)
+        return self.field.initial(x) if self.start == "rest" else self.field.published(x)
 
     def decode(self, z: PyTree[Array]) -> Float[Array, " V"]:
-        return jax.grad(self.field.visible)(z[0]) @ self.readout
+        logits = jax.grad(self.field.visible)(z[0]) @ self.readout
+        return logits if self.bias is None else logits + self.bias
 
     def answer(self, context: Context, settle: Callable[..., Any]) -> Float[Array, " V"]:
         """The logits of the next token. `settle`: callable `(field, z0, x)` to a result with the settled `value`."""
         return self.decode(settle(self.field, self.initial(context), context).value)
 
     def reader(self, settle: Callable[..., Any]) -> Callable[[ScalarLike, Context], tuple]:
-        """`read(token, context) -> (logits, context)`: append the token, settle from rest, answer; one step of
+        """`read(token, context) -> (logits, context)`: append the token, settle from the start, answer; one step of
         `language.autoregress`."""
 
         def read(token, context):

@@ -10,7 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from .._checks import FAILURES, check_callable, is_clear, shown
-from ..analytic import FactoredLogits, tree_cast
+from ..analytic import FactoredLogits, tree_cast, vary_like
 from ..fields import trainable
 from ._estimate import (
     AbstractEstimator,
@@ -76,6 +76,7 @@ class Backprop(AbstractEstimator):
     @eqx.filter_jit
     def _estimate(self, model, loss, batch, key, subset):
         inputs, targets = batch
+        model = vary_like(model, batch)
         trained, held = eqx.partition(model, self.trains(model))
         size = jax.tree.leaves(inputs)[0].shape[0]
         taken = jnp.ones(size, bool) if subset is None else subset

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import ScalarLike
 
 from .._checks import check_count, check_kind, check_positive, given
+from ..analytic import vary_like
 from ..fields import trainable
 from ..relaxation import RESULTS, relax
 from ._estimate import (
@@ -84,6 +85,7 @@ class BPTT(AbstractEstimator):
 
     @eqx.filter_jit
     def _estimate(self, model, loss, batch, subset):
+        model = vary_like(model, batch)
         trained, held = eqx.partition(model, self.trains(model))
         # Diffrax, for one, does not promise much for complex states.
         view, shown = real_view(model, batch[0])

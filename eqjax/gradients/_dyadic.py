@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optimistix as optx
 
 from .._checks import check_positive, given
+from ..analytic import vary_like
 from ..fields import trainable
 from ..relaxation import Anderson, Solver, equilibrium, residual_ratio
 from ._estimate import Accept
@@ -73,7 +74,7 @@ class DyadicEP(AbstractEquilibriumEstimator):
             adjoint = jax.tree.map(driven, up, down, *pulls)
             return mean, jax.tree.map(corrected, adjoint, jvp(a), transpose(a)[0])
 
-        start = (sample.z0, jax.tree.map(jnp.zeros_like, sample.z0))
+        start = vary_like((sample.z0, jax.tree.map(jnp.zeros_like, sample.z0)), sample.x)
         settled = equilibrium(
             dyad, start, sample.x, solver=self.free, max_steps=self.free_steps, throw=False
         )

@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
 
 from .._checks import check_count, check_kind, check_positive
+from ..analytic import vary_like
 from ..fields import trainable
 from ..relaxation import relax, residual_ratio
 from ._estimate import (
@@ -208,6 +209,7 @@ class ForwardEligibility(AbstractEstimator):
 
 @eqx.filter_jit
 def _carried(estimator, model, loss, batch, key, subset):
+    model = vary_like(model, batch)
     view, shown = real_view(model, batch[0])
     trained, held = eqx.partition(model, estimator.trains(model))
     parts, whole = in_real_numbers(trained)
@@ -221,12 +223,12 @@ def _carried(estimator, model, loss, batch, key, subset):
             return model, model.encode(inputs)
 
         model, x = build(theta)
-        first, state = ravel_pytree(model.initial(x))
+        first, state = ravel_pytree(vary_like(model.initial(x), x))
         eps = jnp.asarray(estimator.step, first.dtype)
 
         def initial(theta):
             model, x = build(theta)
-            return ravel_pytree(model.initial(x))[0]
+            return ravel_pytree(vary_like(model.initial(x), x))[0]
 
         def advance(theta, z):
             model, x = build(theta)

@@ -51,6 +51,10 @@ def check_holomorphic(function: Callable, z: PyTree, *args: PyTree, name: str) -
     point = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, np.result_type(a.dtype, np.complex64)), like
     )
+    # Of the others, too, only what they look like counts, and not over which devices they vary.
+    lookalike = (Tracer, jax.ShapeDtypeStruct)
+    plain = lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype) if isinstance(a, lookalike) else a
+    args = jax.tree.map(plain, args)
     try:
         with jax.numpy_dtype_promotion("standard"):
             closed = jax.make_jaxpr(function)(point, *args)

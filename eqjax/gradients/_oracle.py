@@ -16,6 +16,7 @@ from ..relaxation import (
     adjoint_solver,
     equilibrium,
     linear_in_order,
+    solve_linear,
     with_tolerance,
 )
 from ._estimate import Accept
@@ -67,9 +68,8 @@ class OracleAdjoint(AbstractAdjointEstimator):
             return Adjoint(found.value, found.evaluations)
         if isinstance(solver, lx.AbstractLinearSolver):
             pushed = jax.tree.map(jnp.negative, response.pull)
-            operator = lx.FunctionLinearOperator(response.vjp, jax.eval_shape(lambda: pushed))
-            solution = lx.linear_solve(operator, pushed, solver, throw=False)
-            return Adjoint(solution.value, jnp.asarray(solution.stats.get("num_steps", -1)))
+            value, _, stats = solve_linear(response.vjp, pushed, solver)
+            return Adjoint(value, jnp.asarray(stats.get("num_steps", -1)))
 
         def residual(t, a, x):
             return jax.tree.map(jnp.add, response.vjp(a), response.pull)

@@ -16,7 +16,7 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Float, PyTree
 
 from .._checks import check_count, check_kind
-from ..analytic import is_complex, scale as scaled
+from ..analytic import is_complex, scale as scaled, vary_like
 from ..fields import on_complex_vectors
 from ..relaxation import Solver, TokenOrder, equilibrium, with_tolerance
 from ._estimate import (
@@ -78,7 +78,7 @@ class Sample(NamedTuple):
             value = loss(model.decode(state), target)
             return scalar_loss(value, real=not is_complex(state))
 
-        return cls(model.field, x, model.initial(x), objective)
+        return cls(model.field, x, vary_like(model.initial(x), x), objective)
 
     def counting(self, tokens: Bool[Array, " t"] | None) -> "Sample":
         """This sample, with a loss that feels these tokens only; all of them if None."""
@@ -117,8 +117,8 @@ class Sample(NamedTuple):
             extent=jnp.maximum(optx.two_norm(z), scale),
             force=force,
             pull_at=pull_at,
-            jvp=on_complex_vectors(jvp),
-            vjp=on_complex_vectors(lambda v: transpose(v)[0]),
+            jvp=on_complex_vectors(lambda v: jvp(vary_like(v, z))),
+            vjp=on_complex_vectors(lambda v: transpose(vary_like(v, force0))[0]),
         )
 
 
@@ -282,6 +282,7 @@ class AbstractAdjointEstimator(AbstractEquilibriumEstimator):
 @eqx.filter_jit
 def _estimate(estimator, model, loss, batch, key, subset):
     inputs, targets = batch
+    model = vary_like(model, batch)
     size = jax.tree.leaves(batch)[0].shape[0]
     view, shown = real_view(model, inputs)
     each = {id(value) for value in estimator.per_sample() if eqx.is_array(value) and value.ndim}

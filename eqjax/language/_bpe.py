@@ -13,6 +13,7 @@ import numpy as np
 import tokenizers
 
 from .._checks import check_count, check_kind
+from .._files import write_text
 from ._gpt2 import GPT2
 from ._hub import ADDED, TOKENIZER_CONFIG, read_json, resolved
 
@@ -70,7 +71,7 @@ class BPETokenizer:
     def save(self, path: str | os.PathLike) -> None:
         """Write `tokenizer.json`, under that name if `path` is a folder."""
         path = Path(path)
-        (path / "tokenizer.json" if path.is_dir() else path).write_text(self.text, "utf-8")
+        write_text(path / "tokenizer.json" if path.is_dir() else path, self.text)
 
     @functools.cached_property
     def _tokenizer(self) -> tokenizers.Tokenizer:

@@ -19,6 +19,7 @@ import safetensors.numpy
 from jax.typing import DTypeLike
 
 from .._checks import check_kind
+from .._files import space_for
 from ._gpt2 import GPT2
 from ._gpt2_config import GPT2Config
 
@@ -109,10 +110,12 @@ def replacing(folder: str | os.PathLike, old: Iterable[str] = ()) -> Iterator[Pa
     `.written-…`.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
+    with space_for(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=folder, prefix=".writing-"))
     try:
-        yield fresh
+        with space_for(folder):
+            yield fresh
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise

@@ -15,6 +15,7 @@ import safetensors.numpy
 from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
 
 from .._checks import check_kind
+from .._files import space_for
 from ..language import opened, replacing
 from ._slots import Slots, along
 
@@ -94,7 +95,7 @@ def save_memory(memory: Memory, path: str | os.PathLike, model: AbstractRemember
                 "the one before, which is still in the file if it was saved there."
             )
     about = {"format": _FORMAT, "model": fingerprint(model), "sha256": _digest(arrays)}
-    with replacing(path.parent) as fresh:
+    with replacing(path.parent) as fresh, space_for(path):
         safetensors.numpy.save_file(arrays, fresh / path.name, metadata=about)
 
 

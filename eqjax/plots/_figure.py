@@ -7,15 +7,15 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from .._files import whole
+
 _STYLE = (("C0", "-"), ("C1", "--"), ("C2", ":"), ("C3", "-."))
 
 
 def save(figure: Figure, path: str | Path) -> None:
     """Write a figure as PNG, atomically."""
-    path = Path(path)
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=130)
-    temporary.replace(path)
+    with whole(path) as temporary:
+        figure.savefig(temporary, dpi=130)
 
 
 def panels(width: Any, height: Any, *shape: int, **settings: Any) -> tuple[Figure, Any]:

@@ -17,7 +17,11 @@ from ._firing import (
     fire as fire,
 )
 from ._fresh import warn_of_fresh as warn_of_fresh
-from ._gmres import GMRES as GMRES, adjoint_solver as adjoint_solver
+from ._gmres import (
+    GMRES as GMRES,
+    adjoint_solver as adjoint_solver,
+    solve_linear as solve_linear,
+)
 from ._implicit_euler import BackwardEuler as BackwardEuler, IMEXEuler as IMEXEuler
 from ._loop import wanted as wanted
 from ._newton_krylov import NewtonKrylov as NewtonKrylov

@@ -1,6 +1,7 @@
 """`equilibrium`: the state at which a field vanishes."""
 
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -11,12 +12,14 @@ import optimistix as optx
 from jaxtyping import Array, Float, PyTree
 
 from .._checks import check_arrays, check_count, check_flags, check_kind, check_precision
-from ..analytic import is_complex, tree_finite, tree_held
+from ..analytic import is_complex, thrown, tree_finite, tree_held, vary_like
 from ..fields import Realified
 from ._anderson import Anderson
+from ._conserved import Conserving, conserving
 from ._fallback import with_scale
 from ._fresh import warn_of_fresh
 from ._gmres import adjoint_solver
+from ._growth import abscissa_of
 from ._implicit import implicit_root
 from ._loop import solved
 from ._refine import Refine, loosened
@@ -29,6 +32,7 @@ from ._residual import (
     compiled_once,
     evaluations_told,
     explained,
+    promoted,
     residual_ratio,
 )
 from ._token_order import TokenOrder, settled_in_order
@@ -72,6 +76,8 @@ def equilibrium(
     adjoint: optx.AbstractAdjoint | None = None,
     max_steps: int = 256,
     throw: bool = True,
+    conserved: Any = None,
+    check: bool = False,
     precision: str | Refine | None = "highest",
 ) -> Equilibrium:
     """Find `z` with `F(z) = 0` by a solver, for one sample (`jax.vmap` for a batch).
@@ -90,6 +96,12 @@ def equilibrium(
     - `max_steps`: steps of the solver.
     - `throw`: raise when the state did not settle, or the adjoint solve fails. With `throw=False` look at
       `result`; where the default adjoint fails that sample's derivative is NaN.
+    - `conserved`: a callable `c(z)` with what the field conserves, one number or several: the equilibrium is that of the start's
+      values, and its derivative in `z0` and `x` is right, where without it J is singular. What is not conserved does not settle.
+    - `check`: estimate whether the relaxation would stay, from at most 24 products with J. Solvers but `Picard`, `TimeStepping`
+      and `PseudoTransient` also find fixed points that repel it. `stats` then holds `growth`, the largest real part of J's
+      eigenvalues; `stable`, whether that is negative, and all went well; and `distance`, the residual over |growth|: about how
+      far rest still is, which is much where a field is slow. `ej.stability.check` is sure, and says more.
     - `precision`: of matrix products while settling (`jax.default_matmul_precision`); float32 products in the
       reduced precision that accelerators default to are too coarse to settle. The residual is measured at
       "highest" in any case. None leaves all of it alone; a `Refine` settles coarsely first.
@@ -113,18 +125,22 @@ def equilibrium(
             "For a Diffrax solver use `relax`, or wrap it in `TimeStepping`."
         )
     check_kind((optx.AbstractAdjoint, type(None)), "an Optimistix adjoint or None", adjoint=adjoint)
-    check_flags(throw=throw)
+    check_flags(throw=throw, check=check)
     if not isinstance(precision, Refine):
         check_precision(precision=precision)
     check_arrays(z0=z0)
-    warn_of_fresh(field=field)
+    warn_of_fresh(field=field, conserved=conserved)
     z0 = jax.tree.map(jnp.asarray, z0)
     check_inexact(z0)
+    closed = next((f for f in (field, conserved) if getattr(f, "__closure__", None)), field)
+    if conserved is not None:
+        field, x = conserving(field, z0, x, conserved, solver)
     # Around the program, too: what differentiates it is traced when the contexts inside have closed.
     asked = isinstance(precision, str)
     outside = jax.default_matmul_precision(precision) if asked else contextlib.nullcontext()
     with outside, explained(field, z0, x):
-        return _solve(field)(field, z0, x, solver, adjoint, max_steps, throw, precision)
+        found = _solve(closed)(field, z0, x, solver, adjoint, max_steps, throw, precision)
+        return _checked(closed)(found, field, x) if check else found
 
 
 @compiled_once
@@ -134,7 +150,7 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
             found = settled_in_order(field, z0, x, solver, max_steps, throw)
         value, residual, result, stats = found
         if throw:
-            value = result.error_if(value, result != RESULTS.successful)
+            value = thrown(value, lambda v: result.error_if(v, result != RESULTS.successful))
         return Equilibrium(value, residual, result, stats)
     if is_complex(z0):
         # As real and imaginary parts: every solver can do that, and Optimistix asks for it.
@@ -149,7 +165,9 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
     # The residual is measured as the solver measures it; foreign solvers have another notion of error.
     ours = isinstance(solver, MeasuresForce)
     norm = solver.norm if ours else optx.two_norm  # pyright: ignore
-    check_structure(z0, jax.eval_shape(eqx.Partial(field, 0.0), z0, x))
+    force = jax.eval_shape(eqx.Partial(field, 0.0), z0, x)
+    check_structure(z0, force)
+    z0 = vary_like(z0, force)
 
     # Whatever the field closes over becomes visible to differentiation. The precision of a product is fixed when it is
     # traced, which is here.
@@ -171,10 +189,14 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
     result, stats = told
     scale = stats["scale"] if ours else jnp.ones_like(norm(value))
     # The verdict is ours. A foreign solver may measure steps, or judge the iterate before the one it returns.
-    final = exact(value, x)
+    held = tree_held((field, value, x))
+    # Of what should be conserved and is not the sum may vanish where neither part does.
+    with jax.default_matmul_precision(highest):
+        finals = held[0].parts(*held[1:]) if isinstance(field, Conserving) else [exact(value, x)]
     # A diagnostic: a gradient through it would ask for a second solve.
-    residual = residual_ratio(*tree_held((final, value)), norm=norm, scale=scale)
-    result = RESULTS.promote(result)
+    measured = lambda final: residual_ratio(tree_held(final), held[1], norm=norm, scale=scale)
+    residual = functools.reduce(jnp.maximum, map(measured, finals))
+    result = promoted(result, optx.RESULTS)
     # What the solver itself says of a failure, in more words than Optimistix has.
     told = stats.get("result", RESULTS.successful)
     result = RESULTS.where(told == RESULTS.successful, result, told)
@@ -188,12 +210,28 @@ def _solve(field, z0, x, solver, adjoint, max_steps, throw, precision):
     # Last, over every other word: Diffrax, for one, reports NaN as too many steps.
     result = RESULTS.where(tree_finite(value) & jnp.isfinite(residual), result, RESULTS.nonfinite)  # pyright: ignore
     if throw:
-        value = result.error_if(value, result != RESULTS.successful)
+        value = thrown(value, lambda v: result.error_if(v, result != RESULTS.successful))
     counted = evaluations_told(solver, stats)
     shown = {name: stats[name] for name in ("num_steps", "handed_over") if name in stats}
     shown["scale"] = scale
     shown["field_evaluations"] = jnp.where(counted < 0, -1, counted + 1)
     return Equilibrium(value, residual, result, shown)
+
+
+@compiled_once
+def _checked(found, field, x):
+    held, z, x = tree_held((field, found.value, x))
+    if is_complex(z):
+        held = Realified(held)
+        z = held.split(z)
+    with jax.default_matmul_precision("highest"):
+        growth = abscissa_of(held, z, x)
+    told = {
+        "growth": growth,
+        "stable": (growth < 0) & (found.result == RESULTS.successful),
+        "distance": found.residual / jnp.abs(growth).astype(found.residual.dtype),
+    }
+    return Equilibrium(found.value, found.residual, found.result, found.stats | told)
 
 
 def _refined(field, z0, x, solver, refine, **kwargs):

@@ -20,7 +20,10 @@ def warn_of_fresh(**trees: Any) -> None:
     """Warn, once, where a function in one of these is written in the call, and so compiles it anew at every call."""
     for name, tree in trees.items():
         for leaf in jax.tree.leaves(tree):
-            if isinstance(leaf, types.FunctionType):
+            # One of ours is new where a caller's program is traced, and then only.
+            if isinstance(leaf, types.FunctionType) and not (leaf.__module__ or "").startswith(
+                "eqjax."
+            ):
                 _look(name, leaf)
 
 

@@ -1,15 +1,17 @@
 """GMRES as a Lineax solver that stops inside its cycle and counts its products."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, PyTree, ScalarLike
+from jaxtyping import Array, Bool, PyTree, ScalarLike
 
 from .._checks import check_count, check_tolerance
+from ..analytic import on_shards, vary_like, while_loop
 from ._loop import wanted, while_wanted, write_rows
 
 
@@ -116,6 +118,27 @@ class GMRES(lx.AbstractLinearSolver):
         return True
 
 
+class _Product(NamedTuple):
+    mv: Callable[[PyTree[Array]], PyTree[Array]]
+
+
+# Why not always `lineax.linear_solve`: its primitive forgets over which devices an array varies, and what is then taken for
+# the same on all of them is summed where it must not be, and not where it must.
+def solve_linear(
+    product: Callable[[PyTree[Array]], PyTree[Array]], rhs: PyTree[Array], solver: Any
+) -> tuple[PyTree[Array], Bool[Array, ""], dict[str, Any]]:
+    """A Lineax solver's solution of `product(v) = rhs`, whether it failed, and its `stats`; also under `shard_map`, where it
+    is not to be differentiated."""
+    if isinstance(solver, GMRES) and on_shards():
+        value, result, stats = solver.compute(_Product(product), rhs, {})
+    else:
+        operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: rhs))
+        found = lx.linear_solve(operator, rhs, solver, throw=False)
+        seen = jax.eval_shape(product, rhs)
+        value, result, stats = vary_like((found.value, found.result, found.stats), rhs, seen)
+    return value, result != lx.RESULTS.successful, stats
+
+
 def adjoint_solver(z: PyTree[Array]) -> GMRES:
     """For adjoint equations: as tight as the dtype allows on a stiff field, where rounding stops a solve early."""
     eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(z))
@@ -208,7 +231,7 @@ def _arnoldi(apply, r, size, target, m):
         size,
         jnp.asarray(False),
     )
-    final = jax.lax.while_loop(lambda carry: wanted(going(carry)), extend, start)
+    final = while_loop(lambda carry: wanted(going(carry)), extend, start)
     basis, triangle, _, rhs, _, used, _, _ = final
     mine = jnp.arange(m) < used
     # Entry `used` is the residual, which no vector of the space removes: left in, it would weigh one.

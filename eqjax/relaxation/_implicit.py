@@ -9,10 +9,13 @@ import jax.numpy as jnp
 import lineax as lx
 from jaxtyping import Array, PyTree
 
+from ..analytic import thrown
+from ._gmres import solve_linear
+
 _FAILED = (
     "The derivative of an equilibrium could not be computed: its linear system was not solved. Either (a) the Jacobian is "
-    "singular there, as with a conserved quantity, and the equilibrium depends on where it began: use `relax`, or take "
-    "the conserved quantity out of the state; or (b) the system is hard: pass "
+    "singular there, as with a conserved quantity, and the equilibrium depends on where it began: say by `conserved=...` "
+    "what is conserved, or use `relax`; or (b) the system is hard: pass "
     "`adjoint=optimistix.ImplicitAdjoint(GMRES(rtol=..., restart=..., max_steps=...))`. With `throw=False` it is NaN."
 )
 
@@ -34,9 +37,12 @@ def implicit_root(
 
 @implicit_root.def_jvp
 def _(primals, tangents, *, find, linear, throw):
-    # What `jax.grad` was given as a Python number arrives as one.
-    arrays = lambda leaf: jnp.asarray(leaf) if isinstance(leaf, (float, complex)) else leaf
-    force, x, z0 = jax.tree.map(arrays, tuple(primals))
+    # What `jax.grad` was given as a Python number arrives as one; others stay what the field was converted with.
+    def arrays(leaf, tangent):
+        number = isinstance(leaf, (float, complex)) and tangent is not None
+        return jnp.asarray(leaf) if number else leaf
+
+    force, x, z0 = jax.tree.map(arrays, tuple(primals), tuple(tangents))
     *tangents, begun = tangents
     # Once more by name, not by value: so the root's own dependence is seen when this is differentiated again.
     z, told = implicit_root(force, x, z0, find=find, linear=linear, throw=throw)
@@ -53,9 +59,7 @@ def _(primals, tangents, *, find, linear, throw):
 
 def _by_lineax(solver: lx.AbstractLinearSolver) -> Callable:
     def solve(force, z, x, product, rhs, transposed):
-        operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: rhs))
-        found = lx.linear_solve(operator, rhs, solver, throw=False)
-        return found.value, found.result != lx.RESULTS.successful
+        return solve_linear(product, rhs, solver)[:2]
 
     return solve
 
@@ -106,4 +110,4 @@ def _solved(
 def _attempt(solve: Callable, throw: bool, product: Callable, rhs: Any, *, transposed: bool) -> Any:
     value, failed = solve(product, rhs, transposed)
     value = jax.tree.map(lambda leaf: jnp.where(failed, jnp.nan, leaf), value)
-    return eqx.error_if(value, failed, _FAILED) if throw else value
+    return thrown(value, lambda v: eqx.error_if(v, failed, _FAILED)) if throw else value

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Bool, Int, PyTree, ScalarLike
 
-from ..analytic import tree_finite, tree_where
+from ..analytic import tree_finite, tree_where, while_loop
 from ._quorum import Quorum
 from ._residual import MeasuresForce, Solver
 
@@ -67,7 +67,7 @@ def _(size, batched, rows, new, place):
 def while_wanted(going: Callable, step: Callable, start: PyTree) -> PyTree:
     """`lax.while_loop` in one loop for the whole batch, for a small carry: that of an ended sample stands still."""
     body = lambda carry: tree_where(going(carry), step(carry), carry)
-    return jax.lax.while_loop(lambda carry: wanted(going(carry)), body, start)
+    return while_loop(lambda carry: wanted(going(carry)), body, start)
 
 
 class Answer(NamedTuple):
@@ -131,7 +131,7 @@ def iterate(
             answer=tree_where(carry.ended, carry.answer, answer),
         )
 
-    final = jax.lax.while_loop(going, step, start)
+    final = while_loop(going, step, start)
     value, result, stats = final.answer
     unfinished = optx.RESULTS.nonlinear_max_steps_reached
     return value, (optx.RESULTS.where(final.ended, result, unfinished), stats)

@@ -6,12 +6,11 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
 from .._checks import check_count, check_number
-from ._gmres import GMRES
+from ._gmres import GMRES, solve_linear
 from ._loop import while_wanted
 from ._residual import check_solver, is_met, scale_of
 
@@ -99,16 +98,15 @@ class NewtonKrylov(AbstractInexactNewton):
     def step(self, fn, y, args, options, state, tags):
         _, aux = fn(y, args)  # only for its aux: an unused force is compiled away
         _, product = jax.linearize(lambda z: fn(z, args)[0], y)
-        operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: y))
         krylov = GMRES(state.forcing, 0.0, self.restart, self.krylov_steps)
         # A sample whose batch goes on is asked for nothing more: 0 is solved, and accepted, at once.
         done = state.converged | state.stuck
         rhs = jax.tree.map(lambda f: jnp.where(done, 0, -f), state.force)
         # Its result is not looked at: see above.
-        solution = lx.linear_solve(operator, rhs, krylov, throw=False)
+        newton, _, stats = solve_linear(product, rhs, krylov)
 
         def moved(length):
-            return jax.tree.map(lambda a, d: a + length.astype(a.dtype) * d, y, solution.value)
+            return jax.tree.map(lambda a, d: a + length.astype(a.dtype) * d, y, newton)
 
         def rejected(carry):
             _, _, size, length, tries = carry
@@ -146,7 +144,7 @@ class NewtonKrylov(AbstractInexactNewton):
             converged=better & is_met(self, size, new, state.scale),
             # From the same point the next step would be the same again.
             stuck=~better,
-            evaluations=state.evaluations + solution.stats["num_steps"] + tries,
+            evaluations=state.evaluations + stats["num_steps"] + tries,
             scale=state.scale,
         )
         return new, state, aux

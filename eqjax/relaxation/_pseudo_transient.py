@@ -6,12 +6,11 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import optimistix as optx
 from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
 from .._checks import check_number, check_positive
-from ._gmres import GMRES
+from ._gmres import GMRES, solve_linear
 from ._newton_krylov import AbstractInexactNewton, eisenstat_walker
 from ._residual import is_met, scale_of
 
@@ -98,14 +97,13 @@ class PseudoTransient(AbstractInexactNewton):
         def shifted(v):
             return jax.tree.map(lambda a, b: a / state.delta.astype(a.dtype) - b, v, product(v))
 
-        operator = lx.FunctionLinearOperator(shifted, jax.eval_shape(lambda: y))
         krylov = GMRES(state.forcing, 0.0, self.restart, self.krylov_steps)
         # Its result is not looked at: a poor step is met below, and a shorter δ makes an easier system.
         # A sample whose batch goes on is asked for nothing more: 0 is solved at once.
         done = state.converged | state.stuck
         rhs = jax.tree.map(lambda f: jnp.where(done, 0, f), state.force)
-        solution = lx.linear_solve(operator, rhs, krylov, throw=False)
-        candidate = jax.tree.map(jnp.add, y, solution.value)
+        step, _, stats = solve_linear(shifted, rhs, krylov)
+        candidate = jax.tree.map(jnp.add, y, step)
         force, _ = fn(candidate, args)
         size = self.norm(force)
 
@@ -130,7 +128,7 @@ class PseudoTransient(AbstractInexactNewton):
             converged=kept & is_met(self, size, new, state.scale),
             # Unclipped δ: one that was accepted at the bound may go on.
             stuck=~kept & (delta < self.min_step),
-            evaluations=state.evaluations + solution.stats["num_steps"] + 1,
+            evaluations=state.evaluations + stats["num_steps"] + 1,
             scale=state.scale,
         )
         return new, state, aux

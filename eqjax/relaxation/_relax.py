@@ -24,7 +24,7 @@ from .._checks import (
     check_precision,
     given,
 )
-from ..analytic import tree_finite, tree_held
+from ..analytic import tree_finite, tree_held, varies
 from ..fields import AbstractSplitField
 from ._fallback import with_step_scale
 from ._once import reverse_once
@@ -34,6 +34,7 @@ from ._residual import (
     check_structure,
     compiled_once,
     explained,
+    promoted,
     residual_ratio,
 )
 
@@ -115,6 +116,11 @@ def relax(
     check_arrays(z0=z0)
     z0 = jax.tree.map(jnp.asarray, z0)
     check_inexact(z0)
+    if varies((z0, x)):
+        raise ValueError(
+            "`z0` or `x` differs between devices, and the loop of Diffrax cannot be checked for that: pass `check_vma=False` to "
+            "`jax.shard_map`, or settle by `equilibrium`, which is checked."
+        )
     # Python floats would promote a float32 state when x64 is on.
     real = jnp.finfo(jnp.result_type(*jax.tree.leaves(z0))).dtype
     step = jnp.asarray(step, real)
@@ -150,7 +156,7 @@ def relax(
     # Diffrax calls a NaN state "max_steps_reached".
     # And it integrates backwards, or not at all, where a traced time says so.
     forwards = (step > 0) & (end >= 0) & jnp.isfinite(end)
-    result = RESULTS.promote(solution.result)
+    result = promoted(solution.result, dfx.RESULTS)
     result = RESULTS.where(tree_finite(value) & forwards, result, RESULTS.nonfinite)  # pyright: ignore
     if throw:
         value = result.error_if(value, result != RESULTS.successful)

@@ -21,6 +21,7 @@ from .._checks import (
     is_clear,
     tried,
 )
+from ..analytic import on_shards
 
 Solver = optx.AbstractFixedPointSolver | optx.AbstractRootFinder
 
@@ -45,6 +46,26 @@ class RESULTS(dfx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
         "2e-7 relative); or (c) the field has no fixed point near this start, or only one the solver cannot "
         "reach: look at `residual`, try another solver, a smaller `mixing` or `step`, or a warm start."
     )
+
+
+_NAMES = (
+    "successful max_steps_reached singular breakdown stagnation conlim nonfinite_input nonlinear_max_steps_reached "
+    "nonlinear_divergence nonfinite dt_min_reached event_occurred max_steps_rejected internal_error"
+).split()
+
+
+# Why not always Equinox' own: it looks the word up in a table, outside of what is traced, where nothing can vary over devices.
+def promoted(result: Any, kind: type[Any]) -> RESULTS:
+    """A result of Diffrax or Optimistix, of this `kind`, as one of ours, which it may be already."""
+    if isinstance(result, RESULTS):
+        return result
+    if not on_shards():
+        return RESULTS.promote(result)
+    found = RESULTS.residual_above_tolerance
+    for name in _NAMES:
+        if (same := getattr(kind, name, None)) is not None:
+            found = RESULTS.where(result == same, RESULTS.promote(same), found)
+    return found  # pyright: ignore[reportReturnType]
 
 
 def compiled_once(body: Callable[..., Any]) -> Callable[..., Any]:

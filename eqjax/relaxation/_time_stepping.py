@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 from .._checks import check_kind, check_positive, given
 from ._fallback import with_step_scale
 from ._relax import count_evaluations
-from ._residual import RESULTS, check_solver, is_met, scale_of
+from ._residual import RESULTS, check_solver, is_met, promoted, scale_of
 from ._step_control import OvershootController
 
 
@@ -137,7 +137,7 @@ class TimeStepping(optx.AbstractFixedPointSolver):
             solver=solver,
             controller=_arrays(controller),
             converged=converged,
-            result=RESULTS.where(converged, RESULTS.successful, RESULTS.promote(result)),
+            result=RESULTS.where(converged, RESULTS.successful, promoted(result, dfx.RESULTS)),
             steps=state.steps + 1,
             scale=scale,
         )

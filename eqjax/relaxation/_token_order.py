@@ -10,7 +10,7 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree, ScalarLike
 
 from .._checks import check_count, check_positive, given
-from ..analytic import tree_finite, tree_held
+from ..analytic import tree_finite, tree_held, while_loop
 from ..fields import AbstractCausalField, written
 from ._anderson import AndersonTypeI
 from ._fallback import with_scale, with_tolerance
@@ -211,7 +211,7 @@ def _together(force, begin, solver: AbstractSecant, max_steps):
     most = max_steps * max(1, count // 4)  # side by side they need far fewer than one after another
     going = lambda carry: wanted(~jnp.all(carry.held) & (carry.taken < most))
     start = _Chunk(begin, state, jnp.zeros(count, bool), jnp.asarray(0))
-    final = jax.lax.while_loop(going, step, start)
+    final = while_loop(going, step, start)
     value = jnp.where(final.held[:, None], final.y, final.state.best_y)
     return value, jnp.all(final.held & final.state.converged), final.taken
 

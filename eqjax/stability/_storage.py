@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from .._files import whole
 from ._bifurcation import SpecialPoint
 from ._check import Check
 from ._classify import Classification
@@ -65,20 +66,15 @@ def save(path: str | Path, result: Any) -> None:
     path = Path(path)
     if not path.parent.is_dir():
         raise ValueError(f"`path` {path}: there is no folder {path.parent}. Make it first.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            with zipfile.ZipFile(stream, "w") as archive:
-                archive.writestr("structure.json", json.dumps(head))
-                for i, array in enumerate(arrays):
-                    data = io.BytesIO()
-                    np.lib.format.write_array(data, array, allow_pickle=False)
-                    archive.writestr(f"{i}.npy", data.getvalue())
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole(path) as temporary, temporary.open("wb") as stream:
+        with zipfile.ZipFile(stream, "w") as archive:
+            archive.writestr("structure.json", json.dumps(head))
+            for i, array in enumerate(arrays):
+                data = io.BytesIO()
+                np.lib.format.write_array(data, array, allow_pickle=False)
+                archive.writestr(f"{i}.npy", data.getvalue())
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def load(path: str | Path) -> Any:

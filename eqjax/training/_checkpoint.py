@@ -3,6 +3,10 @@
 import contextlib
 import hashlib
 import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +16,17 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._extras import require
+from .._files import DiskFullError, space_for
 
 _FORMAT = 1
 
 
 class CheckpointError(ValueError):
     """A checkpoint that is missing, damaged, or of something else."""
+
+
+class UnreadableError(CheckpointError):
+    """A checkpoint that is missing or damaged, or that another process has just replaced."""
 
 
 def _named_arrays(tree: PyTree) -> dict[str, np.ndarray]:
@@ -38,6 +47,18 @@ def _describe(array: np.ndarray) -> dict[str, Any]:
 
 def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Orbax writes what its threads fail of to the log, with pages of where; what counts of it is raised, too."""
+    log = logging.getLogger("absl")
+    level = log.level
+    log.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 class Checkpoints(contextlib.AbstractContextManager):
@@ -85,7 +106,18 @@ class Checkpoints(contextlib.AbstractContextManager):
         }
         signed = self._args.JsonSave(manifest | {"sha256": _digest(manifest)})
         items = self._args.Composite(arrays=self._args.StandardSave(arrays), manifest=signed)
-        self._manager.save(step, args=items, force=True)
+        place = self.folder / str(step)
+        # Asked first, since threads of Orbax that find the disk full say so each for itself, and late.
+        if shutil.disk_usage(self.folder).free < sum(a.nbytes for a in arrays.values()) + 2**20:
+            raise DiskFullError(place)
+        try:
+            with _quiet(), space_for(place):
+                self._manager.save(step, args=items, force=True)
+        except DiskFullError:
+            time.sleep(0.5)  # they may still be writing
+            for half in self.folder.glob(f"{step}.*"):
+                shutil.rmtree(half, ignore_errors=True)
+            raise
 
     def about(self, step: int | None = None) -> dict[str, Any]:
         """What was stored as `about`, verified."""
@@ -131,7 +163,7 @@ class Checkpoints(contextlib.AbstractContextManager):
     def _which(self, step: int | None) -> int:
         step = self.latest() if step is None else step
         if step is None:
-            raise CheckpointError(f"{self.folder}: no complete checkpoint here.")
+            raise UnreadableError(f"{self.folder}: no complete checkpoint here.")
         if step not in (steps := self.steps()):
             raise CheckpointError(
                 f"{self.folder}: no checkpoint at step {step}; there are: {', '.join(map(str, steps))}."
@@ -153,10 +185,10 @@ class Checkpoints(contextlib.AbstractContextManager):
             )
         return manifest
 
-    def _damaged(self, step: int, why: Any) -> CheckpointError:
+    def _damaged(self, step: int, why: Any) -> UnreadableError:
         if isinstance(why, Exception):
             why = f"{type(why).__name__}: {''.join(str(why).splitlines()[:1])}"
-        return CheckpointError(
-            f"{self.folder}: checkpoint {step} is damaged ({why}). Restore a copy of it, or delete the folder "
-            f"{self.folder / str(step)} to go on from the one before."
+        return UnreadableError(
+            f"{self.folder}: checkpoint {step} is damaged ({why}). Restore a copy of it, or move the folder "
+            f"{self.folder / str(step)} away to go on from the one before."
         )

@@ -9,11 +9,12 @@ import platform
 import signal
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from ._checkpoint import CheckpointError, Checkpoints
+from .._files import append_line, write_text
+from ._checkpoint import CheckpointError, Checkpoints, UnreadableError
 
 
 def checkpoints(folder: str | os.PathLike) -> Path:
@@ -94,6 +95,41 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
+def writer(folder: Path) -> str | None:
+    """Which process writes to a run's folder, and since when; None if none does."""
+    said = ""
+    try:
+        import fcntl
+
+        with (folder / "writer").open(encoding="utf-8") as file:
+            said = file.read().strip()
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return said or "a process that just started"
+    except (ImportError, OSError):
+        pass
+    return None
+
+
+def read_beside(
+    folder: Path, read: Callable[[], Any], waits: tuple[float, ...] = (0.3, 1, 3)
+) -> Any:
+    """`read()`, tried again while another process writes to the folder: what it met may be half written, or replaced."""
+    for wait in (*waits, None):
+        try:
+            return read()
+        except UnreadableError as error:
+            if (who := writer(folder)) is None:
+                raise
+            if wait is None:
+                raise CheckpointError(
+                    f"{folder}: {who} writes there, and there is nothing yet that can be read. Nothing is lost: try again "
+                    "later, or when it has ended."
+                ) from error
+            time.sleep(wait)
+    raise AssertionError
+
+
 class Interrupt:
     """Within its context Ctrl-C is a wish, `asked`, that is granted when a step is done; a second one acts at once."""
 
@@ -134,7 +170,7 @@ def opened_run(
     """The checkpoints of a run, and what the one at `step` says about itself; `CheckpointError` if it is no run of one of these
     commands."""
     names = " or ".join(f"`eqjax {command}`" for command in commands)
-    nothing = CheckpointError(
+    nothing = UnreadableError(
         f"{folder}: no run here (no complete checkpoint). Name the folder that {names} wrote."
     )
     if not checkpoints(folder).is_dir():
@@ -175,14 +211,10 @@ class Metrics:
         self.path = Path(path)
         kept = [line for line in read_metrics(self.path) if line["step"] <= after] if after else []
         text = "".join(json.dumps(line) + "\n" for line in kept)
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(text, "utf-8")
-        temporary.replace(self.path)
+        write_text(self.path, text)
 
     def write(self, step: int, **values: Any) -> None:
-        line = json.dumps({"step": step} | plain(values))
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append_line(self.path, json.dumps({"step": step} | plain(values)))
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

@@ -25,6 +25,7 @@ from .._checks import (
     shown,
 )
 from .._extras import require
+from .._files import write_text
 from ._step import Step, TrainState
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Settings:
         import yaml  # here, since it is an extra
 
         text = yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
-        path.write_text(text, "utf-8")
+        write_text(path, text)
 
     @classmethod
     def load(cls, path: Path) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .._checks import check_kind
+from .._files import space_for, write_text
 from ..gradients import AbstractEstimator, Report
 from ._checkpoint import Checkpoints
 from ._folder import (
@@ -26,6 +27,7 @@ from ._folder import (
     claimed,
     kept_text,
     opened_run,
+    read_beside,
     text_file,
 )
 from ._recipe import AbstractRecipe, Evaluation, Material
@@ -75,9 +77,9 @@ class Run:
         with claimed(recipe.out):
             material = recipe.gather(fallback=fallback)
             run = cls(recipe, material, *recipe.build(material))
-        # The text stays with the run: a moved folder, or a corpus that is out of reach later, does no harm.
-        text_file(recipe.out).write_bytes(material.text.encode())
         recipe.save(recipe.out / "config.yaml")
+        # The text stays with the run: a moved folder, or a corpus that is out of reach later, does no harm.
+        write_text(text_file(recipe.out), material.text)
         return run
 
     @classmethod
@@ -96,13 +98,18 @@ class Run:
         """
         check_kind((str, os.PathLike), "the folder of a run", folder=folder)
         path, kinds = Path(folder), {recipe.command: recipe for recipe in recipes}
-        with opened_run(path, kinds, step) as (kept, about):
-            kind = kinds[about["command"]]
-            recipe = dataclasses.replace(kind.from_dict(about["config"], str(path)), out=path)
-            material = recipe.recall(kept_text(path, about), about["source"], about)
-            run = cls(recipe, material, *recipe.build(material))
-            run.state = kept.restore(run.state, step)
-        run.data.set_state(about["data"])
+
+        def read() -> "Run":
+            with opened_run(path, kinds, step) as (kept, about):
+                kind = kinds[about["command"]]
+                recipe = dataclasses.replace(kind.from_dict(about["config"], str(path)), out=path)
+                material = recipe.recall(kept_text(path, about), about["source"], about)
+                run = cls(recipe, material, *recipe.build(material))
+                run.state = kept.restore(run.state, step)
+            run.data.set_state(about["data"])
+            return run
+
+        run = read_beside(path, read)
         check_finite(run.state.model)
         return run
 
@@ -148,7 +155,8 @@ class Run:
 
         **Arguments:** `on_step(step, metrics)` is called after every logged step (for a progress bar).
 
-        **Raises:** `ValueError` if another process writes there, or the folder has a newer checkpoint.
+        **Raises:** `ValueError` if another process writes there, or the folder has a newer checkpoint. `OSError` where the
+        disk is full, with how to go on.
         `KeyboardInterrupt` after Ctrl-C, with how to go on.
         """
         recipe, first, outcome = self.recipe, int(self.state.step), TrainingReport()
@@ -161,7 +169,9 @@ class Run:
             if on_step is not None:
                 on_step(step, values)
 
+        again = f"`eqjax {recipe.command} --resume {recipe.out}`"
         with (
+            space_for(recipe.out, f"Free space, then go on with {again}."),
             alone(recipe.out),
             Checkpoints(checkpoints(recipe.out), keep=recipe.keep) as kept,
             Interrupt() as interrupt,
@@ -196,10 +206,9 @@ class Run:
                     kept.save(step, self.state, self.about())
                 if interrupt.asked and step < recipe.steps:
                     raise KeyboardInterrupt(
-                        f"Stopped after step {step}, which is kept. Go on with it by "
-                        f"`eqjax {recipe.command} --resume {recipe.out}`."
+                        f"Stopped after step {step}, which is kept. Go on with it by {again}."
                     )
+            recipe.finish(self)
         if durations:
             outcome.seconds_per_step = statistics.median(durations)
-        recipe.finish(self)
         return outcome
