@@ -161,7 +161,8 @@ def compare(
             jax.block_until_ready(estimator(model, loss, batch, key=key))
             seconds.append(time.perf_counter() - start)
         summary = {k: float(v) for k, v in estimate.report.summary().items()}
-        summary.pop("displacement")
+        for name in ("displacement", "unsettled"):
+            summary.pop(name)
         rows.append(
             ComparisonRow(
                 estimator=name,
