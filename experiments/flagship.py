@@ -17,10 +17,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 from homeostats import spread, train_transformer
 
+from eqjax.language import tiles
+from eqjax.plots import save
+from eqjax.plots._figure import panels, styled
 from eqjax.recipes import TrainConfig
+from eqjax.relaxation import AndersonTypeI, Picard, TokenOrder, equilibrium
+from eqjax.stability import token_spectrum
 from eqjax.training import Run, holds_run, read_metrics
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -29,13 +37,13 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 COMMON = {"evaluate_every": 250, "save_every": 250, "keep": 0}
 ROWS: dict[str, dict[str, Any]] = {
-    "AsymEP": {},
-    "AsymEP, decay .1": {"weight_decay": 0.1},
+    "AsymEP": {"weight_decay": 0.01},
+    "AsymEP, decay .1": {},
     "oracle": {"estimator": "oracle"},
     "AsymEP + growth": {"homeostat": "growth"},
     "BPTT": {"estimator": "bptt"},
     "BPTT + growth": {"estimator": "bptt", "homeostat": "growth"},
-    "transformer": {},
+    "transformer": {"weight_decay": 0.01},
 }
 
 
@@ -126,6 +134,69 @@ def table(options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
+def picture(options: argparse.Namespace) -> None:
+    """Validation cross-entropy of every run against updates, and against seconds of training."""
+    figure, (left, right) = panels(9, 3.6, 1, 2, sharey=True)
+    rows = {row: row for row in options.rows}
+    for row, look in styled(rows):
+        for i, seed in enumerate(options.seeds):
+            found = curve(configuration(options, row, seed).out)
+            if not found or not found["points"]:
+                continue
+            steps, values = np.array(found["points"]).T
+            # Of those logged, one in so many: the time between them is that many of its kind.
+            spent = np.cumsum(found["seconds"]) if len(found["seconds"]) > 1 else found["seconds"]
+            every = steps[-1] / len(spent)
+            at = np.clip(np.round(steps / every).astype(int) - 1, 0, len(spent) - 1)
+            seconds = steps * spent[0] if len(spent) == 1 else spent[at] * every
+            named = look if i == 0 else look | {"label": None}
+            left.plot(steps, values, **named)
+            right.plot(seconds, values, **named)
+    left.set(xlabel="update", ylabel="validation cross-entropy (nats)", ylim=(1.45, 2.3))
+    right.set(xlabel="seconds of training", xscale="log")
+    left.legend()
+    save(figure, options.out / options.size / "flagship.png")
+
+
+@eqx.filter_jit
+def settled(model, inputs, solver, max_steps):
+    def one(tokens):
+        x = model.encode(tokens)
+        found = equilibrium(
+            model.field, model.initial(x), x, solver=solver, max_steps=max_steps, throw=False
+        )
+        each = TokenOrder(AndersonTypeI(1e-5), flow=None)
+        each = each.scaled(model.field(0.0, x, x), x)
+        return x, found.value, each.residuals(model.field(0.0, found.value, x), found.value)
+
+    with jax.default_matmul_precision("highest"):
+        return jax.vmap(one)(inputs)
+
+
+def examine(folder: Path, count: int, horizon: int = 3000) -> None:
+    """What a trained field is like: its margins by token, and how far a plain relaxation comes, as hardware would run it."""
+    run = Run.open(folder, [TrainConfig])
+    inputs = jnp.asarray(tiles(run.validation_ids, length=run.recipe.length, count=count)[0])
+    x, z, left = settled(run.model, inputs, run.estimator.free, run.recipe.max_steps)
+    print(f"in token order: {np.mean(left <= 1e-4):.3%} of {left.size} tokens settled", flush=True)
+    spectra = [token_spectrum(run.model.field, *at) for at in zip(z, x, strict=True)]
+    edge = np.array([s.abscissas for s in spectra])[np.asarray(left <= 1e-4)]
+    print(
+        f"largest Re of a token's own block: median {np.median(edge):.2f}, 99% below "
+        f"{np.quantile(edge, 0.99):.2f}, worst {edge.max():.2f}; {np.mean(edge > 0):.3%} above 0",
+        flush=True,
+    )
+    for epsilon in (0.1, 0.05):
+        steps = round(horizon * 0.1 / epsilon)
+        _, _, left = settled(run.model, inputs, Picard(1e-5, step_size=epsilon), steps)
+        good = left <= 1e-4
+        print(
+            f"Euler, ε = {epsilon}, to t = {steps * epsilon:g}: {np.mean(good):.2%} of the tokens, "
+            f"{np.mean(np.all(good, axis=1)):.1%} of the windows",
+            flush=True,
+        )
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -139,10 +210,18 @@ def main():
     parser.add_argument("--text", type=Path, help="a text file; tiny Shakespeare if not given")
     parser.add_argument("--out", type=Path, default=Path("runs/flagship"))
     parser.add_argument("--gpus", type=int, default=0, help="one run on each at a time")
+    parser.add_argument(
+        "--examine", type=Path, metavar="RUN", help="look at a finished run instead"
+    )
+    parser.add_argument("--windows", type=int, default=8, help="that are examined")
     parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args()
+    if options.examine:
+        examine(options.examine, options.windows)
+        return
     jobs = [(row, seed) for seed in options.seeds for row in options.rows]
     if options.table:
+        picture(options)
         print(table(options))
         return
     if len(jobs) == 1:
@@ -166,6 +245,7 @@ def main():
 
     with ThreadPoolExecutor(max(1, options.gpus)) as pool:
         list(pool.map(alone, jobs))
+    picture(options)
     print(table(options))
 
 

@@ -219,6 +219,24 @@ def test_asymep_in_reverse_sweeps_finds_the_adjoint(exact):
     assert found.report.adjoint_residual.max() < 1e-4
 
 
+def test_the_sweeps_settle_the_nudged_force_and_not_only_its_linear_part(exact):
+    """At a nudge so coarse that its curvature shows, against the phases settled as a whole, by the same contrast."""
+    model, batch = language()
+    free = TokenOrder(AndersonTypeI(1e-11, window=6))
+    coarse = {"contrast": SharedAdjoint(), "radius": 0.03, "steps": 600}
+
+    @eqx.filter_jit
+    def both(model, batch):
+        in_order = Nudge(TokenOrder(AndersonTypeI(1e-9, window=6)), **coarse)
+        whole = Nudge(AndersonTypeI(1e-9, patience=200), **coarse)
+        return [AsymEP(free=free, nudged=n)(model, cross_entropy, batch) for n in (in_order, whole)]
+
+    swept, settled = both(model, batch)
+    assert settled.report.accepted.all() and swept.report.accepted.all()
+    far = agreement(settled.grads, exact.grads)[1]
+    assert agreement(swept.grads, settled.grads)[1] < 0.02 * far < 0.02 * 0.1
+
+
 class Broken(AbstractCausalField):
     """A causal field of which one token, in one sample, has no equilibrium: its clamped input is 100."""
 

@@ -117,7 +117,7 @@ class TrainConfig(AbstractRecipe):
     """Peak learning rate of AdamW: linear warm-up, then a cosine down to a tenth."""
     warmup: int = 20
     """Updates of warm-up."""
-    weight_decay: float = 0.01
+    weight_decay: float = 0.1
     """Decoupled weight decay."""
     clip: float = 1.0
     """Largest global norm of a gradient."""

@@ -125,7 +125,7 @@ def _by_lapack(k, blocks):
     if not np.all(np.isfinite(blocks)):
         empty = np.full((count, width), np.nan)
         return empty, empty.ravel()[:k], np.zeros(k), np.full((k, width), np.nan)
-    values = np.linalg.eigvals(blocks).astype(complex)
+    values: Any = np.linalg.eigvals(blocks).astype(complex)
     # Of a pair, whose real parts are the same number, the one above the axis first.
     values = np.take_along_axis(values, np.lexsort((-values.imag, -values.real), axis=1), axis=1)
     token = np.repeat(np.arange(count), width)
