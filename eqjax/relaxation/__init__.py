@@ -5,7 +5,6 @@ from ._broyden import Broyden as Broyden
 from ._equilibrium import Equilibrium as Equilibrium, equilibrium as equilibrium
 from ._fallback import (
     Fallback as Fallback,
-    with_scale as with_scale,
     with_tolerance as with_tolerance,
 )
 from ._firing import (
@@ -46,7 +45,5 @@ from ._token_order import (
     TokenOrder as TokenOrder,
     check_causal as check_causal,
     linear_in_order as linear_in_order,
-    scanned as scanned,
     settled_after as settled_after,
-    transposed as transposed,
 )
