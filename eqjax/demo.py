@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.metadata
 import json
+import math
 import platform
 import shutil
 import subprocess
@@ -95,7 +96,7 @@ def measure(run: Run, outcome: Any) -> dict[str, Any]:
         "validation": validation.cross_entropy,
         "validation_alpha0": blind.cross_entropy,
         "validation_tokens": validation.tokens,
-        "validation_unsettled": validation.unsettled,
+        "settled": None if math.isnan(validation.unsettled) else 1 - validation.unsettled,
         "free_residual": last["probe_free_residual"],
         "adjoint_residual": last["probe_adjoint_residual"],
         "cosine_first": first["probe_cosine"],
@@ -154,6 +155,7 @@ _COLUMNS = (
     ("rel. error last", "relative_error_last", ".1e"),
     ("evaluations/step", "field_evaluations", ".0f"),
     ("samples accepted", "accepted", ".1%"),
+    ("tokens settled, val.", "settled", ".2%"),
     ("seconds/step", "seconds_per_step", ".3f"),
     ("step memory, MiB", "memory_mib", ".0f"),
 )

@@ -189,12 +189,14 @@ def _report(run, outcome=None) -> None:
     from ..language import bigram_cross_entropy, unigram_entropy
 
     result = run.evaluate(run.validation_ids)
+    in_order = getattr(run.recipe, "order", "window") == "tokens"
+    of = "tokens" if in_order and run.recipe.estimator != "dyadic" else "windows"
     bigram = bigram_cross_entropy(run.train_ids, run.validation_ids, run.tokenizer.size)
     print(
         f"validation cross-entropy {result.cross_entropy:.4f} nats/char over {result.tokens} characters "
         f"(bigram {bigram:.3f}, unigram entropy {unigram_entropy(run.validation_ids):.3f}); "
         f"median force residual {result.residual:.1e}"
-        + ("" if math.isnan(result.unsettled) else f", unsettled windows {result.unsettled:.1%}")
+        + ("" if math.isnan(result.unsettled) else f", unsettled {of} {result.unsettled:.2%}")
     )
     if outcome and outcome.memory_bytes:
         print(f"{outcome.seconds_per_step:.3f} s/step, {outcome.memory_bytes / 2**20:.0f} MiB/step")

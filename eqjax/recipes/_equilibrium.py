@@ -88,6 +88,8 @@ class TrainConfig(AbstractRecipe):
     """A sample with a larger free residual does not contribute (all but bptt)."""
     accept_adjoint: float = 1e-2
     """A sample with a larger adjoint residual does not contribute (the unbiased ones)."""
+    accept_prefix: bool = False
+    """In token order, take of a window with a lost token those before it, instead of leaving it out."""
     bptt_steps: int = 60
     """Relaxation steps of BPTT, the horizon T."""
     step_size: float = 0.1
@@ -192,8 +194,8 @@ class TrainConfig(AbstractRecipe):
             self.check_unused("qknorm", "the monotone `block` has none")
         if self.homeostat_samples is not None:
             check_count(1, self.batch, homeostat_samples=self.homeostat_samples)
-        if self.order == "window" or self.estimator == "bptt":
-            self.check_unused("chunk", "the window settles at once")
+        if self.order == "window" or self.estimator in ("bptt", "dyadic"):
+            self.check_unused("chunk accept_prefix", "the window settles at once")
         if self.estimator == "bptt":
             self.check_unused("order solver", "bptt relaxes")
         self.check_fits()

@@ -67,9 +67,10 @@ def build_estimator(config: Any) -> gradients.AbstractEstimator:
     if config.estimator == "bptt":
         return gradients.BPTT(steps=config.bptt_steps, step=config.step_size)
     shared = {"free": build_solver(config, config.free_rtol), "free_steps": config.max_steps}
-    gate = gradients.Accept(config.accept_free, config.accept_adjoint)
+    prefix = {"prefix": config.accept_prefix}
+    gate = gradients.Accept(config.accept_free, config.accept_adjoint, **prefix)
     # Biased by design: their adjoint residual is reported, not held against them.
-    open_gate = gradients.Accept(config.accept_free, float("inf"))
+    open_gate = gradients.Accept(config.accept_free, float("inf"), **prefix)
     back = relaxation.AndersonTypeI(rtol=config.nudged_rtol, mixing=TYPE_ONE["mixing"])
     in_order = _in_order(config, back) if config.order == "tokens" else None
     sweeps = in_order is not None and config.estimator == "asymep"

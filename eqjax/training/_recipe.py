@@ -145,7 +145,7 @@ class Parts(NamedTuple):
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
     """`cross_entropy` in nats per token over `tokens` tokens; `residual`: median force residual of the settled
-    windows; `unsettled`: fraction of windows whose residual exceeds the acceptance threshold. The last two are NaN
+    windows, or of their tokens in token order; `unsettled`: the fraction of them whose residual exceeds the acceptance threshold. The last two are NaN
     where nothing settles, `unsettled` also for BPTT, which answers after a finite horizon, settled or not."""
 
     cross_entropy: float
