@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree, ScalarLike
 
 from .._checks import check_arrays, check_count, check_key, check_positive, given
@@ -16,6 +17,7 @@ from ..fields import Realified
 from ..relaxation import NewtonKrylov, explained, residual_ratio
 from ._bifurcation import BranchSample, SpecialPoint, special_points, special_table
 from ._check import leading_modes
+from ._defining import Defining, polish
 from ._jacobian import state_dtype
 from ._krylov_schur import AbstractTransform
 from ._parameter import Line
@@ -132,8 +134,9 @@ def continuation(
 
     Newton–Krylov on the bordered system (Keller 1977): no matrix is formed, and folds are passed. Corrector, tangent
     and spectra of a point are one function, compiled once for the branch. Between two points whose counts of unstable
-    modes differ, or whose tangents point opposite ways in the parameter, the special point is located by Brent's
-    method on the eigenvalue that crosses (or on the tangent). The loop over points is Python: not under `jit` or `vmap`.
+    modes differ, or whose tangents point opposite ways in the parameter, the special point is bracketed by Brent's
+    method on the eigenvalue that crosses (or on the tangent), and then solved for to rounding by its bordered defining
+    system (Griewank & Reddien 1984; Govaerts 2000). The loop over points is Python: not under `jit` or `vmap`.
 
     **Arguments:**
 
@@ -151,7 +154,8 @@ def continuation(
       unless the field is preconditioned. `max_steps`: of it for each point.
     - `max_points`: after which the branch ends. `callback(parameter, state, spectrum)`: called at every point; the
       branch ends when it returns True.
-    - `tol`: to which special points are located, in units of the path; eps^⅔ by default, 4e-11 in float64.
+    - `tol`: to which special points are located, in units of the path, where their equations have no regular root (modes
+      that cross together, for one); eps^⅔ by default, 4e-11 in float64.
     - `key`: of the first Krylov vectors, `jax.random.key(0)` by default.
 
     **Returns:** a `Branch`. A change and its reversal between two neighbouring points are not seen: lower `most`.
@@ -196,6 +200,18 @@ def continuation(
         )
     epsilon = None if problem.step is None else float(problem.step)
 
+    def polished(kind, sample, angle):
+        """The special point of a kind near a sample: parameter, state, error and angle; None if there is none."""
+        flat, unravel = ravel_pytree(sample.state)
+        system = Defining(problem.line, x, problem.step, unravel, kind)
+        near = (jnp.asarray(sample.parameter, real) - line.low) / line.span
+        found = polish(system, flat, near, system.extra(angle, flat.dtype))
+        if not found.converged:
+            return None
+        error = float(found.error * line.span)
+        angle = abs(float(found.extra)) if system.turning else 0.0
+        return float(line.value(found.q)), unravel(found.z), error, angle
+
     def stop(point, seen):
         return callback and callback(seen.parameter, shown(point.y[0]), point.found.flow)
 
@@ -204,7 +220,7 @@ def continuation(
         path,
         start,
         sample=lambda point: BranchSample.of(line.value(point.y[1]), point),
-        examine=lambda stretch: (special_points(stretch, epsilon), ""),
+        examine=lambda stretch: (special_points(stretch, epsilon, polished), ""),
         stop=stop,
         max_points=max_points,
         tol=tol,
