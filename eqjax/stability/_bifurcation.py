@@ -203,28 +203,29 @@ def slope(p):
 
 
 # Brent's method need only tell the points of a leg apart: the equations that define such a point do the rest.
-def _pinned(kind: str, test: Callable, leg: Stretch, found, angle: float, polish: Callable):
-    """A special point to rounding, if it is regular and where the search says; else as well as a search can."""
+def _pinned(kind: str, test: Callable, leg: Stretch, found, value: complex, polish: Callable):
+    """A special point to rounding, if it is regular and where the search says, else as well as a search can; and the
+    eigenvalue that crosses."""
     there = None
     if leg.first.converged and leg.last.converged:
-        there = polish(kind, found[1], angle)
+        there = polish(kind, found[1], value)
     if there is not None:
-        parameter, state, error, angle = there
+        parameter, state, error, exact = there
         reach = abs(leg.last.parameter - leg.first.parameter) + (found[2][1] - found[2][0])
         # Somewhere else on the branch, or on another one, it would be another point.
         if abs(parameter - found[1].parameter) <= 0.1 * reach + 10 * error:
             sample = found[1]._replace(parameter=parameter, state=state)
-            return (found[0], sample, (parameter - error, parameter + error), "converged"), angle
+            return (found[0], sample, (parameter - error, parameter + error), "converged"), exact
     found = locate(test, leg)
     if kind == "branch point" and found[3] == "bracketed":
         found = interpolate(test, leg, found)
-    return found, None
+    return found, value
 
 
 def special_points(leg: Stretch, step: float | None, polish: Callable) -> list[SpecialPoint]:
     """What happens on a leg of a branch: crossings of growth rates and, with a step, of moduli of multipliers.
 
-    `polish(kind, sample, angle)` gives parameter, state, error and angle of the special point near a sample, or None.
+    `polish(kind, sample, value)` gives parameter, state, error and eigenvalue of the special point near a sample, or None.
     """
     between = _exchange(leg)
     if between is not None:
@@ -233,15 +234,12 @@ def special_points(leg: Stretch, step: float | None, polish: Callable) -> list[S
 
     def add(test, found, kind, change, change_euler, value):
         """Under the flow, or where its count does not change only under Euler."""
-        angle = abs(np.angle(1 + epsilon * value)) if kind == "Neimark–Sacker" else abs(np.imag(value))
-        (s, there, interval, status), exact = _pinned(kind, test, leg, found, angle, polish)
-        angle = angle if exact is None else exact
+        (s, there, interval, status), value = _pinned(kind, test, leg, found, complex(value), polish)
         only_euler = kind in ("flip", "Neimark–Sacker")
-        flow, euler = (NOTHING, kind) if only_euler else (kind, kind if angle == 0 else NOTHING)
+        frequency = abs(np.angle(1 + epsilon * value)) / epsilon if only_euler else abs(value.imag)
+        flow, euler = (NOTHING, kind) if only_euler else (kind, NOTHING if value.imag else kind)
         if step is None:
             euler, change_euler = NOTHING, 0
-        if only_euler:
-            angle = (np.pi if kind == "flip" else angle) / epsilon
         point = SpecialPoint(
             parameter=there.parameter,
             interval=interval,
@@ -251,8 +249,8 @@ def special_points(leg: Stretch, step: float | None, polish: Callable) -> list[S
             change=change,
             change_euler=change_euler,
             status=status,
-            value=complex(value),
-            frequency=float(angle),
+            value=value,
+            frequency=float(frequency),
             index=leg.number,
         )
         points.append((s, point))

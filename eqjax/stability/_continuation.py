@@ -177,7 +177,7 @@ def continuation(
     problem = Problem(
         line=line,
         x=x,
-        solver=corrector(real) if solver is None else solver,
+        solver=corrector(z0) if solver is None else solver,
         key=jax.random.key(0) if key is None else key,
         max_steps=max_steps,
         k=k,
@@ -200,17 +200,16 @@ def continuation(
         )
     epsilon = None if problem.step is None else float(problem.step)
 
-    def polished(kind, sample, angle):
-        """The special point of a kind near a sample: parameter, state, error and angle; None if there is none."""
+    def polished(kind, sample, value):
+        """The special point of a kind near a sample: parameter, state, error and eigenvalue; None if there is none."""
         flat, unravel = ravel_pytree(sample.state)
         system = Defining(problem.line, x, problem.step, unravel, kind)
         near = (jnp.asarray(sample.parameter, real) - line.low) / line.span
-        found = polish(system, flat, near, system.extra(angle, flat.dtype))
+        found = polish(system, flat, near, system.extra(value, flat.dtype))
         if not found.converged:
             return None
-        error = float(found.error * line.span)
-        angle = abs(float(found.extra)) if system.turning else 0.0
-        return float(line.value(found.q)), unravel(found.z), error, angle
+        numbers = float(line.value(found.q)), unravel(found.z), float(found.error * line.span)
+        return *numbers, complex(system.shift(found))
 
     def stop(point, seen):
         return callback and callback(seen.parameter, shown(point.y[0]), point.found.flow)

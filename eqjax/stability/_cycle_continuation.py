@@ -215,7 +215,7 @@ def cycle_continuation(
     problem = Shooting(
         line=line,
         x=x,
-        solver=corrector(real) if newton is None else newton,
+        solver=corrector(z0, dense=0) if newton is None else newton,
         integrator=solver,
         key=jax.random.key(0) if key is None else key,
         unravel=unravel,

@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
@@ -14,10 +15,7 @@ from ..analytic import tree_held
 from ..fields import on_complex_vectors
 from ..relaxation import GMRES
 from ._parameter import Line
-
-# A matrix of so many rows is sooner factored than approached by products.
-DENSE = 400
-
+from ._path import DENSE
 
 def solved(product: Callable[[Any], Any], right: PyTree[Array]) -> PyTree[Array]:
     """The solution of a square linear system: by LU while it is small, by GMRES to rounding beyond."""
@@ -68,10 +66,11 @@ class Defining(eqx.Module):
         """Whether a pair is critical."""
         return self.kind in ("Hopf", "Neimark–Sacker")
 
-    def extra(self, angle, dtype):
-        """What else is unknown, as a search begins."""
+    def extra(self, value, dtype):
+        """What else is unknown, as a search begins near an eigenvalue."""
         if self.turning:
-            return jnp.asarray(angle, dtype)
+            angle = value.imag if self.kind == "Hopf" else np.angle(1 + float(self.step) * value)
+            return jnp.asarray(abs(angle), dtype)
         return jnp.zeros((), dtype) if self.kind == "branch point" else ()
 
     def force(self, z, q):
@@ -83,7 +82,7 @@ class Defining(eqx.Module):
             return jax.lax.complex(jnp.zeros_like(y.q), y.extra)
         if self.kind == "Neimark–Sacker":
             turn = jax.lax.complex(jnp.cos(y.extra) - 1, jnp.sin(y.extra))
-            return turn / self.step
+            return turn / self.step.astype(turn.dtype)
         return -2 / self.step if self.kind == "flip" else jnp.zeros_like(y.q)
 
     def first_vectors(self, key, y) -> Vectors:
@@ -96,8 +95,8 @@ class Defining(eqx.Module):
 
     def directions(self, vectors) -> Vectors:
         right, left = vectors
-        rows = jnp.linalg.qr(right.T)[0].T if right.ndim == 2 else right / jnp.linalg.norm(right)
-        return Vectors(rows, left / jnp.linalg.norm(left))
+        unit = lambda v: v / jnp.linalg.norm(v).astype(v.dtype)
+        return Vectors(jnp.linalg.qr(right.T)[0].T if right.ndim == 2 else unit(right), unit(left))
 
     def vectors(self, y, borders) -> Vectors:
         c, b = borders
@@ -166,45 +165,56 @@ class Polished(NamedTuple):
     converged: Array
 
 
-# Why jittered. Newton's method ends where rounding in F moves the root about, and by how much depends on the condition
-# of the system in its own units, which no norm of F tells. From starts that differ in the eighth digit one step arrives
-# at the sixteenth, and the spread of the arrivals is the error.
+class _Search(NamedTuple):
+    """Where a search stands: the size of the last step; of arrivals at the floor the first and the spread of the others."""
+
+    y: Critical
+    borders: Vectors
+    size: Array
+    steps: Array
+    arrivals: Array
+    first: Critical
+    spread: Array
+
+
+# Why shaken. Newton's method ends where rounding in F moves the root about, and by how much depends on the condition of
+# the system in its own units, which no norm of F tells. Set out anew from starts that differ in the eighth digit, it
+# arrives at the sixteenth, and the spread of the arrivals is the error.
 @eqx.filter_jit
 def polish(system: Defining, z: Array, q: Array, extra: Any) -> Polished:
     """The critical point near a candidate, as well as rounding allows."""
     key = jax.random.key(1)
-    y = Critical(z, q, extra)
-    eps = float(jnp.finfo(z.dtype).eps)
+    eps, dtype = float(jnp.finfo(z.dtype).eps), z.dtype
+    big = jnp.asarray(1.0, dtype)
 
-    def unfinished(carry):
-        _, _, size, before, taken = carry
-        # To the floor of rounding: while steps still shrink.
-        shrinks = (size < 0.5 * before) | (before > eps**0.4)
-        return jnp.isfinite(size) & shrinks & (taken < 15)
-
-    def body(carry):
-        y, borders, size, _, taken = carry
-        return *system.newton_step(y, borders), size, taken + 1
-
-    big = jnp.asarray(1e6, z.dtype)
-    start = (y, system.first_vectors(key, y), big, 10 * big, jnp.asarray(0))
-    y, borders, size, _, _ = jax.lax.while_loop(unfinished, body, start)
-
-    def again(key):
-        # Components that are zero stay so: theirs is the scale of nothing.
+    def shaken(y, key):
+        # Relative to each component: those that are zero stay so.
         leaves, tree = jax.tree.flatten(y)
         keys = jax.random.split(key, len(leaves))
-        moved = [
-            leaf * (1 + eps**0.5 * jax.random.normal(k, leaf.shape, leaf.dtype))
-            for k, leaf in zip(keys, leaves, strict=True)
-        ]
-        moved = jax.tree.unflatten(tree, moved)
-        for _ in range(2):
-            moved, _, _ = system.newton_step(moved, borders)
-        return moved.q
+        moves = [jax.random.normal(k, a.shape, dtype) for k, a in zip(keys, leaves, strict=True)]
+        return jax.tree.unflatten(
+            tree, [a * (1 + eps**0.5 * move) for a, move in zip(leaves, moves, strict=True)]
+        )
 
-    spread = jnp.abs(jax.lax.map(again, jax.random.split(key, 4)) - y.q)
-    line = system.line
+    def unfinished(at):
+        return jnp.isfinite(at.size) & (at.arrivals < 5) & (at.steps < 15 * (at.arrivals + 1))
+
+    def body(at):
+        y, borders, size = system.newton_step(at.y, at.borders)
+        # At the floor of rounding steps shrink no more.
+        arrived = (size >= 0.5 * at.size) & (at.size < eps**0.4)
+        first = arrived & (at.arrivals == 0)
+        known = jax.tree.map(lambda new, old: jnp.where(first, new, old), y, at.first)
+        spread = jnp.where(arrived, jnp.maximum(at.spread, jnp.abs(y.q - known.q)), at.spread)
+        moved = shaken(known, jax.random.fold_in(key, at.steps))
+        y = jax.tree.map(lambda new, old: jnp.where(arrived, new, old), moved, y)
+        size = jnp.where(arrived, big, size)
+        return _Search(y, borders, size, at.steps + 1, at.arrivals + arrived.astype(at.arrivals.dtype), known, spread)
+
+    y, zero = Critical(z, q, extra), jnp.asarray(0)
+    begun = _Search(y, system.first_vectors(key, y), big, zero, zero, y, jnp.zeros_like(q))
+    end = jax.lax.while_loop(unfinished, body, begun)
+    y, line = end.first, system.line
     digit = eps * (jnp.abs(y.q) + jnp.abs(line.low / line.span))
-    error = 4 * jnp.max(spread) + 2 * digit
-    return Polished(*y, error, (size < eps**0.5) & (error < eps**0.4))
+    error = 4 * end.spread + 2 * digit
+    return Polished(*y, error, (end.arrivals == 5) & (error < eps**0.4))

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import optimistix as optx
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from ..relaxation import GMRES, NewtonKrylov
@@ -140,6 +141,7 @@ def advance(problem: AbstractProblem, base, direction, normal, length) -> Point:
         # Folds are found by the sign of its parameter part: solved to rounding, not to Newton's tolerance.
         tight = 100 * jnp.finfo(base[1].dtype).eps
         krylov = GMRES(float(tight), 0.0, solver.restart, solver.krylov_steps)
+        krylov = solver.linear_solver or krylov
         tangent = lx.linear_solve(system, one, krylov, throw=False).value
     tangent = _scaled(tangent, 1 / jnp.sqrt(inner(tangent, tangent)))
     # From the predictor, which lies along the tangent before; there is none at the first point.
@@ -197,12 +199,17 @@ def next_leg(problem, path, last, length) -> tuple[tuple[Leg, Point] | None, flo
     return None, length, "stopped: no shorter step could be corrected"
 
 
-def corrector(dtype: Any) -> NewtonKrylov:
+# A matrix of so many rows is sooner factored than approached by products, and the units of its rows do not matter then.
+DENSE = 400
+
+
+def corrector(state: PyTree[Array], dense: int = DENSE) -> NewtonKrylov:
     """The default solver: as tight as rounding allows with a little to spare."""
+    flat = ravel_pytree(state)[0]
+    direct = lx.LU() if flat.size <= dense else None
     # Tighter, residuals stand at the floor of rounding and Newton's method counts as stuck.
-    return NewtonKrylov(
-        float(jnp.finfo(dtype).eps) ** 0.75, restart=60, krylov_steps=240, scale=1.0
-    )
+    tight = float(jnp.finfo(flat.dtype).eps) ** 0.75
+    return NewtonKrylov(tight, restart=60, krylov_steps=240, scale=1.0, linear_solver=direct)
 
 
 def first_point(problem: AbstractProblem, state: PyTree[Array], q: Array, backwards: bool) -> Point:

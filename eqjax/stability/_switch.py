@@ -70,7 +70,7 @@ def switch(
     overlap = inner(along, null)
     aside = _unit(jax.tree.map(lambda n, a: n - overlap * a, null, along), inner)
     line = Line(field, low, span, index)
-    problem = Problem(line=line, x=x, solver=corrector(real), key=key, max_steps=20, k=1)
+    problem = Problem(line=line, x=x, solver=corrector(here), key=key, max_steps=20, k=1)
     base = here, jnp.zeros_like(low)
     new = advance(problem, base, aside, aside, jnp.asarray(size, real))
     if not new.converged:
