@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..analytic import tree_held
+
 
 class Profile(NamedTuple):
     """A closed curve: N intervals of `widths (N,)`, in parts of a period, that begin at `nodes (N, n)` and on which
@@ -42,8 +44,7 @@ def at(profile: Profile, times: Array) -> Array:
     times = times % 1
     i = jnp.clip(jnp.searchsorted(starts, times, side="right") - 1, 0, starts.size - 1)
     part = (times - starts[i]) / profile.widths[i]
-    powers = jnp.arange(1, m + 1, dtype=part.dtype)
-    weights = (part[..., None] ** powers / powers) @ coefficients
+    weights = jnp.stack([part**p / p for p in range(1, m + 1)], axis=-1) @ coefficients
     stretch = profile.period * profile.widths[i]
     return profile.nodes[i] + stretch[..., None] * jnp.einsum("...m,...mn->...n", weights, profile.slopes[i])
 
@@ -63,35 +64,54 @@ def extent(profile: Profile) -> Array:
     return jnp.maximum(wide, jnp.maximum(floor, jnp.finfo(wide.dtype).tiny))
 
 
-def drawn(force: Callable, curve: Callable, widths: Array, log_period: Array, m: int) -> Profile:
-    """The profile of a curve, given at times in parts of its period, on another mesh."""
-    c = jnp.asarray(gauss(m)[0], widths.dtype)
+def drawn(curve: Callable[[Array], Array], widths: Array, log_period: Array, m: int) -> Profile:
+    """The profile that agrees with a curve, given at times in parts of its period, at the nodes and Gauss points."""
+    c, A, _, _ = gauss(m)
     starts = jnp.cumsum(widths) - widths
-    inner = starts[:, None] + widths[:, None] * c
-    return Profile(widths, curve(starts), jax.vmap(jax.vmap(force))(curve(inner)), log_period)
+    parts = jnp.asarray(np.append(0, c), widths.dtype)
+    states = curve((starts[:, None] + widths[:, None] * parts[None]).ravel())
+    states = states.reshape(*widths.shape, m + 1, -1)
+    nodes, inverse = states[:, 0], jnp.asarray(np.linalg.inv(A), widths.dtype)
+    # Not by the force there: on a stiff field that of a curve which is a little off is far off.
+    slopes = jnp.einsum("ij,Njn->Nin", inverse, states[:, 1:] - nodes[:, None])
+    return Profile(widths, nodes, slopes / (jnp.exp(log_period) * widths)[:, None, None], log_period)
 
 
-def remeshed(force: Callable, profile: Profile, count: int) -> Profile:
-    """The curve on as many intervals, of equal error."""
-    widths = equidistributed(profile.widths, monitor(profile), count)
+def better_mesh(profile: Profile) -> Array:
+    """Widths of as many intervals, half the way (in logarithms) to where their errors are equal."""
+    density = jnp.sqrt(monitor(profile) / profile.widths)
+    return equidistributed(profile.widths, density, profile.widths.size)
+
+
+def worse_mesh(widths: Array) -> Array:
+    """Two intervals as one of a third and one of two thirds of both: with polynomials of degree m the error of the cycle
+    is about (4/3)²ᵐ as large."""
+    pairs = widths.reshape(-1, 2).sum(axis=1, keepdims=True)
+    return (pairs * jnp.asarray([[1 / 3, 2 / 3]], widths.dtype)).ravel()
+
+
+def redrawn(profile: Profile, widths: Array) -> Profile:
+    """The curve on another mesh, which is no function of it to whoever differentiates."""
     curve = lambda times: at(profile, times)
-    return drawn(force, curve, jax.lax.stop_gradient(widths), profile.log_period, profile.slopes.shape[1])
+    return drawn(curve, tree_held(widths), profile.log_period, profile.slopes.shape[1])
 
 
 # On an interval of width h the error of a polynomial of degree m goes with h^(m+1) times the next derivative, whose size
-# the jumps of the m-th, constant on each, tell (de Boor 1973; Ascher, Mattheij & Russell 1995, ch. 9).
+# the jumps of the m-th, constant on each, tell (de Boor 1973; Ascher, Mattheij & Russell 1995, ch. 9). That holds on meshes
+# which are fine already; half of the points go by the length of the curve, so that a coarse one becomes no coarser.
 def monitor(profile: Profile) -> Array:
-    """The density of mesh points that equal errors ask for, on each interval."""
+    """The density of mesh points to aim at, on each interval."""
     m = profile.slopes.shape[1]
     top = jnp.asarray(gauss(m)[3][m - 1], profile.nodes.dtype)
-    h = profile.widths
-    highest = jnp.einsum("m,Nmn->Nn", top, profile.slopes) 
-    highest = highest / (h[:, None] ** (m - 1) * extent(profile)[None])
+    h, scale = profile.widths, extent(profile)[None]
+    highest = jnp.einsum("m,Nmn->Nn", top, profile.slopes) / (h[:, None] ** (m - 1) * scale)
     jumps = jnp.linalg.norm(jnp.roll(highest, -1, 0) - highest, axis=1)
-    jumps = jumps / (0.5 * (h + jnp.roll(h, -1)))
-    density = jnp.maximum(jumps, jnp.roll(jumps, 1)) ** (1 / (m + 1))
-    # A floor, for no stretch may be left without points, and rounding must not place them.
-    return density + 0.1 * jnp.sum(density * h) + jnp.finfo(h.dtype).tiny
+    jumps = (jumps / (0.5 * (h + jnp.roll(h, -1)))) ** (1 / (m + 1))
+    bent = 0.5 * (jumps + jnp.roll(jumps, 1))
+    moved = jnp.roll(profile.nodes, -1, 0) - profile.nodes
+    length = 1 + jnp.linalg.norm(moved / scale, axis=1) / h
+    # Of both, 1 in the mean.
+    return sum(part / jnp.sum(part * h) for part in (bent + jnp.finfo(h.dtype).tiny, length))
 
 
 def equidistributed(widths: Array, density: Array, count: int) -> Array:
@@ -106,41 +126,55 @@ def equidistributed(widths: Array, density: Array, count: int) -> Array:
 
 class Linearised(NamedTuple):
     """Of each interval, `dz_next = transfer dz + columns s`, and `dK = inner dz + rest s` at its Gauss points, where s
-    are the logarithm of the period, the parameter, and 1 for the equations' own defect."""
+    are the logarithm of the period, the parameter, and 1 for the equations' own defect. `inverse`: of its own unknowns."""
 
     transfer: Float[Array, "N n n"]
     columns: Float[Array, "N n 3"]
     inner: Float[Array, "N mn n"]
     rest: Float[Array, "N mn 3"]
+    inverse: Float[Array, "N mn mn"]
+
+    def towards(self, force: Callable, profile: Profile, q: Array) -> "Linearised":
+        """The same with the defect of another profile near: what simplified Newton steps need."""
+        N, m, n = profile.slopes.shape
+        b = jnp.asarray(gauss(m)[2], profile.nodes.dtype)
+        off = jax.vmap(jax.vmap(lambda z: force(z, q)))(stages(profile)) - profile.slopes
+        slopes = jnp.einsum("Nij,Nj->Ni", self.inverse, off.reshape(N, m * n))
+        ran = jnp.einsum("m,Nmn->Nn", b, profile.slopes + slopes.reshape(profile.slopes.shape))
+        ends = profile.nodes + (profile.period * profile.widths)[:, None] * ran
+        gaps = ends - jnp.roll(profile.nodes, -1, 0)
+        columns, rest = self.columns.at[:, :, 2].set(gaps), self.rest.at[:, :, 2].set(slopes)
+        return self._replace(columns=columns, rest=rest)
 
 
 # Why condensed: each interval's own unknowns couple to no others, and are eliminated there, all intervals at once. What
 # is left is as large as for multiple shooting (Ascher, Mattheij & Russell 1995, ch. 7).
 def linearised(force: Callable[[Array, Array], Array], profile: Profile, q: Array) -> Linearised:
     """The equations of collocation near a profile, with the Gauss points eliminated."""
-    N, m, n = profile.slopes.shape
+    _, m, n = profile.slopes.shape
     _, A, b, _ = (jnp.asarray(a, profile.nodes.dtype) for a in gauss(m))
-    after = jnp.roll(profile.nodes, -1, 0)
+    eye = jnp.eye(m * n, dtype=b.dtype)
 
-    def interval(width, node, slopes, following):
+    def interval(width, node, slopes):
         stretch = profile.period * width
         moved = stretch * (A @ slopes)
         z = node[None] + moved
-        value, along = jax.vmap(lambda z: jax.jvp(lambda q: force(z, q), (q,), (jnp.ones_like(q),)))(z)
+        along = jax.vmap(lambda z: jax.jvp(lambda q: force(z, q), (q,), (jnp.ones_like(q),))[1])(z)
         J = jax.vmap(jax.jacfwd(lambda z: force(z, q)))(z)
-        system = jnp.eye(m * n, dtype=z.dtype) - stretch * jnp.einsum("ij,ikl->ikjl", A, J).reshape(m * n, m * n)
+        own = stretch * jnp.einsum("ij,ikl->ikjl", A, J).reshape(m * n, m * n)
         late = jnp.einsum("ikl,il->ik", J, moved)
-        right = jnp.concatenate(
-            [J.reshape(m * n, n), *(v.reshape(m * n, 1) for v in (late, along, value - slopes))], axis=1
-        )
-        solution = jnp.linalg.solve(system, right)
-        gathered = stretch * jnp.einsum("i,ikc->kc", b, solution.reshape(m, n, n + 3))
-        ran = stretch * (b @ slopes)
-        transfer = jnp.eye(n, dtype=z.dtype) + gathered[:, :n]
-        own = jnp.stack([ran, jnp.zeros_like(ran), node + ran - following], axis=1)
-        return Linearised(transfer, gathered[:, n:] + own, solution[:, :n], solution[:, n:])
+        right = [J.reshape(m * n, n), *(v.reshape(m * n, 1) for v in (late, along)), eye]
+        solution = jnp.linalg.solve(eye - own, jnp.concatenate(right, axis=1))
+        gathered = stretch * jnp.einsum("i,ikc->kc", b, solution.reshape(m, n, -1))
+        transfer = jnp.eye(n, dtype=b.dtype) + gathered[:, :n]
+        zero = jnp.zeros((n, 2), b.dtype)
+        columns = jnp.concatenate([gathered[:, n : n + 2], zero[:, :1]], 1)
+        columns = columns + jnp.concatenate([(stretch * (b @ slopes))[:, None], zero], 1)
+        rest = jnp.concatenate([solution[:, n : n + 2], jnp.zeros((m * n, 1), b.dtype)], axis=1)
+        return Linearised(transfer, columns, solution[:, :n], rest, solution[:, n + 2 :])
 
-    return jax.vmap(interval)(profile.widths, profile.nodes, profile.slopes, after)
+    system = jax.vmap(interval)(profile.widths, profile.nodes, profile.slopes)
+    return system.towards(force, profile, q)
 
 
 class Condensed(NamedTuple):
@@ -196,16 +230,3 @@ def expanded(profile: Profile, system: Linearised, rows, first: Array, s: Array)
 def measure(profile: Profile, change: Profile) -> Array:
     """The size of a change of a profile, each component in its own unit."""
     return jnp.maximum(jnp.max(jnp.abs(change.nodes / extent(profile)[None])), jnp.abs(change.log_period))
-
-
-def defect(force: Callable, profile: Profile, q: Array) -> Array:
-    """How far a profile is from solving its equations, each component in its own unit."""
-    N, m, n = profile.slopes.shape
-    b = jnp.asarray(gauss(m)[2], profile.nodes.dtype)
-    stretch = (profile.period * profile.widths)[:, None]
-    value = jax.vmap(jax.vmap(lambda z: force(z, q)))(stages(profile))
-    scale = extent(profile)[None]
-    inside = stretch[..., None] * (value - profile.slopes) / scale[None]
-    ends = profile.nodes + stretch * jnp.einsum("m,Nmn->Nn", b, profile.slopes)
-    gaps = (ends - jnp.roll(profile.nodes, -1, 0)) / scale
-    return jnp.sqrt(jnp.sum(inside**2) + jnp.sum(gaps**2))

@@ -28,6 +28,7 @@ from ._path import (
     corrector,
     first_point,
     follow_path,
+    newton,
     product_at,
 )
 from ._spectrum import Spectrum, SpectrumResults
@@ -86,8 +87,9 @@ class Problem(AbstractProblem):
         """F at q of the line."""
         return self.line.at(q)(0.0, z, self.x)
 
-    def equations(self, state, q, base):
-        return self.force(state, q)
+    def correct(self, predicted, base, normal):
+        force = lambda y: self.force(*y)
+        return newton(force, self.inner(base[0]), self.solver, self.max_steps, predicted, normal)
 
     def inner(self, base):
         return product_at(base)
@@ -100,6 +102,9 @@ class Problem(AbstractProblem):
         residual = residual_ratio(self.force(state, q), state)
         modes = Modes(flow, multipliers, result == SpectrumResults.successful)
         return residual, jnp.asarray(True), modes
+
+    def settled(self, point):
+        return point
 
 
 class Modes(NamedTuple):
