@@ -229,12 +229,16 @@ def special_points(leg: Stretch, step: float | None, polish: Callable) -> list[S
     """
     between = _exchange(leg)
     if between is not None:
-        return [point for part in leg.parts(between) for point in special_points(part, step, polish)]
+        return [
+            point for part in leg.parts(between) for point in special_points(part, step, polish)
+        ]
     first, last, points = leg.first, leg.last, []
 
     def add(test, found, kind, change, change_euler, value):
         """Under the flow, or where its count does not change only under Euler."""
-        (s, there, interval, status), value = _pinned(kind, test, leg, found, complex(value), polish)
+        (s, there, interval, status), value = _pinned(
+            kind, test, leg, found, complex(value), polish
+        )
         only_euler = kind in ("flip", "Neimark–Sacker")
         frequency = abs(np.angle(1 + epsilon * value)) / epsilon if only_euler else abs(value.imag)
         flow, euler = (NOTHING, kind) if only_euler else (kind, NOTHING if value.imag else kind)

@@ -46,7 +46,9 @@ def at(profile: Profile, times: Array) -> Array:
     part = (times - starts[i]) / profile.widths[i]
     weights = jnp.stack([part**p / p for p in range(1, m + 1)], axis=-1) @ coefficients
     stretch = profile.period * profile.widths[i]
-    return profile.nodes[i] + stretch[..., None] * jnp.einsum("...m,...mn->...n", weights, profile.slopes[i])
+    return profile.nodes[i] + stretch[..., None] * jnp.einsum(
+        "...m,...mn->...n", weights, profile.slopes[i]
+    )
 
 
 def stages(profile: Profile) -> Array:
@@ -74,7 +76,9 @@ def drawn(curve: Callable[[Array], Array], widths: Array, log_period: Array, m: 
     nodes, inverse = states[:, 0], jnp.asarray(np.linalg.inv(A), widths.dtype)
     # Not by the force there: on a stiff field that of a curve which is a little off is far off.
     slopes = jnp.einsum("ij,Njn->Nin", inverse, states[:, 1:] - nodes[:, None])
-    return Profile(widths, nodes, slopes / (jnp.exp(log_period) * widths)[:, None, None], log_period)
+    return Profile(
+        widths, nodes, slopes / (jnp.exp(log_period) * widths)[:, None, None], log_period
+    )
 
 
 def better_mesh(profile: Profile) -> Array:
@@ -224,9 +228,13 @@ def expanded(profile: Profile, system: Linearised, rows, first: Array, s: Array)
     _, nodes = jax.lax.scan(back, first, rows, reverse=True)
     nodes = jnp.concatenate([first[None], nodes])
     slopes = jnp.einsum("Nij,Nj->Ni", system.inner, nodes) + system.rest @ s
-    return Profile(jnp.zeros_like(profile.widths), nodes, slopes.reshape(profile.slopes.shape), s[0])
+    return Profile(
+        jnp.zeros_like(profile.widths), nodes, slopes.reshape(profile.slopes.shape), s[0]
+    )
 
 
 def measure(profile: Profile, change: Profile) -> Array:
     """The size of a change of a profile, each component in its own unit."""
-    return jnp.maximum(jnp.max(jnp.abs(change.nodes / extent(profile)[None])), jnp.abs(change.log_period))
+    return jnp.maximum(
+        jnp.max(jnp.abs(change.nodes / extent(profile)[None])), jnp.abs(change.log_period)
+    )

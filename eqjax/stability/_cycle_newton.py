@@ -55,7 +55,9 @@ def solve_ends(ends: Condensed, rows: Rows, right: Array) -> Array:
     return jnp.linalg.solve(matrix, right)
 
 
-def newton_step(system: Linearised, profile: Profile, q: Array, rows: Rows) -> tuple[Profile, Array]:
+def newton_step(
+    system: Linearised, profile: Profile, q: Array, rows: Rows
+) -> tuple[Profile, Array]:
     """By how much a profile and the parameter are off."""
     n = profile.nodes.shape[1]
     ends, one = condensed(system), jnp.ones((1,), q.dtype)
@@ -155,7 +157,9 @@ def sketched(force: Callable, z0: Array, t1: Array, steps: int) -> tuple[Array, 
         k2 = solve(f1 - k1) + k1
         new = z + h * k2
         k3 = solve(force(new) - e * (k2 - f1) - 2 * (k1 - f0))
-        scale = rtol * (jnp.maximum(jnp.abs(z), jnp.abs(new)) + 1e-3 * jnp.max(jnp.abs(states), axis=0))
+        scale = rtol * (
+            jnp.maximum(jnp.abs(z), jnp.abs(new)) + 1e-3 * jnp.max(jnp.abs(states), axis=0)
+        )
         scale = jnp.maximum(scale, rtol * 1e-6 * jnp.max(jnp.abs(z)))
         error = h / 6 * jnp.max(jnp.abs(k1 - 2 * k2 + k3) / scale)
         fine = error <= 1  # not of NaN
@@ -170,7 +174,11 @@ def sketched(force: Callable, z0: Array, t1: Array, steps: int) -> tuple[Array, 
     times, states, last, _, _ = jax.lax.while_loop(unfinished, body, carry)
     # What was not reached lies beyond all times.
     reached = jnp.arange(steps) <= last
-    return jnp.where(reached, times, jnp.inf), jnp.where(reached[:, None], states, states[last]), last
+    return (
+        jnp.where(reached, times, jnp.inf),
+        jnp.where(reached[:, None], states, states[last]),
+        last,
+    )
 
 
 def first_turn(force: Callable, z0: Array, period: Array, count: int, m: int) -> Profile:
@@ -210,17 +218,21 @@ def first_turn(force: Callable, z0: Array, period: Array, count: int, m: int) ->
     fine = jnp.linspace(0.0, 1.0, 4001, dtype=end.dtype)
     moved = jnp.linalg.norm(jnp.diff(curve(start + span * fine) / scale, axis=0), axis=1)
     widths = equidistributed(jnp.diff(fine), 1 + moved * (fine.size - 1), count)
-    return rolled(drawn(lambda t: curve(start + span * t), widths, jnp.log(span), m))
+    profile = drawn(lambda t: curve(start + span * t), widths, jnp.log(span), m)
+    return rolled(profile, fastest(profile))
 
 
 # The phase is fixed at the first node, and there it must be plain which way the cycle runs: on a slow stretch of a stiff
 # field the velocity of a state that is a little off points elsewhere.
-def rolled(profile: Profile) -> Profile:
-    """The profile with its fastest interval first."""
+def fastest(profile: Profile) -> Array:
+    """The interval on which most happens in a time."""
     moved = jnp.roll(profile.nodes, -1, 0) - profile.nodes
-    speed = jnp.linalg.norm(moved / extent(profile)[None], axis=1) / profile.widths
-    turn = lambda a: jnp.roll(a, -jnp.argmax(speed), 0)
-    return Profile(*map(turn, profile[:3]), profile.log_period)
+    return jnp.argmax(jnp.linalg.norm(moved / extent(profile)[None], axis=1) / profile.widths)
+
+
+def rolled(profile: Profile, first: Array) -> Profile:
+    """The profile as it begins with another interval."""
+    return Profile(*(jnp.roll(a, -first, 0) for a in profile[:3]), profile.log_period)
 
 
 def once(profile: Profile) -> tuple[Profile, Array]:

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..relaxation import NewtonKrylov
 from ._collocation import better_mesh, linearised, redrawn, stages
-from ._cycle_newton import Rows, corrected, tangent, unit
+from ._cycle_newton import Rows, corrected, fastest, rolled, tangent, unit
 from ._krylov_schur import eigenpairs, resolve
 from ._multipliers import along_the_flow, log_multipliers
 from ._parameter import Line
@@ -156,8 +156,7 @@ class Collocated(AbstractProblem):
         return lambda a, b: inner(ends(a), ends(b)) + a[0].log_period * b[0].log_period
 
     def settled(self, point):
-        # Waited for: what is under way when a callback of the next call begins may wait for that one.
-        return jax.block_until_ready(_on_better_mesh(point))
+        return _on_better_mesh(self, point)
 
     def findings(self, state, q, base):
         system, period = linearised(self.force, state, q), state.period
@@ -186,10 +185,24 @@ class Collocated(AbstractProblem):
         )
 
 
+# The first node fixes the phase, and should stay where the cycle is fast. A tangent is free up to a shift along the cycle,
+# and leaves with the one that the phase of the next step asks for.
 @eqx.filter_jit
-def _on_better_mesh(point):
+def _on_better_mesh(problem, point):
     """A point and its tangent on a mesh that fits better."""
     (profile, q), (ahead, slope) = point.y, point.tangent
-    widths = better_mesh(profile)
-    profile, ahead = jax.jvp(lambda p: redrawn(p, widths), (profile,), (ahead,))
-    return point._replace(y=(profile, q), tangent=(ahead, slope))
+    widths, turn = better_mesh(profile), fastest(profile)
+    redraw = lambda p: rolled(redrawn(p, widths), turn)
+    profile, ahead = jax.jvp(redraw, (profile,), (ahead,))
+    z = jnp.concatenate([profile.nodes[:, None], stages(profile)], axis=1)
+    force = lambda z: jax.vmap(jax.vmap(lambda z: problem.force(z, q)))(z)
+    velocity = force(z)
+    _, growth = jax.jvp(force, (z,), (velocity,))
+    first = velocity[0, 0]
+    late = jnp.vdot(first, ahead.nodes[0]) / jnp.vdot(first, first)
+    ahead = ahead._replace(
+        nodes=ahead.nodes - late * velocity[:, 0], slopes=ahead.slopes - late * growth[:, 1:]
+    )
+    inner, tangent = problem.inner(profile), (ahead, slope)
+    size = jnp.sqrt(inner(tangent, tangent))
+    return point._replace(y=(profile, q), tangent=jax.tree.map(lambda a: a / size, tangent))

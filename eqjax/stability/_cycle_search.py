@@ -45,7 +45,9 @@ def collocated(field, z0, x, period, intervals, k, tol, max_steps) -> dict[str, 
     live = system.towards(lambda z, q: force(z, q, (field, x)), profile, zero)
     step, _ = newton_step(live, profile, zero, rows)
     moved = jax.tree.map(jnp.add, profile, step)
-    logs, drift = floquet(force, *tree_held(after((profile, system), step)), zero, k, max(1, 16 // flat.size))
+    logs, drift = floquet(
+        force, *tree_held(after((profile, system), step)), zero, k, max(1, 16 // flat.size)
+    )
     converged = solved & moving & (drift < DRIFT) & jnp.all(jnp.isfinite(logs.imag))
     rounding = 4 * jnp.finfo(flat.dtype).eps * profile.period
     return {
@@ -76,7 +78,9 @@ def settled(force: Callable, start: Profile, q: Array, tol: Array, max_steps: in
         repeats &= better
         kept = jax.tree.map(lambda a, b: jnp.where(repeats, a, b), short, kept)
         # On one mesh more, a worse one, its error shows.
-        left = jnp.where(repeats, ROUNDS, jnp.where(better | probed, left - 1, jnp.minimum(left - 1, 1)))
+        left = jnp.where(
+            repeats, ROUNDS, jnp.where(better | probed, left - 1, jnp.minimum(left - 1, 1))
+        )
         widths = jnp.where(left == 1, worse_mesh(kept.widths), better_mesh(kept))
         return redrawn(kept, widths), kept, solved | better, left, change
 

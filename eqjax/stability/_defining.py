@@ -17,6 +17,7 @@ from ..relaxation import GMRES
 from ._parameter import Line
 from ._path import DENSE
 
+
 def solved(product: Callable[[Any], Any], right: PyTree[Array]) -> PyTree[Array]:
     """The solution of a square linear system: by LU while it is small, by GMRES to rounding beyond."""
     flat, unravel = ravel_pytree(right)
@@ -114,7 +115,9 @@ class Defining(eqx.Module):
                 return jnp.append(jnp.append(down, q) + u[n:] @ c, b @ u[:n])
 
             one = jnp.eye(n + 2, dtype=b.dtype)
-            right = jnp.stack([solved(system, one[n])[: n + 1], solved(system, one[n + 1])[: n + 1]])
+            right = jnp.stack(
+                [solved(system, one[n])[: n + 1], solved(system, one[n + 1])[: n + 1]]
+            )
             return tree_held(Vectors(right, solved(adjoint, one[n + 1])[:n]))
         _, product = jax.linearize(lambda z: self.force(z, y.q), y.z)
         transpose = jax.linear_transpose(product, y.z)
@@ -209,7 +212,15 @@ def polish(system: Defining, z: Array, q: Array, extra: Any) -> Polished:
         moved = shaken(known, jax.random.fold_in(key, at.steps))
         y = jax.tree.map(lambda new, old: jnp.where(arrived, new, old), moved, y)
         size = jnp.where(arrived, big, size)
-        return _Search(y, borders, size, at.steps + 1, at.arrivals + arrived.astype(at.arrivals.dtype), known, spread)
+        return _Search(
+            y,
+            borders,
+            size,
+            at.steps + 1,
+            at.arrivals + arrived.astype(at.arrivals.dtype),
+            known,
+            spread,
+        )
 
     y, zero = Critical(z, q, extra), jnp.asarray(0)
     begun = _Search(y, system.first_vectors(key, y), big, zero, zero, y, jnp.zeros_like(q))

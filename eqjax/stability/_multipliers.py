@@ -27,7 +27,9 @@ def along_the_flow(transfer: Array, flow: Array) -> tuple[Array, Array]:
 # Why not the eigenvalues of the product: the smallest of 1e-80 and 1 would be rounding. Orthogonal iteration around the
 # turn (Bojanczyk, Golub & Van Dooren 1992) keeps each factor by itself, and sizes as sums of logarithms. It parts what
 # differs in size; what hardly does is left in blocks, whose eigenvalues are those of a small scaled matrix.
-def log_multipliers(transfer: Float[Array, "N n n"], k: int, sweeps: int = 40) -> Complex[Array, " k"]:
+def log_multipliers(
+    transfer: Float[Array, "N n n"], k: int, sweeps: int = 40
+) -> Complex[Array, " k"]:
     """Logarithms of the k largest eigenvalues of the product of the matrices, the first one rightmost."""
     n = transfer.shape[1]
     # Two more than asked, so that the cut falls among those that are not.
@@ -56,7 +58,9 @@ def log_multipliers(transfer: Float[Array, "N n n"], k: int, sweeps: int = 40) -
 
     begin = jnp.eye(n, width, dtype=transfer.dtype)
     # Mixed, so that no direction is left out by a symmetry.
-    begin = jnp.linalg.qr(begin + 0.1 * jax.random.normal(jax.random.key(0), begin.shape, begin.dtype))[0]
+    begin = jnp.linalg.qr(
+        begin + 0.1 * jax.random.normal(jax.random.key(0), begin.shape, begin.dtype)
+    )[0]
     eye, zero = jnp.eye(width, dtype=begin.dtype), jnp.zeros(width, begin.dtype)
     carry = begin, zero, (eye, eye), zero, jnp.asarray(0)
     _, sizes, (turn, product), _, _ = jax.lax.while_loop(unsettled, sweep, carry)

@@ -1,13 +1,10 @@
 """A cycle by single shooting: for large fields that are not stiff."""
 
-from collections.abc import Callable
 from typing import Any
 
-import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optimistix as optx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool
@@ -15,7 +12,6 @@ from jaxtyping import Array, Bool
 from ..relaxation import NewtonKrylov
 from ._krylov_schur import Eigenpairs, eigenpairs, resolve
 from ._propagation import turn
-
 
 # Of the multiplier along a cycle: with more, those beside it are not known either.
 DRIFT = 1e-2
