@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eqjax import fields
-from eqjax.stability import cycle_continuation, load, periodic_orbit, save
+from eqjax.stability import continuation, cycle_continuation, load, periodic_orbit, save, switch
 from eqjax.stability._multipliers import log_multipliers
 
 START = jnp.array([2.0, 0.0])
@@ -66,6 +66,21 @@ def test_multipliers_of_any_size_stay_right_beside_one_another():
     factors = jnp.roll(bases, -1, 0) @ block[None] @ jnp.swapaxes(bases, 1, 2)
     found = log_multipliers(factors, 4)
     assert jnp.allclose(found, jnp.array([90, 0.05 + 0.5j, 0.05 - 0.5j, -180]), atol=1e-10)
+
+
+def test_the_cycle_of_a_hopf_point_is_had_in_one_call():
+    """Stuart–Landau: radius √μ, period `2π / (1 - μ/2)`, and one multiplier `exp(-2μT)`."""
+    where = lambda f: f.growth
+    field = fields.StuartLandau(growth=jnp.asarray(-0.5), shear=0.5)
+    branch = continuation(field, jnp.zeros(2), where=where, bounds=(-0.5, 0.5))
+    born, cycle = switch(field, branch, branch.special_points[0], where=where, size=0.1)
+    mu = where(born)
+    assert mu > 1e-3 and abs(jnp.sum(cycle.state**2) - mu) < 1e-10 and cycle.stable
+    assert abs(cycle.period - 2 * np.pi / (1 - mu / 2)) < 1e-9
+    assert abs(cycle.log_multipliers[1].real + 2 * mu * cycle.period) < 1e-9
+    branch = cycle_continuation(born, cycle, where=where, bounds=(-0.5, 0.5))
+    assert abs(branch.parameters[-1] - 0.5) < 1e-12
+    np.testing.assert_allclose(branch.amplitudes, np.sqrt(branch.parameters), rtol=1e-3)
 
 
 def test_hodgkin_huxley_cycles_from_a_fold_to_their_hopf_point(tmp_path):

@@ -217,7 +217,6 @@ def condensed(system: Linearised) -> Condensed:
 
 def expanded(profile: Profile, system: Linearised, rows, first: Array, s: Array) -> Profile:
     """The change of a profile that goes with that of its first node and with s."""
-    n = first.size
 
     def back(following, row):
         R, others = row

@@ -13,7 +13,6 @@ from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree
 
 from .._checks import check_count, check_key, given
 from ..relaxation import NewtonKrylov
-from ._collocation import Profile
 from ._cycle_points import CyclePoint, CycleSample, cycle_points, cycle_table
 from ._cycle_problems import Collocated, Shooting
 from ._cycles import COLLOCATED, PeriodicOrbit, periodic_orbit
@@ -98,8 +97,7 @@ def cycle_continuation(
     - `newton`: the corrector of single shooting; by default `NewtonKrylov` to eps^¾. `max_steps`: of Newton's method for
       each cycle.
     - `tol`: to which special points are located, in units of the path; eps^⅔ by default.
-    - `callback(parameter, orbit)`: called at every cycle, `orbit` with the transverse multipliers; the branch ends when
-      it returns True.
+    - `callback(parameter, orbit)`: called at every cycle; the branch ends when it returns True.
     - `key`: of the first Krylov vector, `jax.random.key(0)` by default.
 
     **Returns:** a `CycleBranch`. A change and its reversal between two neighbouring cycles are not seen: lower `most`.
@@ -162,18 +160,7 @@ def cycle_continuation(
         )
 
     def stop(point, seen):
-        turn = point.found
-        state = point.y[0]
-        cycle = PeriodicOrbit(
-            state=unravel(turn.state),
-            period=turn.period,
-            log_multipliers=jnp.log(turn.multipliers),
-            residual=point.residual,
-            converged=point.converged & turn.reliable,
-            period_error=jnp.full_like(turn.period, jnp.nan),
-            drift=turn.drift,
-            profile=state if isinstance(state, Profile) else None,
-        )
+        cycle = PeriodicOrbit.at(point, unravel)
         return callback is not None and callback(seen.parameter, cycle)
 
     # Small relative to the branch, and shrinking: one that begins at a Hopf point is small, too.

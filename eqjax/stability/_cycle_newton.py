@@ -32,14 +32,19 @@ class Rows(NamedTuple):
     target: Float[Array, ""]
 
     @classmethod
-    def at(cls, force: Callable, start: Array, q: Array) -> "Rows":
-        """The parameter stays, and the first node in the plane across the flow at `start`."""
+    def at(cls, force: Callable, profile: Profile, q: Array) -> "Rows":
+        """The parameter stays, and the first node in a plane across the flow."""
+        start = profile.nodes[0]
         row = jnp.zeros(start.size + 2, start.dtype).at[-1].set(1)
-        return cls(unit(force(start, q)), start, row, q)
+        return cls(across(force, profile, q), start, row, q)
 
 
-def unit(v: Array) -> Array:
-    return v / jnp.linalg.norm(v)
+# In the units of the components: where a voltage is at its peak, gates alone tell which way a neuron goes.
+def across(force: Callable, profile: Profile, q: Array) -> Array:
+    """The normal of a plane across the flow at the first node."""
+    scale = extent(profile)
+    v = force(profile.nodes[0], q) / scale
+    return v / jnp.linalg.norm(v) / scale
 
 
 def solve_ends(ends: Condensed, rows: Rows, right: Array) -> Array:

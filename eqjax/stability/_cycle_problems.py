@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..relaxation import NewtonKrylov
 from ._collocation import better_mesh, linearised, redrawn, stages
-from ._cycle_newton import Rows, corrected, fastest, rolled, tangent, unit
+from ._cycle_newton import Rows, across, corrected, fastest, rolled, tangent
 from ._krylov_schur import eigenpairs, resolve
 from ._multipliers import along_the_flow, log_multipliers
 from ._parameter import Line
@@ -144,7 +144,7 @@ class Collocated(AbstractProblem):
 
         now = jnp.concatenate([profile.nodes[0], jnp.stack([profile.log_period, q])])
         row = jax.grad(overlap)(jnp.zeros_like(now))
-        rows = Rows(unit(self.force(begin, base[1])), begin, row, row @ now)
+        rows = Rows(across(self.force, *base), begin, row, row @ now)
         found = corrected(self.force, profile, q, rows, self.tol, self.max_steps)
         ahead = tangent(self.force, found.profile, found.q, rows)
         return Correction((found.profile, found.q), ahead, found.converged, found.steps)
@@ -198,8 +198,8 @@ def _on_better_mesh(problem, point):
     force = lambda z: jax.vmap(jax.vmap(lambda z: problem.force(z, q)))(z)
     velocity = force(z)
     _, growth = jax.jvp(force, (z,), (velocity,))
-    first = velocity[0, 0]
-    late = jnp.vdot(first, ahead.nodes[0]) / jnp.vdot(first, first)
+    normal = across(problem.force, profile, q)
+    late = jnp.vdot(normal, ahead.nodes[0]) / jnp.vdot(normal, velocity[0, 0])
     ahead = ahead._replace(
         nodes=ahead.nodes - late * velocity[:, 0], slopes=ahead.slopes - late * growth[:, 1:]
     )

@@ -35,7 +35,7 @@ def collocated(field, z0, x, period, intervals, k, tol, max_steps) -> dict[str, 
     zero = jnp.zeros_like(period)
     start = first_turn(lambda z: force(z, zero), flat, period, intervals, DEGREE)
     profile, solved, error = tree_held(settled(force, tree_held(start), zero, tol, max_steps))
-    rows = Rows.at(force, profile.nodes[0], zero)
+    rows = Rows.at(force, profile, zero)
     system = linearised(force, profile, zero)
     size = jnp.maximum(jnp.linalg.norm(profile.nodes[0]), 1)
     residual = jnp.max(jnp.linalg.norm(system.columns[:, :, 2], axis=1)) / size
@@ -67,7 +67,7 @@ def settled(force: Callable, start: Profile, q: Array, tol: Array, max_steps: in
 
     def body(carry):
         profile, best, solved, left, _ = carry
-        rows = Rows.at(force, profile.nodes[0], q)
+        rows = Rows.at(force, profile, q)
         found = corrected(force, profile, q, rows, tol, max_steps)
         probed = left == 1
         change = jnp.where(found.converged, jnp.abs(found.profile.period - best.period), jnp.nan)

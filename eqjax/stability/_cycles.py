@@ -41,6 +41,22 @@ class PeriodicOrbit(eqx.Module):
     drift: Float[Array, ""]
     profile: Profile | None = None
 
+    @classmethod
+    def at(cls, point: Any, unravel: Callable[[Array], PyTree]) -> "PeriodicOrbit":
+        """The orbit of a point of a branch of cycles."""
+        turn, profile = point.found, point.y[0]
+        logs = jnp.append(jnp.log(turn.multipliers), jnp.zeros(1, turn.multipliers.dtype))
+        return cls(
+            state=unravel(turn.state),
+            period=turn.period,
+            log_multipliers=logs[jnp.argsort(-logs.real, stable=True)],
+            residual=point.residual,
+            converged=point.converged & turn.reliable,
+            period_error=jnp.full_like(turn.period, jnp.nan),
+            drift=turn.drift,
+            profile=profile if isinstance(profile, Profile) else None,
+        )
+
     @property
     def multipliers(self) -> Complex[Array, " k"]:
         """The multipliers themselves; 0 or infinite where they leave the range of the dtype."""

@@ -100,6 +100,11 @@ class Defining(eqx.Module):
         return Vectors(jnp.linalg.qr(right.T)[0].T if right.ndim == 2 else unit(right), unit(left))
 
     def vectors(self, y, borders) -> Vectors:
+        """The vectors there, held."""
+        return tree_held(self.raw_vectors(y, borders))
+
+    def raw_vectors(self, y, borders) -> Vectors:
+        """The solutions of the bordered systems of J and of its adjoint."""
         c, b = borders
         if self.kind == "branch point":
             _, product = jax.linearize(self.force, y.z, y.q)
@@ -118,7 +123,7 @@ class Defining(eqx.Module):
             right = jnp.stack(
                 [solved(system, one[n])[: n + 1], solved(system, one[n + 1])[: n + 1]]
             )
-            return tree_held(Vectors(right, solved(adjoint, one[n + 1])[:n]))
+            return Vectors(right, solved(adjoint, one[n + 1])[:n])
         _, product = jax.linearize(lambda z: self.force(z, y.q), y.z)
         transpose = jax.linear_transpose(product, y.z)
         transposed = lambda w: transpose(w)[0]
@@ -133,7 +138,7 @@ class Defining(eqx.Module):
             lambda u: (transposed(u[0]) - sigma.conj() * u[0] + u[1] * c, jnp.vdot(b, u[0])),
             (zero, one),
         )
-        return tree_held(Vectors(right, left))
+        return Vectors(right, left)
 
     def equations(self, y, vectors, border) -> Critical:
         """What vanishes, in the structure of a candidate."""

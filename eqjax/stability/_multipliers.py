@@ -1,5 +1,7 @@
 """Floquet multipliers from the transfer matrices of a cycle, whatever their sizes."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +77,7 @@ def blocks(turn, product, sizes):
         return np.full(len(sizes), np.nan, complex)
     cuts = [0, *(np.flatnonzero(np.diff(sizes) < -1) + 1), len(sizes)]
     values = []
-    for a, b in zip(cuts[:-1], cuts[1:], strict=True):
+    for a, b in itertools.pairwise(cuts):
         top = sizes[a]
         block = turn[a:b, a:b] @ (np.exp(sizes[a:b] - top)[:, None] * product[a:b, a:b])
         with np.errstate(divide="ignore"):
