@@ -74,8 +74,12 @@ def test_the_other_branch_is_found_from_a_branch_point():
     exact = np.stack([amplitude, amplitude, rho - 1], axis=1)
     np.testing.assert_allclose(other.states, exact, rtol=1e-8, atol=1e-8)
     assert [p.flow for p in other.special_points] == ["Hopf"]
+    born, cycle = switch(field, other, other.special_points[0], where=lambda f: f.rho)
+    assert born.rho < 470 / 19 and cycle.converged and not cycle.stable
+    turning = folding(-0.1)
+    branch = continuation(turning, jnp.array([-(0.1**0.5)]), where=p_of, bounds=(-0.2, 0.1))
     with pytest.raises(ValueError, match="no branches cross"):
-        switch(field, other, other.special_points[0], where=lambda f: f.rho)
+        switch(turning, branch, branch.special_points[0], where=p_of)
 
 
 def test_the_hopf_point_of_a_stiff_wave_model():

@@ -64,6 +64,7 @@ class NewtonKrylov(AbstractInexactNewton):
     - `rtol`, `atol`: stop when `‖F(y)‖ ≤ atol + rtol · max(‖y‖, scale)`.
     - `forcing`: largest η, in (0, 1). `restart`, `krylov_steps`: cycle length and product budget of GMRES.
     - `halvings`: most backtracking steps. `norm`, `scale`: of the residual (None: see `equilibrium`).
+    - `linear_solver`: any of Lineax in place of `GMRES`; `lineax.LU()` for a few hundred unknowns whose units differ.
 
     It may converge to a fixed point that is *unstable* for the relaxation (`PseudoTransient` will hardly). To check,
     `relax` from the fixed point with a small perturbation: from an unstable one the state leaves.
@@ -77,6 +78,7 @@ class NewtonKrylov(AbstractInexactNewton):
     halvings: int = eqx.field(default=8, static=True)
     norm: Callable[[PyTree], Array] = eqx.field(default=optx.two_norm, static=True)
     scale: ScalarLike | None = None
+    linear_solver: lx.AbstractLinearSolver | None = None
 
     def __check_init__(self):
         check_count(0, halvings=self.halvings)
@@ -99,6 +101,7 @@ class NewtonKrylov(AbstractInexactNewton):
         _, aux = fn(y, args)  # only for its aux: an unused force is compiled away
         _, product = jax.linearize(lambda z: fn(z, args)[0], y)
         krylov = GMRES(state.forcing, 0.0, self.restart, self.krylov_steps)
+        krylov = self.linear_solver or krylov
         # A sample whose batch goes on is asked for nothing more: 0 is solved, and accepted, at once.
         done = state.converged | state.stuck
         rhs = jax.tree.map(lambda f: jnp.where(done, 0, -f), state.force)
@@ -144,7 +147,7 @@ class NewtonKrylov(AbstractInexactNewton):
             converged=better & is_met(self, size, new, state.scale),
             # From the same point the next step would be the same again.
             stuck=~better,
-            evaluations=state.evaluations + stats["num_steps"] + tries,
+            evaluations=state.evaluations + stats.get("num_steps", 1) + tries,
             scale=state.scale,
         )
         return new, state, aux

@@ -4,6 +4,12 @@ from ._bifurcation import SpecialPoint as SpecialPoint
 from ._check import Check as Check, check as check
 from ._classify import Classification as Classification, classify as classify
 from ._continuation import Branch as Branch, continuation as continuation
+from ._critical_curves import (
+    Curve as Curve,
+    CurvePoint as CurvePoint,
+    fold_curve as fold_curve,
+    hopf_curve as hopf_curve,
+)
 from ._cycle_continuation import (
     CycleBranch as CycleBranch,
     cycle_continuation as cycle_continuation,

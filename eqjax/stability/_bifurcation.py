@@ -18,12 +18,12 @@ NOTHING = "–"
 class SpecialPoint(eqx.Module):
     """A point of a branch at which stability changes, under the flow or under its Euler map.
 
-    - `parameter`: its value there; `interval`: a bracket of it. `state`: the fixed point.
+    - `parameter`: its value there; `interval`: that to within the error. `state`: the fixed point.
     - `flow`: what happens to `ż = F(z)`: "fold", "branch point", "Hopf", or "–" for nothing.
     - `euler`: what happens to `z + εF(z)`: "fold", "branch point", "flip", "Neimark–Sacker", or "–".
     - `change`, `change_euler`: of the number of unstable modes under either, in the direction of the branch.
-    - `status`: "converged", or "bracketed" if the point could not be located to the tolerance, or only by eigenvalues
-      that did not converge.
+    - `status`: "converged", or "bracketed" if the equations that define such a point did not lead to it, and the interval
+      is one in which a test changes sign; or if eigenvalues on the way did not converge.
     - `value`: the eigenvalue μ that crosses. `frequency`: angular, of the oscillation that is born; 0 if none.
     - `index`: of the last point of the branch before it.
     """
@@ -110,6 +110,11 @@ class Stretch(NamedTuple):
         """Whether the branch turns round in the parameter."""
         return self.first.slope * self.last.slope < 0
 
+    @property
+    def coarse(self) -> "Stretch":
+        """The same, to be searched only as far as it takes to tell points apart."""
+        return self._replace(tol=max(self.tol, 1e-3 * self.length))
+
     def parts(self, place: float) -> tuple["Stretch", "Stretch"]:
         """What lies before and after a place."""
         middle = self.at(place)
@@ -147,8 +152,8 @@ def _exchange(leg: Stretch) -> float | None:
 # det J for folds and the bialternate product for Hopf points, need J, or a matrix of n(n-1)/2 rows. The few
 # leading eigenvalues are known at every point anyway, and, sorted, need not be traced through collisions.
 def crossings(leg: Stretch, values: Callable, rate: Callable, before: int, after: int):
-    """What crosses between two counts of unstable modes: for each the place, the test that is zero there, the
-    eigenvalue, which is real where it is not one of a pair, and the change of the count.
+    """What crosses between two counts of unstable modes: for each the test that is zero there, where, the eigenvalue,
+    which is real where it is not one of a pair, and the change of the count.
 
     The i-th largest `rate` of the `values` of a sample is a continuous function of s whatever the eigenvalues do, and
     changes sign where the count passes i.
@@ -171,7 +176,7 @@ def crossings(leg: Stretch, values: Callable, rate: Callable, before: int, after
         alike = np.minimum(abs(among[i:end] - value), abs(among[i:end] - value.conj())) <= small
         pair = abs(value.imag) > small
         count = max(int(np.argmin(np.append(alike, False))), 1 + pair)
-        yield found, test, value if pair else value.real, count * up
+        yield test, found, value if pair else value.real, count * up
         i += count
 
 
@@ -197,55 +202,94 @@ def slope(p):
     return p.slope
 
 
-def special_points(leg: Stretch, step: float | None) -> list[SpecialPoint]:
-    """What happens on a leg of a branch: crossings of growth rates and, with a step, of moduli of multipliers."""
+# Brent's method need only tell the points of a leg apart: the equations that define such a point do the rest.
+def _pinned(kind: str, test: Callable, leg: Stretch, found, value: complex, polish: Callable):
+    """A special point to rounding, if it is regular and where the search says, else as well as a search can; and the
+    eigenvalue that crosses."""
+    there = None
+    if leg.first.converged and leg.last.converged:
+        there = polish(kind, found[1], value)
+    if there is not None:
+        parameter, state, error, exact = there
+        reach = abs(leg.last.parameter - leg.first.parameter) + (found[2][1] - found[2][0])
+        # Somewhere else on the branch, or on another one, it would be another point.
+        if abs(parameter - found[1].parameter) <= 0.1 * reach + 10 * error:
+            sample = found[1]._replace(parameter=parameter, state=state)
+            return (found[0], sample, (parameter - error, parameter + error), "converged"), exact
+    found = locate(test, leg)
+    if kind == "branch point" and found[3] == "bracketed":
+        found = interpolate(test, leg, found)
+    return found, value
+
+
+def special_points(leg: Stretch, step: float | None, polish: Callable) -> list[SpecialPoint]:
+    """What happens on a leg of a branch: crossings of growth rates and, with a step, of moduli of multipliers.
+
+    `polish(kind, sample, value)` gives parameter, state, error and eigenvalue of the special point near a sample, or None.
+    """
     between = _exchange(leg)
     if between is not None:
-        return [point for part in leg.parts(between) for point in special_points(part, step)]
+        return [
+            point for part in leg.parts(between) for point in special_points(part, step, polish)
+        ]
     first, last, points = leg.first, leg.last, []
 
-    def add(found, flow, euler, change, change_euler, value, frequency):
-        s, there, interval, status = found
+    def add(test, found, kind, change, change_euler, value):
+        """Under the flow, or where its count does not change only under Euler."""
+        (s, there, interval, status), value = _pinned(
+            kind, test, leg, found, complex(value), polish
+        )
+        only_euler = kind in ("flip", "Neimark–Sacker")
+        frequency = abs(np.angle(1 + epsilon * value)) / epsilon if only_euler else abs(value.imag)
+        flow, euler = (NOTHING, kind) if only_euler else (kind, NOTHING if value.imag else kind)
         if step is None:
             euler, change_euler = NOTHING, 0
-        labels = (flow, euler, change, change_euler, status)
-        about = (complex(value), float(frequency), leg.number)
-        point = SpecialPoint(there.parameter, interval, there.state, *labels, *about)
+        point = SpecialPoint(
+            parameter=there.parameter,
+            interval=interval,
+            state=there.state,
+            flow=flow,
+            euler=euler,
+            change=change,
+            change_euler=change_euler,
+            status=status,
+            value=value,
+            frequency=float(frequency),
+            index=leg.number,
+        )
         points.append((s, point))
 
+    epsilon = 0.0 if step is None else step
     folds, counts = leg.turns, (first.unstable, last.unstable)
-    for found, growth, value, change in crossings(leg, lambda p: p.values, np.real, *counts):
+    for test, found, value, change in crossings(leg.coarse, lambda p: p.values, np.real, *counts):
         if value.imag:
-            add(found, "Hopf", NOTHING, change, 0, value, abs(value.imag))
+            add(test, found, "Hopf", change, 0, value)
         elif folds:  # a real one, where the branch turns or not
-            add(found, "fold", "fold", change, change, value, 0)
+            add(slope, locate(slope, leg.coarse), "fold", change, change, 0.0)
             folds = False
         else:
-            if found[3] == "bracketed":
-                found, value = interpolate(growth, leg, found), 0
-            add(found, "branch point", "branch point", change, change, value, 0)
+            add(test, found, "branch point", change, change, 0.0)
     # Where the mode that crosses is not among the k, or another crosses back on the same leg.
     if folds:  # seen in the tangent alone
         found = locate(slope, leg)
         kind = "branch point" if _touches(leg, *found[:2]) else "fold"
-        add(found, kind, kind, 0, 0, min(found[1].values, key=abs), 0)
+        add(slope, found, kind, 0, 0, 0.0)
 
-    epsilon, counts = 0.0 if step is None else step, (first.unstable_euler, last.unstable_euler)
-    for found, _, multiplier, change in crossings(
-        leg, lambda p: p.multipliers, log_modulus, *counts
+    counts = (first.unstable_euler, last.unstable_euler)
+    for test, found, multiplier, change in crossings(
+        leg.coarse, lambda p: p.multipliers, log_modulus, *counts
     ):
         value = (multiplier - 1) / epsilon
         if multiplier.imag:
-            frequency = abs(np.angle(multiplier)) / epsilon
-            add(found, NOTHING, "Neimark–Sacker", 0, change, value, frequency)
+            add(test, found, "Neimark–Sacker", 0, change, value)
         # -1 is out of reach of the flow: only a step that is too long takes a decaying real mode there.
         elif multiplier.real < 0:  # at +1 the flow changes too, and has been seen to
-            add(found, NOTHING, "flip", 0, change, value, np.pi / epsilon)
+            add(test, found, "flip", 0, change, value)
     return [point for _, point in sorted(points, key=lambda pair: pair[0])]
 
 
-# Why Brent's method, and not Newton's on an extended system: the test is continuous, but has kinks where
-# eigenvalues change places; a bracket cannot be lost, and its width is an honest error.
+# Why Brent's method, and not Newton's on an extended system from the start: the test is continuous, but has kinks where
+# eigenvalues change places; a bracket cannot be lost.
 def locate(test: Callable, leg: Stretch):
     """A zero of `test` by Brent's method: its place, the sample there, an interval of the parameter, the status."""
     import scipy.optimize  # here, since it takes long to import

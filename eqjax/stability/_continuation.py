@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree, ScalarLike
 
 from .._checks import check_arrays, check_count, check_key, check_positive, given
@@ -16,6 +17,7 @@ from ..fields import Realified
 from ..relaxation import NewtonKrylov, explained, residual_ratio
 from ._bifurcation import BranchSample, SpecialPoint, special_points, special_table
 from ._check import leading_modes
+from ._defining import Defining, polish
 from ._jacobian import state_dtype
 from ._krylov_schur import AbstractTransform
 from ._parameter import Line
@@ -26,6 +28,7 @@ from ._path import (
     corrector,
     first_point,
     follow_path,
+    newton,
     product_at,
 )
 from ._spectrum import Spectrum, SpectrumResults
@@ -84,20 +87,23 @@ class Problem(AbstractProblem):
         """F at q of the line."""
         return self.line.at(q)(0.0, z, self.x)
 
-    def equations(self, state, q, base):
-        return self.force(state, q)
+    def correct(self, predicted, base, normal):
+        force = lambda y: self.force(*y)
+        return newton(force, self.inner(base[0]), self.solver, self.max_steps, predicted, normal)
 
     def inner(self, base):
         return product_at(base)
 
     def findings(self, state, q, base):
         settings = {"transform": self.transform, "k": self.k, "ncv": self.ncv, "key": self.key}
-        flow, multipliers, result = leading_modes(
-            lambda t, z, x: self.force(z, q), state, None, self.step, **settings
-        )
+        field = self.line.at(q)  # itself, so that a causal one is taken by its own blocks
+        flow, multipliers, result = leading_modes(field, state, self.x, self.step, **settings)
         residual = residual_ratio(self.force(state, q), state)
         modes = Modes(flow, multipliers, result == SpectrumResults.successful)
         return residual, jnp.asarray(True), modes
+
+    def settled(self, point):
+        return point
 
 
 class Modes(NamedTuple):
@@ -132,8 +138,9 @@ def continuation(
 
     Newton–Krylov on the bordered system (Keller 1977): no matrix is formed, and folds are passed. Corrector, tangent
     and spectra of a point are one function, compiled once for the branch. Between two points whose counts of unstable
-    modes differ, or whose tangents point opposite ways in the parameter, the special point is located by Brent's
-    method on the eigenvalue that crosses (or on the tangent). The loop over points is Python: not under `jit` or `vmap`.
+    modes differ, or whose tangents point opposite ways in the parameter, the special point is bracketed by Brent's
+    method on the eigenvalue that crosses (or on the tangent), and then solved for to rounding by its bordered defining
+    system (Griewank & Reddien 1984; Govaerts 2000). The loop over points is Python: not under `jit` or `vmap`.
 
     **Arguments:**
 
@@ -151,7 +158,8 @@ def continuation(
       unless the field is preconditioned. `max_steps`: of it for each point.
     - `max_points`: after which the branch ends. `callback(parameter, state, spectrum)`: called at every point; the
       branch ends when it returns True.
-    - `tol`: to which special points are located, in units of the path; eps^⅔ by default, 4e-11 in float64.
+    - `tol`: to which special points are located, in units of the path, where their equations have no regular root (modes
+      that cross together, for one); eps^⅔ by default, 4e-11 in float64.
     - `key`: of the first Krylov vectors, `jax.random.key(0)` by default.
 
     **Returns:** a `Branch`. A change and its reversal between two neighbouring points are not seen: lower `most`.
@@ -173,7 +181,7 @@ def continuation(
     problem = Problem(
         line=line,
         x=x,
-        solver=corrector(real) if solver is None else solver,
+        solver=corrector(z0) if solver is None else solver,
         key=jax.random.key(0) if key is None else key,
         max_steps=max_steps,
         k=k,
@@ -196,6 +204,17 @@ def continuation(
         )
     epsilon = None if problem.step is None else float(problem.step)
 
+    def polished(kind, sample, value):
+        """The special point of a kind near a sample: parameter, state, error and eigenvalue; None if there is none."""
+        flat, unravel = ravel_pytree(sample.state)
+        system = Defining(problem.line, x, problem.step, unravel, kind)
+        near = (jnp.asarray(sample.parameter, real) - line.low) / line.span
+        found = polish(system, flat, near, system.extra(value, flat.dtype))
+        if not found.converged:
+            return None
+        numbers = float(line.value(found.q)), unravel(found.z), float(found.error * line.span)
+        return *numbers, complex(system.shift(found))
+
     def stop(point, seen):
         return callback and callback(seen.parameter, shown(point.y[0]), point.found.flow)
 
@@ -204,7 +223,7 @@ def continuation(
         path,
         start,
         sample=lambda point: BranchSample.of(line.value(point.y[1]), point),
-        examine=lambda stretch: (special_points(stretch, epsilon), ""),
+        examine=lambda stretch: (special_points(stretch, epsilon, polished), ""),
         stop=stop,
         max_points=max_points,
         tol=tol,

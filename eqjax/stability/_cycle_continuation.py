@@ -1,7 +1,7 @@
 """`cycle_continuation`: a periodic orbit followed through a parameter, with all that befalls it on the way."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import diffrax as dfx
 import equinox as eqx
@@ -14,21 +14,12 @@ from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree
 from .._checks import check_count, check_key, given
 from ..relaxation import NewtonKrylov
 from ._cycle_points import CyclePoint, CycleSample, cycle_points, cycle_table
-from ._cycles import PeriodicOrbit, multipliers_resolved
+from ._cycle_problems import Collocated, Shooting
+from ._cycles import COLLOCATED, PeriodicOrbit, periodic_orbit
 from ._hopf_point import hopf_point
 from ._jacobian import state_dtype
-from ._krylov_schur import eigenpairs, resolve
 from ._parameter import Line, replaced
-from ._path import (
-    AbstractPath,
-    AbstractProblem,
-    PseudoArclength,
-    corrector,
-    first_point,
-    follow_path,
-    product_at,
-)
-from ._propagation import turn
+from ._path import AbstractPath, PseudoArclength, corrector, first_point, follow_path
 
 
 class CycleBranch(eqx.Module):
@@ -38,9 +29,10 @@ class CycleBranch(eqx.Module):
     - `amplitudes (m,)`: half the largest peak-to-peak excursion of any component.
     - `multipliers (m, k)`: the largest transverse Floquet multipliers, largest first; without the one along the cycle.
     - `unstable (m,)`: how many of them lie outside the unit circle.
-    - `residuals (m,)`: `‖z(T) - z(0)‖ / max(‖z‖, 1)`.
+    - `residuals (m,)`: what is left of the equations, relative to `max(‖z‖, 1)`.
     - `drift (m,)`: by how much the multiplier along the cycle, which is 1, misses it: the error of the integration.
-    - `reliable (m,)`: whether all the multipliers asked for converged there. Where not, counts may be wrong.
+    - `reliable (m,)`: whether all the multipliers asked for converged there, and `drift` is small. Where not, counts may
+      be wrong.
     - `special_points`: `CyclePoint`s, in order. `ended`: in words, why the branch ends where it does.
     """
 
@@ -67,92 +59,6 @@ class CycleBranch(eqx.Module):
         return f"{head}\n{cycle_table(self.special_points)}"
 
 
-# Why ln T: Newton's method cannot make the period negative, and a step in it is relative, so that neither a
-# fast cycle nor one that nears a homoclinic orbit needs another scale. Why a phase tied to `base`: it moves
-# along with the branch, where a fixed section would in time be left by the cycle or touched by it.
-class Shooting(AbstractProblem):
-    """A cycle: `z(T) = z` and a phase, for the state (z, ln T), z flat."""
-
-    line: Line
-    x: PyTree
-    solver: NewtonKrylov
-    integrator: dfx.AbstractSolver
-    key: PRNGKeyArray
-    unravel: Callable[[Array], PyTree] = eqx.field(static=True)
-    steps: int = eqx.field(static=True)
-    k: int = eqx.field(static=True)
-    ncv: int | None = eqx.field(static=True)
-    max_steps: int = eqx.field(static=True)
-
-    def pace(self, z, q):
-        return ravel_pytree(self.line.at(q)(0.0, self.unravel(z), self.x))[0]
-
-    def flow(self, z, period, q, *watched):
-        field, integrator = self.line.at(q), self.integrator
-        step = period / self.steps
-        return turn(field, integrator, self.unravel, z, self.x, step, self.steps, *watched)
-
-    def equations(self, state, q, base):
-        z, log_period = state
-        along = self.pace(base[0], q)
-        # Of unit length, so that GMRES, which minimises all rows together, weighs it like the rest.
-        phase = jnp.vdot(along, z - base[0]) / jnp.linalg.norm(along)
-        return self.flow(z, jnp.exp(log_period), q) - z, phase
-
-    def inner(self, base):
-        # The state is measured relative to its size; ln T, being relative already, as it is.
-        inner = product_at(base[0])
-        return lambda a, b: inner((a[0][0], a[1]), (b[0][0], b[1])) + a[0][1] * b[0][1]
-
-    def findings(self, state, q, base):
-        z, period = state[0], jnp.exp(state[1])
-        end, monodromy = jax.linearize(lambda z: self.flow(z, period, q), z)
-        pace = self.pace(z, q)
-        along = pace / jnp.linalg.norm(pace)
-
-        def across(v):
-            return v - along * jnp.vdot(along, v)
-
-        # On the plane across the flow the monodromy matrix is the derivative of the Poincaré map: the
-        # multiplier 1 along the cycle is gone, and with it the defective pair that it forms in a fold.
-        first = across(jax.random.normal(self.key, z.shape, z.dtype))
-        product = lambda v: across(monodromy(across(v)))
-        largest = resolve("LM", None)
-        pairs, _ = eigenpairs(product, first, self.key, self.k, largest, self.ncv, None, 1000)
-        # Extremes need all steps: watched in passing, the trajectory is never stored.
-        reached = lambda seen, z: (jnp.minimum(seen[0], z), jnp.maximum(seen[1], z))
-        low, high = self.flow(z, period, q, reached, (z, z))
-        size = jnp.maximum(jnp.linalg.norm(z), 1)
-        # A fixed point also returns, but does not move on the way. And a step as long as the cycle is small
-        # may fall on its other side, where it moves the other way.
-        moving = jnp.linalg.norm(pace) * period > jnp.sqrt(self.solver.rtol) * size
-        moving &= jnp.vdot(pace, self.pace(base[0], q)) > 0
-        return (
-            jnp.linalg.norm(end - z) / size,
-            moving,
-            Turn(
-                period=period,
-                amplitude=0.5 * jnp.max(high - low),
-                centre=0.5 * (high + low),
-                multipliers=pairs.values,
-                reliable=multipliers_resolved(pairs),
-                # The flow's direction returns with factor 1: what it misses is the integration's error.
-                drift=jnp.abs(jnp.vdot(along, monodromy(along)) - 1),
-            ),
-        )
-
-
-class Turn(NamedTuple):
-    """What is told of a cycle; `centre` is amid what its components reach."""
-
-    period: Array
-    amplitude: Array
-    centre: Array
-    multipliers: Array
-    reliable: Array
-    drift: Array
-
-
 def cycle_continuation(
     field: Callable[..., Any],
     orbit: PeriodicOrbit,
@@ -162,7 +68,7 @@ def cycle_continuation(
     bounds: tuple[Any, Any],
     backwards: bool = False,
     path: AbstractPath = PseudoArclength(),
-    steps: int = 1000,
+    steps: int | None = None,
     k: int = 6,
     ncv: int | None = None,
     solver: dfx.AbstractSolver = dfx.Tsit5(scan_kind="lax"),
@@ -175,28 +81,28 @@ def cycle_continuation(
 ) -> CycleBranch:
     """Follow a periodic orbit of `field` through one of its parameters, and find where its stability changes and how.
 
-    Single shooting as in `periodic_orbit`, bordered for pseudo-arclength in (state, ln period, parameter) (Keller 1977;
-    Doedel, Keller & Kernevez 1991): folds of cycles are passed. The Floquet multipliers are those of the derivative of
-    the Poincaré map, by Krylov–Schur on products with the monodromy matrix. Between two cycles whose counts of unstable
-    multipliers differ, or whose tangents point opposite ways in the parameter, the special point is located by Brent's
-    method. The loop over cycles is Python: not under `jit` or `vmap`.
+    The equations of `periodic_orbit`, collocation or shooting, bordered for pseudo-arclength in (state, ln period,
+    parameter) (Keller 1977; Doedel, Keller & Kernevez 1991): folds of cycles are passed. The mesh goes along. The Floquet
+    multipliers are those of the derivative of the Poincaré map. Between two cycles whose counts of unstable multipliers
+    differ, or whose tangents point opposite ways in the parameter, the special point is located by Brent's method. The
+    loop over cycles is Python: not under `jit` or `vmap`.
 
     **Arguments:**
 
     - `field`, `x`: as for `periodic_orbit`. `orbit`: what that returned at the parameter's present value.
     - `where`, `bounds`, `backwards`, `path`, `max_points`: as for `continuation`.
-    - `steps`, `solver`: of the integration over one period, as for `periodic_orbit`.
+    - `steps`, `solver`: single shooting, as for `periodic_orbit`; otherwise the mesh is that of `orbit`.
     - `k`: multipliers followed, at most one fewer than the state has numbers, and at least one more than ever are
       unstable. `ncv`: as for `spectrum`.
-    - `newton`: the corrector; by default `NewtonKrylov` to eps^¾. `max_steps`: of it for each cycle.
+    - `newton`: the corrector of single shooting; by default `NewtonKrylov` to eps^¾. `max_steps`: of Newton's method for
+      each cycle.
     - `tol`: to which special points are located, in units of the path; eps^⅔ by default.
-    - `callback(parameter, orbit)`: called at every cycle, `orbit` with the transverse multipliers; the branch ends when
-      it returns True.
+    - `callback(parameter, orbit)`: called at every cycle; the branch ends when it returns True.
     - `key`: of the first Krylov vector, `jax.random.key(0)` by default.
 
     **Returns:** a `CycleBranch`. A change and its reversal between two neighbouring cycles are not seen: lower `most`.
     A cycle that shrinks to a fixed point ends in its `hopf_point`. Towards a homoclinic orbit, where the period
-    diverges, `drift` tells when `steps` no longer suffice.
+    diverges, `drift` tells when `steps`, or the mesh, no longer suffice.
 
     **Raises:** `ValueError` if the parameter is no scalar float leaf, the bounds are reversed or do not hold it, the
     state is complex or a single number, or no cycle is found from `orbit`.
@@ -209,23 +115,29 @@ def cycle_continuation(
         )
     if z0.size < 2:
         raise ValueError("`orbit` is of one number: on a line nothing returns.")
-    check_count(steps=steps, k=k, max_steps=max_steps)
+    check_count(k=k, max_steps=max_steps, **given(steps=steps))
     check_key(**given(key=key))
     line, q = Line.of(field, where, bounds, real)
-    problem = Shooting(
-        line=line,
-        x=x,
-        solver=corrector(real) if newton is None else newton,
-        integrator=solver,
-        key=jax.random.key(0) if key is None else key,
-        unravel=unravel,
-        steps=steps,
-        # One direction is the flow's own.
-        k=min(k, z0.size - 1),
-        ncv=ncv,
-        max_steps=max_steps,
-    )
-    guess = z0, jnp.log(jnp.asarray(orbit.period, real))
+    key = jax.random.key(0) if key is None else key
+    # One direction is the flow's own.
+    shared = {"line": line, "x": x, "key": key, "unravel": unravel, "k": min(k, z0.size - 1)}
+    if steps is None and z0.size <= COLLOCATED:
+        if orbit.profile is None:
+            orbit = periodic_orbit(field, orbit.state, x, period=orbit.period, throw=False)
+        problem = Collocated(
+            tol=jnp.asarray(float(jnp.finfo(real).eps) ** 0.75, real), max_steps=max_steps, **shared
+        )
+        guess = orbit.profile
+    else:
+        problem = Shooting(
+            solver=corrector(z0, dense=0) if newton is None else newton,
+            integrator=solver,
+            steps=1000 if steps is None else steps,
+            ncv=ncv,
+            max_steps=max_steps,
+            **shared,
+        )
+        guess = z0, jnp.log(jnp.asarray(orbit.period, real))
     start = first_point(problem, guess, q, backwards)
     if not start.converged:
         raise ValueError(
@@ -239,7 +151,7 @@ def cycle_continuation(
         multipliers = np.asarray(turn.multipliers)
         return CycleSample(
             parameter=float(line.value(point.y[1])),
-            state=(point.y[0][0], turn.period, turn.amplitude, turn.centre),
+            state=(turn.state, turn.period, turn.amplitude, turn.centre),
             slope=float(point.tangent[1]),
             multipliers=multipliers[np.argsort(-abs(multipliers), kind="stable")],
             converged=bool(point.converged & turn.reliable),
@@ -248,15 +160,7 @@ def cycle_continuation(
         )
 
     def stop(point, seen):
-        turn = point.found
-        cycle = PeriodicOrbit(
-            unravel(point.y[0][0]),
-            turn.period,
-            turn.multipliers,
-            point.residual,
-            point.converged & turn.reliable,
-            jnp.asarray(jnp.nan),
-        )
+        cycle = PeriodicOrbit.at(point, unravel)
         return callback is not None and callback(seen.parameter, cycle)
 
     # Small relative to the branch, and shrinking: one that begins at a Hopf point is small, too.
@@ -284,7 +188,7 @@ def cycle_continuation(
     )
     return CycleBranch(
         parameters=line.value(stacked.y[1]),
-        states=jax.vmap(unravel)(stacked.y[0][0]),
+        states=jax.vmap(unravel)(stacked.found.state),
         periods=stacked.found.period,
         amplitudes=stacked.found.amplitude,
         multipliers=stacked.found.multipliers,

@@ -88,7 +88,7 @@ def cycle_points(leg: Stretch, unravel: Callable[[Array], PyTree]) -> list[Cycle
     # A fold is found by the tangent, which has a simple zero there, free of the integration's error; the
     # multiplier passes 1 in the same place, but only as well as the turn was integrated.
     folds, counts = leg.turns, (leg.first.unstable, leg.last.unstable)
-    for found, growth, multiplier, change in crossings(
+    for growth, found, multiplier, change in crossings(
         leg, lambda p: p.multipliers, log_modulus, *counts
     ):
         if multiplier.imag:

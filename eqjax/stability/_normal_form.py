@@ -92,20 +92,6 @@ def _normal_form(field, z, x, found, rtol):
     def force(v):
         return ravel_pytree(field(0.0, unravel(v), x))[0]
 
-    def along(function, direction):
-        return lambda v: jax.jvp(function, (v,), (direction,))[1]
-
-    def second(a, b):
-        return along(along(force, a), b)(flat)
-
-    def third(a, b, c):
-        return along(along(along(force, a), b), c)(flat)
-
-    def bilinear(a, b):
-        # (a + ib) with (c + id), by bilinearity: four real second derivatives.
-        real = second(a.real, b.real) - second(a.imag, b.imag)
-        return jax.lax.complex(real, second(a.real, b.imag) + second(a.imag, b.real))
-
     # At a Hopf point other pairs may be there, even to the right of it on an unstable branch.
     off_axis = jnp.where(found.values.imag > 0, jnp.abs(found.values.real), jnp.inf)
     i = jnp.argmin(off_axis)
@@ -117,25 +103,56 @@ def _normal_form(field, z, x, found, rtol):
         for vectors in (found.vectors, found.left_vectors)
     )
 
-    mv = on_complex_vectors(jax.linearize(force, flat)[1])
     # Both systems are regular: neither 0 nor 2iω is an eigenvalue, short of a further degeneracy.
     solver = GMRES(rtol, 0.0, restart=60, max_steps=600)
+    residuals = []
 
     def solve(operator, b):
         system = lx.FunctionLinearOperator(operator, jax.eval_shape(lambda: b))
         solution = lx.linear_solve(system, b, solver, throw=False)
-        return solution.value, solution.stats["residual"]
+        residuals.append(solution.stats["residual"])
+        return solution.value
 
+    l1 = lyapunov_coefficient(force, flat, frequency, q, p, solve)
+    # Errors of the two solves enter l₁ as they are: their residual is reported beside it.
+    return HopfNormalForm(l1, frequency, value, jnp.maximum(*residuals), found.result)
+
+
+def lyapunov_coefficient(
+    force: Callable[[Array], Array],
+    z: Array,
+    frequency: Array,
+    q: Array,
+    p: Array,
+    solve: Callable[[Callable, Array], Array],
+) -> Array:
+    """l₁ from right and left eigenvectors of any length, by a solver of linear systems `solve(product, right)`."""
+    q = q / jnp.linalg.norm(q).astype(q.dtype)
+    p = p / jnp.vdot(q, p)
+
+    def along(function, direction):
+        return lambda v: jax.jvp(function, (v,), (direction,))[1]
+
+    def second(a, b):
+        return along(along(force, a), b)(z)
+
+    def third(a, b, c):
+        return along(along(along(force, a), b), c)(z)
+
+    def bilinear(a, b):
+        # (a + ib) with (c + id), by bilinearity: four real second derivatives.
+        real = second(a.real, b.real) - second(a.imag, b.imag)
+        return jax.lax.complex(real, second(a.real, b.imag) + second(a.imag, b.real))
+
+    mv = on_complex_vectors(jax.linearize(force, z)[1])
     twice = jax.lax.complex(jnp.zeros_like(frequency), 2 * frequency)
     # The shift of the mean and the second harmonic: through them B acts at third order.
-    steady, first = solve(mv, bilinear(q, q.conj()))
-    ringing, other = solve(lambda v: twice * v - mv(v), bilinear(q, q))
+    steady = solve(mv, bilinear(q, q.conj()))
+    ringing = solve(lambda v: twice * v - mv(v), bilinear(q, q))
     a, b = q.real, q.imag
     # Written out, four real third derivatives do; term by term it would be eight.
     cubic = jax.lax.complex(
         third(a, a, a) + third(a, b, b), third(a, a, b) + third(b, b, b)
     )  # C(q, q, q̄), by linearity
     total = cubic - 2 * bilinear(q, steady) + bilinear(q.conj(), ringing)
-    l1 = jnp.vdot(p, total).real / (2 * frequency)
-    # Errors of the two solves enter l₁ as they are: their residual is reported beside it.
-    return HopfNormalForm(l1, frequency, value, jnp.maximum(first, other), found.result)
+    return jnp.vdot(p, total).real / (2 * jnp.abs(frequency))

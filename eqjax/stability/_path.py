@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import optimistix as optx
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
+from ..analytic import tree_finite
 from ..relaxation import GMRES, NewtonKrylov
 from ._bifurcation import Stretch
 from ._parameter import Line
@@ -59,17 +61,26 @@ class Natural(AbstractPath):
         return _along_parameter(tangent)
 
 
+class Correction(NamedTuple):
+    """A solution `y = (state, q)`, a tangent there of any length that points ahead, and how Newton's method fared."""
+
+    y: PyTree[Array]
+    tangent: PyTree[Array]
+    solved: Array
+    steps: Array
+
+
 class AbstractProblem(eqx.Module):
     """What is solved along a branch, `G(state; q) = 0` at q of the `line`; the rest of it stays the same, and so one
     compiled function serves all points."""
 
     line: eqx.AbstractVar[Line]
-    solver: eqx.AbstractVar[NewtonKrylov]
-    max_steps: eqx.AbstractVar[int]
 
     @abc.abstractmethod
-    def equations(self, state: PyTree[Array], q: Array, base: PyTree[Array]) -> PyTree[Array]:
-        """G, in the structure of the state; `base` is the state from which the step sets out."""
+    def correct(
+        self, predicted: PyTree[Array], base: PyTree[Array], normal: PyTree[Array]
+    ) -> Correction:
+        """The solution near `predicted` with `⟨normal, y - predicted⟩ = 0`; `base` is where the step sets out."""
 
     @abc.abstractmethod
     def inner(self, base: PyTree[Array]) -> Callable[[Any, Any], Array]:
@@ -80,6 +91,10 @@ class AbstractProblem(eqx.Module):
         self, state: PyTree[Array], q: Array, base: PyTree[Array]
     ) -> tuple[Array, Array, Any]:
         """At a solution: its residual, whether it is one of the kind looked for, and what else is told of it."""
+
+    @abc.abstractmethod
+    def settled(self, point: "Point") -> "Point":
+        """The same point, as the next step may better set out from it."""
 
 
 # Why not the plain inner product: of a state of n numbers the parameter would be but one more, and lost among
@@ -113,40 +128,53 @@ class Point(NamedTuple):
 # Why bordered. At a fold J is singular, but the system of G and one more row is not, and with the old tangent
 # as that row even well conditioned (Keller 1977). The tangent solves the same system with (0, 1) on the
 # right: so ⟨normal, tangent⟩ = 1, it points ahead by itself, and no determinant is needed to orient it.
-@eqx.filter_jit
-def advance(problem: AbstractProblem, base, direction, normal, length) -> Point:
-    """The point of the branch with `⟨normal, y - base - length direction⟩ = 0`, by Newton's method on the bordered
-    system, and its tangent and findings."""
-    inner = problem.inner(base[0])
-
-    def equations(y):
-        return problem.equations(y[0], y[1], base[0])
+def newton(
+    equations: Callable, inner: Callable, solver: NewtonKrylov, steps: int, predicted, normal
+) -> Correction:
+    """The solution of `G(y) = 0` with `⟨normal, y - predicted⟩ = 0`, by Newton's method on the bordered system."""
 
     def bordered(y, _):
         gap = jax.tree.map(jnp.subtract, y, predicted)
         return equations(y), inner(normal, gap)
 
+    solution = optx.root_find(bordered, solver, predicted, max_steps=steps, throw=False)
+    y = solution.value
+    _, product = jax.linearize(equations, y)
+    system = lx.FunctionLinearOperator(
+        lambda v: (product(v), inner(normal, v)), jax.eval_shape(lambda: y)
+    )
+    one = jax.tree.map(jnp.zeros_like, y[0]), jnp.ones_like(y[1])
+    # Folds are found by the sign of its parameter part: solved to rounding, not to Newton's tolerance.
+    tight = 100 * jnp.finfo(y[1].dtype).eps
+    krylov = GMRES(float(tight), 0.0, solver.restart, solver.krylov_steps)
+    tangent = lx.linear_solve(system, one, solver.linear_solver or krylov, throw=False).value
+    return Correction(
+        y, tangent, solution.result == optx.RESULTS.successful, solution.stats["num_steps"]
+    )
+
+
+# Why: two loops of one program that may run at once wait for each other, now and then, for ever (XLA on two cores, seen
+# in JAX 0.10). What comes after the other one by its data cannot.
+def after(tree: PyTree[Array], first: PyTree[Array]) -> PyTree[Array]:
+    """`tree`, once `first` is known; NaN where that is not finite."""
+    known = tree_finite(first)
+    return jax.tree.map(lambda a: jnp.where(known, a, jnp.nan), tree)
+
+
+@eqx.filter_jit
+def advance(problem: AbstractProblem, base, direction, normal, length) -> Point:
+    """The point of the branch with `⟨normal, y - base - length direction⟩ = 0`, its tangent and findings."""
+    inner = problem.inner(base[0])
     predicted = jax.tree.map(lambda a, d: a + length * d, base, direction)
-    solver, steps = problem.solver, problem.max_steps
     # On accelerators float32 products are less than that by default, and stall the corrector.
     with jax.default_matmul_precision("highest"):
-        solution = optx.root_find(bordered, solver, predicted, max_steps=steps, throw=False)
-        y = solution.value
-        _, product = jax.linearize(equations, y)
-        system = lx.FunctionLinearOperator(
-            lambda v: (product(v), inner(normal, v)), jax.eval_shape(lambda: y)
-        )
-        one = jax.tree.map(jnp.zeros_like, base[0]), jnp.ones_like(base[1])
-        # Folds are found by the sign of its parameter part: solved to rounding, not to Newton's tolerance.
-        tight = 100 * jnp.finfo(base[1].dtype).eps
-        krylov = GMRES(float(tight), 0.0, solver.restart, solver.krylov_steps)
-        tangent = lx.linear_solve(system, one, krylov, throw=False).value
+        y, tangent, solved, steps = problem.correct(predicted, base, normal)
     tangent = _scaled(tangent, 1 / jnp.sqrt(inner(tangent, tangent)))
     # From the predictor, which lies along the tangent before; there is none at the first point.
     turned = inner(tangent, direction) / jnp.sqrt(inner(direction, direction))
-    residual, proper, found = problem.findings(y[0], y[1], base[0])
-    converged = (solution.result == optx.RESULTS.successful) & jnp.isfinite(residual) & proper
-    return Point(y, tangent, turned, residual, converged, solution.stats["num_steps"], found)
+    residual, proper, found = problem.findings(*after(y, tangent), base[0])
+    converged = solved & jnp.isfinite(residual) & proper
+    return Point(y, tangent, turned, residual, converged, steps, found)
 
 
 # Special points are located by correcting anew at distances along a leg, from its base: every such point is a
@@ -197,12 +225,17 @@ def next_leg(problem, path, last, length) -> tuple[tuple[Leg, Point] | None, flo
     return None, length, "stopped: no shorter step could be corrected"
 
 
-def corrector(dtype: Any) -> NewtonKrylov:
+# A matrix of so many rows is sooner factored than approached by products, and the units of its rows do not matter then.
+DENSE = 400
+
+
+def corrector(state: PyTree[Array], dense: int = DENSE) -> NewtonKrylov:
     """The default solver: as tight as rounding allows with a little to spare."""
+    flat = ravel_pytree(state)[0]
+    direct = lx.LU() if flat.size <= dense else None
     # Tighter, residuals stand at the floor of rounding and Newton's method counts as stuck.
-    return NewtonKrylov(
-        float(jnp.finfo(dtype).eps) ** 0.75, restart=60, krylov_steps=240, scale=1.0
-    )
+    tight = float(jnp.finfo(flat.dtype).eps) ** 0.75
+    return NewtonKrylov(tight, restart=60, krylov_steps=240, scale=1.0, linear_solver=direct)
 
 
 def first_point(problem: AbstractProblem, state: PyTree[Array], q: Array, backwards: bool) -> Point:
@@ -264,7 +297,7 @@ def follow_path(
         stretch = Stretch(at, leg.length, samples[-1], last, len(points) - 1, width)
         found, cut = examine(stretch)
         special += found
-        points.append(end)
+        points.append(problem.settled(end))
         samples.append(last)
         ended = ended or cut
     arrays = (eqx.filter(point, eqx.is_array) for point in points)

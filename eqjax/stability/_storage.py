@@ -17,6 +17,7 @@ from .._files import whole
 from ._bifurcation import SpecialPoint
 from ._check import Check
 from ._classify import Classification
+from ._collocation import Profile
 from ._continuation import Branch
 from ._cycle_continuation import CycleBranch
 from ._cycle_points import CyclePoint
@@ -40,6 +41,7 @@ KINDS = {
         HopfPoint,
         Lyapunov,
         PeriodicOrbit,
+        Profile,
         SpecialPoint,
         Spectrum,
     )
@@ -153,8 +155,7 @@ def _encoded(value: Any, arrays: list[np.ndarray], where: str) -> Any:
     kind = KINDS.get(type(value).__name__)
     if kind is not None and type(value) is kind:
         entries = {
-            entry.name: _encoded(getattr(value, entry.name), arrays, f"{where}.{entry.name}")
-            for entry in dataclasses.fields(value)
+            name: _encoded(getattr(value, name), arrays, f"{where}.{name}") for name in _names(kind)
         }
         return {"kind": kind.__name__, "entries": entries}
     raise ValueError(
@@ -193,8 +194,7 @@ def _decoded(value: Any, arrays: list[np.ndarray], path: Path) -> Any:
             return jax.tree.unflatten(outcome, [jnp.asarray(now, old.dtype)])
         case {"kind": name, "entries": entries}:
             kind = KINDS.get(name)
-            names = set() if kind is None else {entry.name for entry in dataclasses.fields(kind)}
-            if kind is None or names != set(entries):
+            if kind is None or set(_names(kind)) != set(entries):
                 raise ValueError(
                     f"{path} holds a {name} that this version of eqjax does not know. Load it with the version that "
                     "wrote it."
@@ -202,6 +202,13 @@ def _decoded(value: Any, arrays: list[np.ndarray], path: Path) -> Any:
             return kind(**{key: inner(item) for key, item in entries.items()})
         case _:
             return value
+
+
+def _names(kind: Any) -> list[str]:
+    """What a result of a kind holds."""
+    if issubclass(kind, tuple):
+        return list(kind._fields)
+    return [entry.name for entry in dataclasses.fields(kind)]
 
 
 def _typed(array: np.ndarray, dtype: str) -> np.ndarray:

@@ -1,15 +1,22 @@
-"""`switch`: from a branch point onto the other branch."""
+"""`switch`: from a branch point onto the other branch, from a Hopf point to its cycle."""
 
 from collections.abc import Callable
 from typing import Any
 
+import diffrax as dfx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, PRNGKeyArray, PyTree
+from jax.flatten_util import ravel_pytree
+from jaxtyping import PRNGKeyArray, PyTree
 
 from ._bifurcation import SpecialPoint
+from ._collocation import drawn
 from ._continuation import Branch, Problem
+from ._cycle_problems import Collocated, Shooting
+from ._cycle_search import DEGREE
+from ._cycles import COLLOCATED, PeriodicOrbit
 from ._jacobian import state_dtype
 from ._parameter import Line, find, replaced
 from ._path import advance, corrector, product_at
@@ -26,27 +33,31 @@ def switch(
     size: float = 0.02,
     k: int = 6,
     key: PRNGKeyArray | None = None,
-) -> tuple[Any, PyTree[Array]]:
-    """A fixed point on the branch that crosses `branch` in a branch point, from which to continue.
+) -> tuple[Any, Any]:
+    """What branches off from `branch` in a special point, from which to continue: at a branch point the fixed points of
+    the other branch, at a Hopf point a small cycle.
 
-    Both branches leave along the plane of the tangent and the null vector of J; the step is taken in it, square to the
-    branch that is known (Keller 1977).
+    Both branches of fixed points leave along the plane of the tangent and the null vector of J; the step is taken in it,
+    square to the branch that is known (Keller 1977). The cycle is predicted by the critical eigenvector q, as
+    `z + Re(q exp iωt)`, and corrected at that amplitude, with the parameter as an unknown: it comes out on the side where
+    there are cycles, stable or not.
 
     **Arguments:**
 
     - `field`, `x`, `where`: as they were given to `continuation`, which returned `branch`, real.
-    - `point`: one of its special points, with `flow == "branch point"`.
-    - `size`: of the step, in units of the path; its sign chooses the side.
-    - `k`: modes searched for the one of eigenvalue 0. `key`: of the first Krylov vector, `jax.random.key(0)` by default.
+    - `point`: one of its special points, with `flow` "branch point" or "Hopf".
+    - `size`: of the step, or of the cycle at most, in units of the path; at a branch point its sign chooses the side.
+    - `k`: modes searched for the critical one. `key`: of the first Krylov vector, `jax.random.key(0)` by default.
 
-    **Returns:** the field, with the parameter of the new point, and its state:
-    `continuation(*switch(...), where=where, bounds=bounds)` follows them.
+    **Returns:** the field, with the parameter of the new point, and its state, or a `PeriodicOrbit`:
+    `continuation(*switch(...), where=where, bounds=bounds)` follows the one, `cycle_continuation` the other.
 
-    **Raises:** `ValueError` if `point` is no branch point, the state is complex, or no point of another branch is found.
+    **Raises:** `ValueError` if `point` is neither, the state is complex, or nothing is found that branches off.
     """
-    if point.flow != "branch point":
+    if point.flow not in ("branch point", "Hopf"):
         raise ValueError(
-            f'`point` must be a special point with flow "branch point", got "{point.flow}": no branches cross there.'
+            f'`point` must be a special point with flow "branch point" or "Hopf", got "{point.flow}": no branches cross '
+            "there."
         )
     real = state_dtype(point.state)
     if jnp.issubdtype(real, jnp.complexfloating):
@@ -58,7 +69,18 @@ def switch(
     here = jax.tree.map(jnp.asarray, point.state)
     k = min(k, optax.tree.size(here))
     found = spectrum(replaced(field, index, low), here, x, k=k, key=key, throw=False)
-    nearest = jnp.argmin(jnp.abs(found.values))
+    nearest = jnp.argmin(jnp.abs(found.values - 1j * point.frequency))
+    line = Line(field, low, span, index)
+    if point.flow == "Hopf":
+        vector = jax.tree.map(lambda leaf: leaf[nearest], found.vectors)
+        # Where the branch bends soon, only a smaller cycle is near its prediction.
+        for part in (1, 0.5, 0.25, 0.1, 0.03):
+            found = _born(line, x, here, vector, point.frequency, part * size, key)
+            if found[1].converged:
+                return found
+        raise ValueError(
+            f"`switch` found no cycle: residual {float(found[1].residual):.1e}. Try a smaller `size`."
+        )
     null = jax.tree.map(lambda leaf: leaf[nearest].real, found.vectors), jnp.zeros_like(low)
 
     def neighbour(i):
@@ -69,8 +91,7 @@ def switch(
     along = _unit(jax.tree.map(jnp.subtract, after, before), inner)
     overlap = inner(along, null)
     aside = _unit(jax.tree.map(lambda n, a: n - overlap * a, null, along), inner)
-    line = Line(field, low, span, index)
-    problem = Problem(line=line, x=x, solver=corrector(real), key=key, max_steps=20, k=1)
+    problem = Problem(line=line, x=x, solver=corrector(here), key=key, max_steps=20, k=1)
     base = here, jnp.zeros_like(low)
     new = advance(problem, base, aside, aside, jnp.asarray(size, real))
     if not new.converged:
@@ -78,6 +99,41 @@ def switch(
             f"`switch` found no point on another branch: force residual {float(new.residual):.1e}. Try another `size`."
         )
     return line.at(new.y[1]), new.y[0]
+
+
+def _born(line, x, here, vector, frequency, size, key):
+    """The field and the cycle of a size around a Hopf point."""
+    z, unravel = ravel_pytree(here)
+    q = np.asarray(ravel_pytree(vector)[0])
+    zero, period = jnp.zeros_like(z[0]), jnp.asarray(2 * np.pi / frequency, z.dtype)
+    inner = product_at(z)
+    # The longest excursion of the ellipse, each component in its own unit, lies ahead, and the cycle passes it.
+    units = np.maximum(abs(q), 1e-6 * np.max(abs(q)))
+    q = q * np.exp(-0.5j * np.angle(np.sum((q / units) ** 2)))
+    ahead, aside = (jnp.asarray(part, z.dtype) for part in (q.real, q.imag))
+    scale = abs(size) / jnp.sqrt(inner((ahead, zero), (ahead, zero)))
+    ahead, aside = scale * ahead, scale * aside
+    normal = ahead / jnp.asarray(units, z.dtype) ** 2
+    shared = {"line": line, "x": x, "key": key, "unravel": unravel}
+    if z.size <= COLLOCATED:
+        angle = lambda t: 2 * np.pi * t[:, None]
+        turn = lambda t: z[None] + jnp.cos(angle(t)) * ahead[None] - jnp.sin(angle(t)) * aside[None]
+        count = 40
+        guess = drawn(turn, jnp.full(count, 1 / count, z.dtype), jnp.log(period), DEGREE)
+        tight = jnp.asarray(float(jnp.finfo(z.dtype).eps) ** 0.75, z.dtype)
+        problem = Collocated(tol=tight, max_steps=30, k=min(6, z.size - 1), **shared)
+        nowhere = jax.tree.map(jnp.zeros_like, guess)
+        row = nowhere._replace(nodes=nowhere.nodes.at[0].set(normal))
+    else:
+        guess, row = (z + ahead, jnp.log(period)), (normal, zero)
+        solver = dfx.Tsit5(scan_kind="lax")
+        newton = corrector(z, dense=0)
+        problem = Shooting(
+            solver=newton, integrator=solver, steps=200, ncv=None, max_steps=30, k=6, **shared
+        )
+    nothing = jax.tree.map(jnp.zeros_like, guess), zero
+    found = advance(problem, (guess, zero), nothing, (row, zero), zero)
+    return line.at(found.y[1]), PeriodicOrbit.at(found, unravel)
 
 
 def _unit(pair, inner):

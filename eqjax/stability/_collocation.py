@@ -1,0 +1,239 @@
+"""Cycles as piecewise polynomials: orthogonal collocation, its Newton steps, and the meshes that fit."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from ..analytic import tree_held
+
+
+class Profile(NamedTuple):
+    """A closed curve: N intervals of `widths (N,)`, in parts of a period, that begin at `nodes (N, n)` and on which
+    dz/dt takes the values `slopes (N, m, n)` at the m Gauss points. A tangent to such curves has the same structure."""
+
+    widths: Float[Array, " N"]
+    nodes: Float[Array, "N n"]
+    slopes: Float[Array, "N m n"]
+    log_period: Float[Array, ""]
+
+    @property
+    def period(self) -> Array:
+        return jnp.exp(self.log_period)
+
+
+@functools.cache
+def gauss(m: int):
+    """Of the Gauss points c on [0, 1]: c, `A = ∫₀^c ℓ`, `b = ∫₀¹ ℓ`, the coefficients of the Lagrange polynomials ℓ."""
+    c = 0.5 * (1 + np.polynomial.legendre.leggauss(m)[0])
+    powers = np.arange(m)
+    coefficients = np.linalg.inv(c[:, None] ** powers)  # (power, point)
+    integral = lambda t: (np.asarray(t)[..., None] ** (powers + 1) / (powers + 1)) @ coefficients
+    return c, integral(c), integral(1.0), coefficients
+
+
+def at(profile: Profile, times: Array) -> Array:
+    """The curve at times in parts of its period."""
+    m = profile.slopes.shape[1]
+    coefficients = jnp.asarray(gauss(m)[3], profile.nodes.dtype)
+    starts = jnp.cumsum(profile.widths) - profile.widths
+    times = times % 1
+    i = jnp.clip(jnp.searchsorted(starts, times, side="right") - 1, 0, starts.size - 1)
+    part = (times - starts[i]) / profile.widths[i]
+    weights = jnp.stack([part**p / p for p in range(1, m + 1)], axis=-1) @ coefficients
+    stretch = profile.period * profile.widths[i]
+    return profile.nodes[i] + stretch[..., None] * jnp.einsum(
+        "...m,...mn->...n", weights, profile.slopes[i]
+    )
+
+
+def stages(profile: Profile) -> Array:
+    """The curve at its Gauss points, (N, m, n)."""
+    A = jnp.asarray(gauss(profile.slopes.shape[1])[1], profile.nodes.dtype)
+    stretch = profile.period * profile.widths
+    moved = jnp.einsum("ij,Njn->Nin", A, profile.slopes)
+    return profile.nodes[:, None] + stretch[:, None, None] * moved
+
+
+def extent(profile: Profile) -> Array:
+    """The scale of each component: its range on the curve; where it hardly moves, part of the largest."""
+    wide = jnp.ptp(profile.nodes, axis=0)
+    floor = 1e-6 * jnp.max(jnp.abs(profile.nodes))
+    return jnp.maximum(wide, jnp.maximum(floor, jnp.finfo(wide.dtype).tiny))
+
+
+def drawn(curve: Callable[[Array], Array], widths: Array, log_period: Array, m: int) -> Profile:
+    """The profile that agrees with a curve, given at times in parts of its period, at the nodes and Gauss points."""
+    c, A, _, _ = gauss(m)
+    starts = jnp.cumsum(widths) - widths
+    parts = jnp.asarray(np.append(0, c), widths.dtype)
+    states = curve((starts[:, None] + widths[:, None] * parts[None]).ravel())
+    states = states.reshape(*widths.shape, m + 1, -1)
+    nodes, inverse = states[:, 0], jnp.asarray(np.linalg.inv(A), widths.dtype)
+    # Not by the force there: on a stiff field that of a curve which is a little off is far off.
+    slopes = jnp.einsum("ij,Njn->Nin", inverse, states[:, 1:] - nodes[:, None])
+    return Profile(
+        widths, nodes, slopes / (jnp.exp(log_period) * widths)[:, None, None], log_period
+    )
+
+
+def better_mesh(profile: Profile) -> Array:
+    """Widths of as many intervals, half the way (in logarithms) to where their errors are equal."""
+    density = jnp.sqrt(monitor(profile) / profile.widths)
+    return equidistributed(profile.widths, density, profile.widths.size)
+
+
+def worse_mesh(widths: Array) -> Array:
+    """Two intervals as one of a third and one of two thirds of both: with polynomials of degree m the error of the cycle
+    is about (4/3)²ᵐ as large."""
+    pairs = widths.reshape(-1, 2).sum(axis=1, keepdims=True)
+    return (pairs * jnp.asarray([[1 / 3, 2 / 3]], widths.dtype)).ravel()
+
+
+def redrawn(profile: Profile, widths: Array) -> Profile:
+    """The curve on another mesh, which is no function of it to whoever differentiates."""
+    curve = lambda times: at(profile, times)
+    return drawn(curve, tree_held(widths), profile.log_period, profile.slopes.shape[1])
+
+
+# On an interval of width h the error of a polynomial of degree m goes with h^(m+1) times the next derivative, whose size
+# the jumps of the m-th, constant on each, tell (de Boor 1973; Ascher, Mattheij & Russell 1995, ch. 9). That holds on meshes
+# which are fine already; half of the points go by the length of the curve, so that a coarse one becomes no coarser.
+def monitor(profile: Profile) -> Array:
+    """The density of mesh points to aim at, on each interval."""
+    m = profile.slopes.shape[1]
+    top = jnp.asarray(gauss(m)[3][m - 1], profile.nodes.dtype)
+    h, scale = profile.widths, extent(profile)[None]
+    highest = jnp.einsum("m,Nmn->Nn", top, profile.slopes) / (h[:, None] ** (m - 1) * scale)
+    jumps = jnp.linalg.norm(jnp.roll(highest, -1, 0) - highest, axis=1)
+    jumps = (jumps / (0.5 * (h + jnp.roll(h, -1)))) ** (1 / (m + 1))
+    bent = 0.5 * (jumps + jnp.roll(jumps, 1))
+    moved = jnp.roll(profile.nodes, -1, 0) - profile.nodes
+    length = 1 + jnp.linalg.norm(moved / scale, axis=1) / h
+    # Of both, 1 in the mean.
+    return sum(part / jnp.sum(part * h) for part in (bent + jnp.finfo(h.dtype).tiny, length))
+
+
+def equidistributed(widths: Array, density: Array, count: int) -> Array:
+    """Widths of so many intervals with equal integrals of a piecewise constant density."""
+    zero = jnp.zeros((1,), widths.dtype)
+    times = jnp.concatenate([zero, jnp.cumsum(widths)])
+    mass = jnp.concatenate([zero, jnp.cumsum(density * widths)])
+    marks = jnp.linspace(0.0, 1.0, count + 1, dtype=widths.dtype) * mass[-1]
+    new = jnp.diff(jnp.interp(marks, mass, times))
+    return new / jnp.sum(new)
+
+
+class Linearised(NamedTuple):
+    """Of each interval, `dz_next = transfer dz + columns s`, and `dK = inner dz + rest s` at its Gauss points, where s
+    are the logarithm of the period, the parameter, and 1 for the equations' own defect. `inverse`: of its own unknowns."""
+
+    transfer: Float[Array, "N n n"]
+    columns: Float[Array, "N n 3"]
+    inner: Float[Array, "N mn n"]
+    rest: Float[Array, "N mn 3"]
+    inverse: Float[Array, "N mn mn"]
+
+    def towards(self, force: Callable, profile: Profile, q: Array) -> "Linearised":
+        """The same with the defect of another profile near: what simplified Newton steps need."""
+        N, m, n = profile.slopes.shape
+        b = jnp.asarray(gauss(m)[2], profile.nodes.dtype)
+        off = jax.vmap(jax.vmap(lambda z: force(z, q)))(stages(profile)) - profile.slopes
+        slopes = jnp.einsum("Nij,Nj->Ni", self.inverse, off.reshape(N, m * n))
+        ran = jnp.einsum("m,Nmn->Nn", b, profile.slopes + slopes.reshape(profile.slopes.shape))
+        ends = profile.nodes + (profile.period * profile.widths)[:, None] * ran
+        gaps = ends - jnp.roll(profile.nodes, -1, 0)
+        columns, rest = self.columns.at[:, :, 2].set(gaps), self.rest.at[:, :, 2].set(slopes)
+        return self._replace(columns=columns, rest=rest)
+
+
+# Why condensed: each interval's own unknowns couple to no others, and are eliminated there, all intervals at once. What
+# is left is as large as for multiple shooting (Ascher, Mattheij & Russell 1995, ch. 7).
+def linearised(force: Callable[[Array, Array], Array], profile: Profile, q: Array) -> Linearised:
+    """The equations of collocation near a profile, with the Gauss points eliminated."""
+    _, m, n = profile.slopes.shape
+    _, A, b, _ = (jnp.asarray(a, profile.nodes.dtype) for a in gauss(m))
+    eye = jnp.eye(m * n, dtype=b.dtype)
+
+    def interval(width, node, slopes):
+        stretch = profile.period * width
+        moved = stretch * (A @ slopes)
+        z = node[None] + moved
+        along = jax.vmap(lambda z: jax.jvp(lambda q: force(z, q), (q,), (jnp.ones_like(q),))[1])(z)
+        J = jax.vmap(jax.jacfwd(lambda z: force(z, q)))(z)
+        own = stretch * jnp.einsum("ij,ikl->ikjl", A, J).reshape(m * n, m * n)
+        late = jnp.einsum("ikl,il->ik", J, moved)
+        right = [J.reshape(m * n, n), *(v.reshape(m * n, 1) for v in (late, along)), eye]
+        solution = jnp.linalg.solve(eye - own, jnp.concatenate(right, axis=1))
+        gathered = stretch * jnp.einsum("i,ikc->kc", b, solution.reshape(m, n, -1))
+        transfer = jnp.eye(n, dtype=b.dtype) + gathered[:, :n]
+        zero = jnp.zeros((n, 2), b.dtype)
+        columns = jnp.concatenate([gathered[:, n : n + 2], zero[:, :1]], 1)
+        columns = columns + jnp.concatenate([(stretch * (b @ slopes))[:, None], zero], 1)
+        rest = jnp.concatenate([solution[:, n : n + 2], jnp.zeros((m * n, 1), b.dtype)], axis=1)
+        return Linearised(transfer, columns, solution[:, :n], rest, solution[:, n + 2 :])
+
+    system = jax.vmap(interval)(profile.widths, profile.nodes, profile.slopes)
+    return system.towards(force, profile, q)
+
+
+class Condensed(NamedTuple):
+    """`first dz₀ + columns s = 0`, and rows by which the other nodes follow from dz₀, from the last one backwards."""
+
+    first: Float[Array, "n n"]
+    columns: Float[Array, "n 3"]
+    rows: Any
+
+
+# Why orthogonal: the product of the transfer matrices would lose whatever decays beside what grows. Rotations that
+# eliminate one node after another (Wright 1992) lose nothing, whatever the multipliers are.
+def condensed(system: Linearised) -> Condensed:
+    """The relation between the two ends of a turn, which are one point."""
+    n = system.transfer.shape[1]
+    eye = jnp.eye(n, dtype=system.transfer.dtype)
+
+    def eliminate(carry, interval):
+        # E dz₀ + G dz_j + X s = 0 and dz_next - Φ dz_j - x s = 0
+        E, G, X = carry
+        transfer, columns = interval
+        Q, R = jnp.linalg.qr(jnp.concatenate([G, -transfer]), mode="complete")
+        zero = jnp.zeros_like(E)
+        others = jnp.concatenate(
+            [jnp.concatenate([E, zero, X], 1), jnp.concatenate([zero, eye, -columns], 1)]
+        )
+        turned = Q.T @ others
+        E, G, X = jnp.split(turned[n:], (n, 2 * n), axis=1)
+        return (E, G, X), (R[:n], turned[:n])
+
+    start = -system.transfer[0], eye, -system.columns[0]
+    rest = system.transfer[1:], system.columns[1:]
+    (E, G, X), rows = jax.lax.scan(eliminate, start, rest)
+    return Condensed(E + G, X, rows)
+
+
+def expanded(profile: Profile, system: Linearised, rows, first: Array, s: Array) -> Profile:
+    """The change of a profile that goes with that of its first node and with s."""
+
+    def back(following, row):
+        R, others = row
+        known = others @ jnp.concatenate([first, following, s])
+        node = -jax.scipy.linalg.solve_triangular(R, known)
+        return node, node
+
+    _, nodes = jax.lax.scan(back, first, rows, reverse=True)
+    nodes = jnp.concatenate([first[None], nodes])
+    slopes = jnp.einsum("Nij,Nj->Ni", system.inner, nodes) + system.rest @ s
+    return Profile(
+        jnp.zeros_like(profile.widths), nodes, slopes.reshape(profile.slopes.shape), s[0]
+    )
+
+
+def measure(profile: Profile, change: Profile) -> Array:
+    """The size of a change of a profile, each component in its own unit."""
+    return jnp.maximum(
+        jnp.max(jnp.abs(change.nodes / extent(profile)[None])), jnp.abs(change.log_period)
+    )

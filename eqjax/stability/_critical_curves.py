@@ -1,0 +1,329 @@
+"""`fold_curve` and `hopf_curve`: where a fixed point is critical, followed through two parameters."""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from .._checks import check_count
+from ..analytic import tree_held
+from ._bifurcation import SpecialPoint, Stretch, locate
+from ._defining import Critical, Defining, Vectors, solved
+from ._jacobian import real_dtype
+from ._normal_form import lyapunov_coefficient
+from ._parameter import Line, find, replaced
+from ._path import (
+    DENSE,
+    AbstractPath,
+    AbstractProblem,
+    PseudoArclength,
+    corrector,
+    first_point,
+    follow_path,
+    newton,
+    product_at,
+)
+from ._spectrum import aligned
+
+# What may happen on a curve of each kind: tests that change sign there.
+EVENTS = {"fold": ("Bogdanov–Takens", "cusp"), "Hopf": ("Bautin", "Bogdanov–Takens")}
+
+
+class CurvePoint(eqx.Module):
+    """A point of codimension two: `type` "Bogdanov–Takens", "cusp" or "Bautin"; both `parameters`, in the order of
+    `where`; the fixed point there, its `frequency` (0 but at a Bautin point), `error` of either parameter relative to its
+    bounds, and `index` of the last point of the curve before it. `status` "converged", or "bracketed" if the equations of
+    such a point did not lead to it."""
+
+    type: str = eqx.field(static=True)
+    parameters: tuple[float, float]
+    state: PyTree[Array]
+    frequency: float
+    error: float
+    status: str = eqx.field(static=True)
+    index: int = eqx.field(static=True)
+
+
+class Curve(eqx.Module):
+    """A curve of folds or of Hopf points, as `fold_curve` and `hopf_curve` return it. It prints as a table of its points
+    of codimension two.
+
+    - `parameters (m, 2)`, `states` (leading axis m): its points, in order. `frequencies (m,)`: ω; 0 at folds.
+    - `tests (m, 2)`: what changes sign at a Bogdanov–Takens point (wᵀv) and at a cusp (wᵀB(v, v)/2, the coefficient of the
+      fold), or at a Bautin point (l₁) and at a Bogdanov–Takens point (ω).
+    - `special_points`: `CurvePoint`s. `ended`: in words, why the curve ends where it does.
+    """
+
+    parameters: Float[Array, "m 2"]
+    states: PyTree[Array]
+    frequencies: Float[Array, " m"]
+    tests: Float[Array, "m 2"]
+    special_points: tuple[CurvePoint, ...]
+    ended: str = eqx.field(static=True)
+
+    def __str__(self) -> str:
+        (a, b), (c, d) = (map(float, self.parameters[i]) for i in (0, -1))
+        head = (
+            f"{len(self.tests)} points from ({a:.6g}, {b:.6g}) to ({c:.6g}, {d:.6g}); {self.ended}"
+        )
+        rows = [("type", "first", "second", "error", "status", "frequency")]
+        for p in self.special_points:
+            numbers = (f"{v:.12g}" for v in p.parameters)
+            rows.append((p.type, *numbers, f"{p.error:.0e}", p.status, f"{p.frequency:.8g}"))
+        return f"{head}\n{aligned(rows) if self.special_points else 'no special points'}"
+
+
+# Why minimally augmented: the equations of a fold or of a Hopf point in one parameter are regular in two, through cusps
+# and Bogdanov–Takens points of folds, and have but one or two unknowns more than those of a fixed point (Govaerts 2000).
+class CriticalCurve(AbstractProblem):
+    """Critical points (z, q₁, θ or ()) along a second parameter."""
+
+    line: Line
+    system: Defining
+    max_steps: int = eqx.field(static=True)
+
+    def at(self, q) -> Defining:
+        """The equations there."""
+        line = dataclasses.replace(self.system.line, field=self.line.at(q))
+        return dataclasses.replace(self.system, line=line)
+
+    def borders(self, y, q):
+        """Borders for the equations near a point."""
+        system = self.at(q)
+        drawn = system.first_vectors(jax.random.key(1), y)
+        return tree_held(system.directions(system.vectors(y, drawn)))
+
+    def correct(self, predicted, base, normal):
+        borders = self.borders(*base)
+
+        def equations(y):
+            system = self.at(y[1])
+            held = tree_held(y)
+            vectors = self.at(held[1]).vectors(held[0], borders)
+            return system.equations(y[0], vectors, borders.left)
+
+        solver = corrector(base[0].z)
+        return newton(equations, self.inner(base[0]), solver, self.max_steps, predicted, normal)
+
+    def inner(self, base):
+        inner = product_at(base.z)
+        # A frequency is measured relative to its first.
+        size = 1 + sum(jnp.sum(leaf * leaf) for leaf in jax.tree.leaves(base.extra))
+
+        def product(a, b):
+            (first, second), rest = (a, b), 0.0
+            for left, right in zip(
+                jax.tree.leaves(first[0].extra), jax.tree.leaves(second[0].extra), strict=True
+            ):
+                rest = rest + left * right / size
+            return inner((a[0].z, a[1]), (b[0].z, b[1])) + a[0].q * b[0].q + rest
+
+        return product
+
+    def settled(self, point):
+        return point
+
+    def tests(self, y, q):
+        """What changes sign at the events of this kind, and the vectors by which it is oriented. Differentiable."""
+        system = self.at(q)
+        v, w = system.raw_vectors(y, self.borders(y, q))
+        force = lambda z: system.force(z, y.q)
+        if system.kind == "fold":
+            v, w = v / jnp.linalg.norm(v), w / jnp.linalg.norm(w)
+            along = lambda z: jax.jvp(force, (z,), (v,))[1]
+            bend = jax.jvp(along, (y.z,), (v,))[1]
+            return jnp.stack([w @ v, 0.5 * w @ bend]), Vectors(v, w)
+        l1 = lyapunov_coefficient(force, y.z, y.extra, v, w, solved)
+        return jnp.stack([l1, y.extra]), Vectors(v, w)
+
+    def findings(self, state, q, base):
+        force = self.at(q).force(state.z, state.q)
+        residual = jnp.linalg.norm(force) / jnp.maximum(jnp.linalg.norm(state.z), 1)
+        return residual, jnp.asarray(True), self.tests(state, q)
+
+
+class CurveSample(NamedTuple):
+    """A point of a curve as the search for events sees it."""
+
+    parameter: float
+    y: Any
+    slope: float
+    tests: np.ndarray
+    vectors: Vectors
+    converged: bool
+
+    def beside(self, other: "CurveSample") -> np.ndarray:
+        """The tests, with vectors that point as those of a neighbour do."""
+        if np.iscomplexobj(self.vectors.right):
+            return self.tests
+        turns = [np.sign(a @ b) for a, b in zip(self.vectors, other.vectors, strict=True)]
+        return self.tests * np.array([turns[0] * turns[1], turns[1]])
+
+
+def _regular(problem, event, y, q):
+    """The equations whose regular root an event is: where the frequency vanishes, those of a fold."""
+    if problem.system.kind == "Hopf" and EVENTS["Hopf"][event] == "Bogdanov–Takens":
+        system = dataclasses.replace(problem.system, kind="fold")
+        problem, event = dataclasses.replace(problem, system=system), 0
+        y = y._replace(extra=())
+    return problem, event, y, q
+
+
+@eqx.filter_jit
+def _polished(problem, event, y, q):
+    """The point of codimension two near a sample, and how far the last of Newton's steps went."""
+    unknown, unravel = ravel_pytree((y, q))
+    borders = problem.borders(y, q)
+
+    def equations(flat):
+        y, q = unravel(flat)
+        system = problem.at(q)
+        vectors = system.raw_vectors(y, borders)
+        rest = system.equations(y, vectors, borders.left)
+        return jnp.append(ravel_pytree(rest)[0], problem.tests(y, q)[0][event])
+
+    def body(carry, _):
+        flat, _ = carry
+        step = jnp.linalg.solve(jax.jacfwd(equations)(flat), equations(flat))
+        return (flat - step, jnp.max(jnp.abs(step[y.z.size :]))), None
+
+    start = unknown, jnp.zeros_like(q)
+    (flat, size), _ = jax.lax.scan(body, start, None, length=8)
+    return *unravel(flat), size
+
+
+def fold_curve(field, point, x=None, *, where, bounds, **settings) -> Curve:
+    """Follow a fold through two parameters, to Bogdanov–Takens points and cusps.
+
+    The minimally augmented equations of a fold, F = 0 and g = 0 with g from the bordered Jacobian (Griewank & Reddien 1984;
+    Govaerts 2000), continued by pseudo-arclength in (state, first parameter, second parameter). Points of codimension two
+    are found where a test changes sign, and solved for by their own equations.
+
+    **Arguments:**
+
+    - `field`, `x`: as for `continuation`. `point`: one of its special points, with `flow == "fold"`, of a real state.
+    - `where`: a pair of functions: the parameter in which `point` was found, and a second one. `bounds`: a pair of pairs
+      `(low, high)`; the curve ends where it leaves them.
+    - `backwards`: whether it sets out down the second parameter. `path`, `max_points`, `max_steps`: as for `continuation`.
+
+    **Returns:** a `Curve`. **Raises:** `ValueError` if `point` is of another kind, the state complex or larger than 400
+    numbers, a parameter no scalar float leaf, bounds that do not hold it, or no curve begins there.
+    """
+    return _curve("fold", field, point, x, where, bounds, **settings)
+
+
+def hopf_curve(field, point, x=None, *, where, bounds, **settings) -> Curve:
+    """Follow a Hopf point through two parameters, to Bautin points, where the cycle that is born changes its stability
+    (l₁ = 0), and to Bogdanov–Takens points, where its frequency vanishes and the curve ends.
+
+    The minimally augmented equations of a Hopf point, F = 0 and g = 0 with the complex g from the bordered `J - iω`.
+    Arguments, results and errors are those of `fold_curve`, with a `point` of `flow == "Hopf"`.
+    """
+    return _curve("Hopf", field, point, x, where, bounds, **settings)
+
+
+def _curve(
+    kind: str,
+    field: Callable[..., Any],
+    point: SpecialPoint,
+    x: PyTree,
+    where: Any,
+    bounds: Any,
+    backwards: bool = False,
+    path: AbstractPath = PseudoArclength(),
+    max_points: int = 400,
+    max_steps: int = 12,
+) -> Curve:
+    if point.flow != kind:
+        raise ValueError(f'`point` must be a special point with flow "{kind}", got "{point.flow}".')
+    for name, value in (("where", where), ("bounds", bounds)):
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            raise ValueError(f"`{name}` must be a pair, one for each of the two parameters.")
+    check_count(max_points=max_points, max_steps=max_steps)
+    real = real_dtype(point.state, "point.state")
+    z, unravel = ravel_pytree(jax.tree.map(jnp.asarray, point.state))
+    if z.size > DENSE:
+        raise ValueError(f"`point` has a state of {z.size} numbers; curves take {DENSE} at most.")
+    index, _ = find(field, where[0])
+    field = replaced(field, index, jnp.asarray(point.parameter, jnp.result_type(float)))
+    first, q1 = Line.of(field, where[0], bounds[0], real)
+    second, q2 = Line.of(first.field, where[1], bounds[1], real)
+    system = Defining(first, x, None, unravel, kind)
+    problem = CriticalCurve(second, system, max_steps)
+    extra = system.extra(1j * point.frequency, z.dtype)
+    start = first_point(problem, Critical(z, q1, extra), q2, backwards)
+    if not start.converged:
+        raise ValueError(
+            f"No curve begins at `point`: Newton's method ended at force residual {float(start.residual):.1e}. Pass the "
+            "special point as `continuation` returned it, and the same field."
+        )
+
+    def sample(point):
+        y, q = point.y
+        tests, vectors = jax.tree.map(np.asarray, point.found)
+        at, slope = float(second.value(q)), float(point.tangent[1])
+        return CurveSample(at, (y, q), slope, tests, vectors, bool(point.converged))
+
+    def event(leg, i):
+        name = EVENTS[kind][i]
+        _, there, _, _ = locate(lambda p: p.beside(leg.first)[i], leg.coarse)
+        y, q, step = _polished(*_regular(problem, i, *there.y))
+        # On this leg, for it may be another one's.
+        distance = lambda a, b: float(jnp.hypot(a[0].q - b[0].q, a[1] - b[1]))
+        reach = 1e-6 + distance(leg.first.y, leg.last.y)
+        sure = bool(step < float(jnp.finfo(real).eps) ** 0.5) and distance((y, q), there.y) < reach
+        if not sure:
+            _, there, _, _ = locate(lambda p: p.beside(leg.first)[i], leg)
+            (y, q), step = there.y, jnp.asarray(leg.tol)
+        frequency = abs(float(y.extra)) if name == "Bautin" else 0.0
+        return CurvePoint(
+            type=name,
+            parameters=(float(first.value(y.q)), float(second.value(q))),
+            state=unravel(y.z),
+            frequency=frequency,
+            error=max(4 * float(step), 4 * float(jnp.finfo(real).eps)),
+            status="converged" if sure else "bracketed",
+            index=leg.number,
+        )
+
+    def examine(leg: Stretch):
+        changes = leg.first.tests * leg.last.beside(leg.first) < 0
+        points = [event(leg, i) for i in range(2) if changes[i]]
+        y = leg.last.y[0]
+        ended = ""
+        if kind == "Hopf" and changes[1]:
+            ended = "the frequency vanished"
+        if not 0 <= float(y.q) <= 1:
+            ended = ended or "left the bounds"
+        return points, ended
+
+    stacked, samples, special, ended = follow_path(
+        problem,
+        path,
+        start,
+        sample=sample,
+        examine=examine,
+        stop=lambda point, seen: False,
+        max_points=max_points,
+        tol=None,
+    )
+    y, q = stacked.y
+    tests = [samples[0].tests]
+    for before, sample in itertools.pairwise(samples):
+        turns = sample.beside(before) * before.tests * tests[-1]
+        tests.append(np.copysign(sample.tests, turns))
+    return Curve(
+        parameters=jnp.stack([first.value(y.q), second.value(q)], axis=1),
+        states=jax.vmap(unravel)(y.z),
+        frequencies=jnp.abs(y.extra) if kind == "Hopf" else jnp.zeros_like(q),
+        tests=jnp.asarray(np.stack(tests)),
+        special_points=special,
+        ended=ended,
+    )

@@ -1,0 +1,208 @@
+"""What is solved along a branch of cycles: shooting, or collocation."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import diffrax as dfx
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from ..relaxation import NewtonKrylov
+from ._collocation import better_mesh, linearised, redrawn, stages
+from ._cycle_newton import Rows, across, corrected, fastest, rolled, tangent
+from ._krylov_schur import eigenpairs, resolve
+from ._multipliers import along_the_flow, log_multipliers
+from ._parameter import Line
+from ._path import AbstractProblem, Correction, newton, product_at
+from ._propagation import turn
+from ._shooting import DRIFT, multipliers_resolved
+
+
+class Turn(NamedTuple):
+    """What is told of a cycle, with a point of it; `centre` is amid what its components reach."""
+
+    state: Array
+    period: Array
+    amplitude: Array
+    centre: Array
+    multipliers: Array
+    reliable: Array
+    drift: Array
+
+
+# Why ln T: Newton's method cannot make the period negative, and a step in it is relative, so that neither a
+# fast cycle nor one that nears a homoclinic orbit needs another scale. Why a phase tied to `base`: it moves
+# along with the branch, where a fixed section would in time be left by the cycle or touched by it.
+class Shooting(AbstractProblem):
+    """A cycle: `z(T) = z` and a phase, for the state (z, ln T), z flat."""
+
+    line: Line
+    x: PyTree
+    solver: NewtonKrylov
+    integrator: dfx.AbstractSolver
+    key: PRNGKeyArray
+    unravel: Callable[[Array], PyTree] = eqx.field(static=True)
+    steps: int = eqx.field(static=True)
+    k: int = eqx.field(static=True)
+    ncv: int | None = eqx.field(static=True)
+    max_steps: int = eqx.field(static=True)
+
+    def pace(self, z, q):
+        return ravel_pytree(self.line.at(q)(0.0, self.unravel(z), self.x))[0]
+
+    def flow(self, z, period, q, *watched):
+        field, integrator = self.line.at(q), self.integrator
+        step = period / self.steps
+        return turn(field, integrator, self.unravel, z, self.x, step, self.steps, *watched)
+
+    def correct(self, predicted, base, normal):
+        begin = base[0][0]
+
+        def equations(y):
+            (z, log_period), q = y
+            along = self.pace(begin, q)
+            # Of unit length, so that GMRES, which minimises all rows together, weighs it like the rest.
+            phase = jnp.vdot(along, z - begin) / jnp.linalg.norm(along)
+            return self.flow(z, jnp.exp(log_period), q) - z, phase
+
+        inner = self.inner(base[0])
+        return newton(equations, inner, self.solver, self.max_steps, predicted, normal)
+
+    def settled(self, point):
+        return point
+
+    def inner(self, base):
+        # The state is measured relative to its size; ln T, being relative already, as it is.
+        inner = product_at(base[0])
+        return lambda a, b: inner((a[0][0], a[1]), (b[0][0], b[1])) + a[0][1] * b[0][1]
+
+    def findings(self, state, q, base):
+        z, period = state[0], jnp.exp(state[1])
+        end, monodromy = jax.linearize(lambda z: self.flow(z, period, q), z)
+        pace = self.pace(z, q)
+        along = pace / jnp.linalg.norm(pace)
+
+        def across(v):
+            return v - along * jnp.vdot(along, v)
+
+        # On the plane across the flow the monodromy matrix is the derivative of the Poincaré map: the
+        # multiplier 1 along the cycle is gone, and with it the defective pair that it forms in a fold.
+        first = across(jax.random.normal(self.key, z.shape, z.dtype))
+        product = lambda v: across(monodromy(across(v)))
+        largest = resolve("LM", None)
+        pairs, _ = eigenpairs(product, first, self.key, self.k, largest, self.ncv, None, 1000)
+        # The flow's direction returns with factor 1: what it misses is the integration's error.
+        drift = jnp.abs(jnp.vdot(along, monodromy(along)) - 1)
+        # Extremes need all steps: watched in passing, the trajectory is never stored.
+        reached = lambda seen, z: (jnp.minimum(seen[0], z), jnp.maximum(seen[1], z))
+        low, high = self.flow(z, period, q, reached, (z, z))
+        size = jnp.maximum(jnp.linalg.norm(z), 1)
+        # A fixed point also returns, but does not move on the way. And a step as long as the cycle is small
+        # may fall on its other side, where it moves the other way.
+        moving = jnp.linalg.norm(pace) * period > jnp.sqrt(self.solver.rtol) * size
+        moving &= jnp.vdot(pace, self.pace(base[0], q)) > 0
+        return (
+            jnp.linalg.norm(end - z) / size,
+            moving,
+            Turn(
+                state=z,
+                period=period,
+                amplitude=0.5 * jnp.max(high - low),
+                centre=0.5 * (high + low),
+                multipliers=pairs.values,
+                reliable=multipliers_resolved(pairs) & (drift < DRIFT),
+                drift=drift,
+            ),
+        )
+
+
+class Collocated(AbstractProblem):
+    """A cycle as a `Profile` on a mesh that goes along with the branch, by the same row for its phase."""
+
+    line: Line
+    x: PyTree
+    tol: Float[Array, ""]
+    key: PRNGKeyArray
+    unravel: Callable[[Array], PyTree] = eqx.field(static=True)
+    k: int = eqx.field(static=True)
+    max_steps: int = eqx.field(static=True)
+
+    def force(self, z, q):
+        return ravel_pytree(self.line.at(q)(0.0, self.unravel(z), self.x))[0]
+
+    def correct(self, predicted, base, normal):
+        profile, q = predicted
+        size = profile.nodes.shape[1]
+        begin, inner = base[0].nodes[0], self.inner(base[0])
+
+        def overlap(v):
+            ends = profile._replace(nodes=v[None, :size], log_period=v[size])
+            return inner(normal, (ends, v[size + 1]))
+
+        now = jnp.concatenate([profile.nodes[0], jnp.stack([profile.log_period, q])])
+        row = jax.grad(overlap)(jnp.zeros_like(now))
+        rows = Rows(across(self.force, *base), begin, row, row @ now)
+        found = corrected(self.force, profile, q, rows, self.tol, self.max_steps)
+        ahead = tangent(self.force, found.profile, found.q, rows)
+        return Correction((found.profile, found.q), ahead, found.converged, found.steps)
+
+    def inner(self, base):
+        # As for one that is shot from its first node.
+        inner = product_at(base.nodes[0])
+        ends = lambda pair: (pair[0].nodes[0], pair[1])
+        return lambda a, b: inner(ends(a), ends(b)) + a[0].log_period * b[0].log_period
+
+    def settled(self, point):
+        return _on_better_mesh(self, point)
+
+    def findings(self, state, q, base):
+        system, period = linearised(self.force, state, q), state.period
+        flow = jax.vmap(lambda z: self.force(z, q))(state.nodes)
+        across, along = along_the_flow(system.transfer, flow)
+        logs = log_multipliers(across, self.k)
+        seen = jnp.concatenate([state.nodes[:, None], stages(state)], axis=1)
+        low, high = jnp.min(seen, axis=(0, 1)), jnp.max(seen, axis=(0, 1))
+        size = jnp.maximum(jnp.linalg.norm(state.nodes[0]), 1)
+        drift = jnp.abs(jnp.expm1(along))
+        # A fixed point is a solution, too, of any period; and a step as long as the cycle is small may turn it round.
+        moving = jnp.linalg.norm(flow[0]) * period > jnp.sqrt(self.tol) * size
+        moving &= jnp.vdot(flow[0], self.force(base.nodes[0], q)) > 0
+        return (
+            jnp.max(jnp.linalg.norm(system.columns[:, :, 2], axis=1)) / size,
+            moving,
+            Turn(
+                state=state.nodes[0],
+                period=period,
+                amplitude=0.5 * jnp.max(high - low),
+                centre=0.5 * (high + low),
+                multipliers=jnp.exp(logs),
+                reliable=jnp.all(jnp.isfinite(logs.imag)) & (drift < DRIFT),
+                drift=drift,
+            ),
+        )
+
+
+# The first node fixes the phase, and should stay where the cycle is fast. A tangent is free up to a shift along the cycle,
+# and leaves with the one that the phase of the next step asks for.
+@eqx.filter_jit
+def _on_better_mesh(problem, point):
+    """A point and its tangent on a mesh that fits better."""
+    (profile, q), (ahead, slope) = point.y, point.tangent
+    widths, turn = better_mesh(profile), fastest(profile)
+    redraw = lambda p: rolled(redrawn(p, widths), turn)
+    profile, ahead = jax.jvp(redraw, (profile,), (ahead,))
+    z = jnp.concatenate([profile.nodes[:, None], stages(profile)], axis=1)
+    force = lambda z: jax.vmap(jax.vmap(lambda z: problem.force(z, q)))(z)
+    velocity = force(z)
+    _, growth = jax.jvp(force, (z,), (velocity,))
+    normal = across(problem.force, profile, q)
+    late = jnp.vdot(normal, ahead.nodes[0]) / jnp.vdot(normal, velocity[0, 0])
+    ahead = ahead._replace(
+        nodes=ahead.nodes - late * velocity[:, 0], slopes=ahead.slopes - late * growth[:, 1:]
+    )
+    inner, tangent = problem.inner(profile), (ahead, slope)
+    size = jnp.sqrt(inner(tangent, tangent))
+    return point._replace(y=(profile, q), tangent=jax.tree.map(lambda a: a / size, tangent))
