@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -73,7 +73,7 @@ class Curve(eqx.Module):
         head = (
             f"{len(self.tests)} points from ({a:.6g}, {b:.6g}) to ({c:.6g}, {d:.6g}); {self.ended}"
         )
-        rows = [("type", "first", "second", "error", "status", "frequency")]
+        rows: list[Sequence[str]] = [("type", "first", "second", "error", "status", "frequency")]
         for p in self.special_points:
             numbers = (f"{v:.12g}" for v in p.parameters)
             rows.append((p.type, *numbers, f"{p.error:.0e}", p.status, f"{p.frequency:.8g}"))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from ..analytic import tree_held
 from ..fields import on_complex_vectors
@@ -58,7 +58,7 @@ class Defining(eqx.Module):
 
     line: Line
     x: PyTree
-    step: Float[Array, ""] | None
+    step: Any
     unravel: Callable[[Array], PyTree] = eqx.field(static=True)
     kind: str = eqx.field(static=True)
 
