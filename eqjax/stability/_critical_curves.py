@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from .._checks import check_count
 from ..analytic import tree_held
 from ._bifurcation import SpecialPoint, Stretch, locate
-from ._defining import Critical, Defining, Vectors, solved
+from ._defining import Critical, Defining, Vectors, solve_square
 from ._jacobian import real_dtype
 from ._normal_form import lyapunov_coefficient
 from ._parameter import Line, find, replaced
@@ -140,7 +140,7 @@ class CriticalCurve(AbstractProblem):
             along = lambda z: jax.jvp(force, (z,), (v,))[1]
             bend = jax.jvp(along, (y.z,), (v,))[1]
             return jnp.stack([w @ v, 0.5 * w @ bend]), Vectors(v, w)
-        l1 = lyapunov_coefficient(force, y.z, y.extra, v, w, solved)
+        l1 = lyapunov_coefficient(force, y.z, y.extra, v, w, solve_square)
         return jnp.stack([l1, y.extra]), Vectors(v, w)
 
     def findings(self, state, q, base):
