@@ -211,7 +211,8 @@ def _pinned(kind: str, test: Callable, leg: Stretch, found, value: complex, poli
         there = polish(kind, found[1], value)
     if there is not None:
         parameter, state, error, exact = there
-        reach = abs(leg.last.parameter - leg.first.parameter) + (found[2][1] - found[2][0])
+        ends = np.array([leg.first.parameter, leg.last.parameter, *found[2]])
+        reach = 10 * np.max(abs(ends - found[1].parameter))
         # Somewhere else on the branch, or on another one, it would be another point.
         if abs(parameter - found[1].parameter) <= 0.1 * reach + 10 * error:
             sample = found[1]._replace(parameter=parameter, state=state)

@@ -66,7 +66,7 @@ def extent(profile: Profile) -> Array:
     return jnp.maximum(wide, jnp.maximum(floor, jnp.finfo(wide.dtype).tiny))
 
 
-def drawn(curve: Callable[[Array], Array], widths: Array, log_period: Array, m: int) -> Profile:
+def curve_on(curve: Callable[[Array], Array], widths: Array, log_period: Array, m: int) -> Profile:
     """The profile that agrees with a curve, given at times in parts of its period, at the nodes and Gauss points."""
     c, A, _, _ = gauss(m)
     starts = jnp.cumsum(widths) - widths
@@ -97,7 +97,7 @@ def worse_mesh(widths: Array) -> Array:
 def redrawn(profile: Profile, widths: Array) -> Profile:
     """The curve on another mesh, which is no function of it to whoever differentiates."""
     curve = lambda times: at(profile, times)
-    return drawn(curve, tree_held(widths), profile.log_period, profile.slopes.shape[1])
+    return curve_on(curve, tree_held(widths), profile.log_period, profile.slopes.shape[1])
 
 
 # On an interval of width h the error of a polynomial of degree m goes with h^(m+1) times the next derivative, whose size
@@ -232,7 +232,7 @@ def expanded(profile: Profile, system: Linearised, rows, first: Array, s: Array)
     )
 
 
-def measure(profile: Profile, change: Profile) -> Array:
+def size_of(profile: Profile, change: Profile) -> Array:
     """The size of a change of a profile, each component in its own unit."""
     return jnp.maximum(
         jnp.max(jnp.abs(change.nodes / extent(profile)[None])), jnp.abs(change.log_period)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, PyTree
 from .._checks import check_count
 from ..analytic import tree_held
 from ._bifurcation import SpecialPoint, Stretch, locate
-from ._defining import Critical, Defining, Vectors, solved
+from ._defining import Critical, Defining, Vectors, solve_square
 from ._jacobian import real_dtype
 from ._normal_form import lyapunov_coefficient
 from ._parameter import Line, find, replaced
@@ -73,7 +73,7 @@ class Curve(eqx.Module):
         head = (
             f"{len(self.tests)} points from ({a:.6g}, {b:.6g}) to ({c:.6g}, {d:.6g}); {self.ended}"
         )
-        rows = [("type", "first", "second", "error", "status", "frequency")]
+        rows: list[Sequence[str]] = [("type", "first", "second", "error", "status", "frequency")]
         for p in self.special_points:
             numbers = (f"{v:.12g}" for v in p.parameters)
             rows.append((p.type, *numbers, f"{p.error:.0e}", p.status, f"{p.frequency:.8g}"))
@@ -140,7 +140,7 @@ class CriticalCurve(AbstractProblem):
             along = lambda z: jax.jvp(force, (z,), (v,))[1]
             bend = jax.jvp(along, (y.z,), (v,))[1]
             return jnp.stack([w @ v, 0.5 * w @ bend]), Vectors(v, w)
-        l1 = lyapunov_coefficient(force, y.z, y.extra, v, w, solved)
+        l1 = lyapunov_coefficient(force, y.z, y.extra, v, w, solve_square)
         return jnp.stack([l1, y.extra]), Vectors(v, w)
 
     def findings(self, state, q, base):

@@ -13,12 +13,12 @@ from ._collocation import (
     Profile,
     at,
     condensed,
-    drawn,
+    curve_on,
     equidistributed,
     expanded,
     extent,
     linearised,
-    measure,
+    size_of,
 )
 
 
@@ -110,7 +110,7 @@ def corrected(
         y, before, _, length, steps = carry
         system = linearised(force, *y)
         change = newton_step(system, *y, rows)
-        size = measure(y[0], change[0])
+        size = size_of(y[0], change[0])
 
         def moved(length):
             return jax.tree.map(lambda a, d: a + length * d, y, change)
@@ -124,7 +124,7 @@ def corrected(
         def shorter(carry):
             length = 0.5 * carry[0]
             end = moved(length)
-            return length, measure(y[0], newton_step(system.towards(force, *end), *end, rows)[0])
+            return length, size_of(y[0], newton_step(system.towards(force, *end), *end, rows)[0])
 
         # Begun with up to four times the last length, so at half of that; above 1 it is no step.
         begin = jnp.minimum(2.0, 4 * length), jnp.full_like(q, jnp.nan)
@@ -223,7 +223,7 @@ def first_turn(force: Callable, z0: Array, period: Array, count: int, m: int) ->
     fine = jnp.linspace(0.0, 1.0, 4001, dtype=end.dtype)
     moved = jnp.linalg.norm(jnp.diff(curve(start + span * fine) / scale, axis=0), axis=1)
     widths = equidistributed(jnp.diff(fine), 1 + moved * (fine.size - 1), count)
-    profile = drawn(lambda t: curve(start + span * t), widths, jnp.log(span), m)
+    profile = curve_on(lambda t: curve(start + span * t), widths, jnp.log(span), m)
     return rolled(profile, fastest(profile))
 
 
@@ -252,4 +252,4 @@ def once(profile: Profile) -> tuple[Profile, Array]:
     curve = lambda t: at(profile, t / part)
     log_period = profile.log_period - jnp.log(part)
     # The mesh of all turns serves the first; of one it is the same curve.
-    return drawn(curve, profile.widths, log_period, profile.slopes.shape[1]), part > 1
+    return curve_on(curve, profile.widths, log_period, profile.slopes.shape[1]), part > 1

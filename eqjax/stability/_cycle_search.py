@@ -34,7 +34,7 @@ def collocated(field, z0, x, period, intervals, k, tol, max_steps) -> dict[str, 
 
     zero = jnp.zeros_like(period)
     start = first_turn(lambda z: force(z, zero), flat, period, intervals, DEGREE)
-    profile, solved, error = tree_held(settled(force, tree_held(start), zero, tol, max_steps))
+    profile, solved, error = tree_held(adapted(force, tree_held(start), zero, tol, max_steps))
     rows = Rows.at(force, profile, zero)
     system = linearised(force, profile, zero)
     size = jnp.maximum(jnp.linalg.norm(profile.nodes[0]), 1)
@@ -62,7 +62,7 @@ def collocated(field, z0, x, period, intervals, k, tol, max_steps) -> dict[str, 
     }
 
 
-def settled(force: Callable, start: Profile, q: Array, tol: Array, max_steps: int):
+def adapted(force: Callable, start: Profile, q: Array, tol: Array, max_steps: int):
     """A cycle of the least period on a mesh that fits it, whether there is one, and about the error of its period."""
 
     def body(carry):

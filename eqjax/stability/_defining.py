@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
 from ..analytic import tree_held
 from ..fields import on_complex_vectors
@@ -18,7 +18,7 @@ from ._parameter import Line
 from ._path import DENSE
 
 
-def solved(product: Callable[[Any], Any], right: PyTree[Array]) -> PyTree[Array]:
+def solve_square(product: Callable[[Any], Any], right: PyTree[Array]) -> PyTree[Array]:
     """The solution of a square linear system: by LU while it is small, by GMRES to rounding beyond."""
     flat, unravel = ravel_pytree(right)
     apply = lambda v: ravel_pytree(product(unravel(v)))[0]
@@ -58,7 +58,7 @@ class Defining(eqx.Module):
 
     line: Line
     x: PyTree
-    step: Float[Array, ""] | None
+    step: Any
     unravel: Callable[[Array], PyTree] = eqx.field(static=True)
     kind: str = eqx.field(static=True)
 
@@ -121,9 +121,9 @@ class Defining(eqx.Module):
 
             one = jnp.eye(n + 2, dtype=b.dtype)
             right = jnp.stack(
-                [solved(system, one[n])[: n + 1], solved(system, one[n + 1])[: n + 1]]
+                [solve_square(system, one[n])[: n + 1], solve_square(system, one[n + 1])[: n + 1]]
             )
-            return Vectors(right, solved(adjoint, one[n + 1])[:n])
+            return Vectors(right, solve_square(adjoint, one[n + 1])[:n])
         _, product = jax.linearize(lambda z: self.force(z, y.q), y.z)
         transpose = jax.linear_transpose(product, y.z)
         transposed = lambda w: transpose(w)[0]
@@ -131,10 +131,10 @@ class Defining(eqx.Module):
             product, transposed = map(on_complex_vectors, (product, transposed))
         sigma = self.shift(y)
         zero, one = jnp.zeros_like(b), jnp.ones((), b.dtype)
-        right, _ = solved(
+        right, _ = solve_square(
             lambda u: (product(u[0]) - sigma * u[0] + u[1] * b, jnp.vdot(c, u[0])), (zero, one)
         )
-        left, _ = solved(
+        left, _ = solve_square(
             lambda u: (transposed(u[0]) - sigma.conj() * u[0] + u[1] * c, jnp.vdot(b, u[0])),
             (zero, one),
         )
@@ -157,7 +157,7 @@ class Defining(eqx.Module):
         vectors = self.vectors(y, borders)
         equations = lambda y: self.equations(y, vectors, borders.left)
         value, product = jax.linearize(equations, y)
-        change = solved(product, value)
+        change = solve_square(product, value)
         size = jnp.linalg.norm(change.z) / jnp.maximum(jnp.linalg.norm(y.z), 1)
         size = jnp.maximum(size, jnp.abs(change.q))
         return jax.tree.map(jnp.subtract, y, change), self.directions(vectors), size

@@ -206,7 +206,7 @@ def _decoded(value: Any, arrays: list[np.ndarray], path: Path) -> Any:
 
 def _names(kind: Any) -> list[str]:
     """What a result of a kind holds."""
-    if issubclass(kind, tuple):
+    if hasattr(kind, "_fields"):  # a named tuple
         return list(kind._fields)
     return [entry.name for entry in dataclasses.fields(kind)]
 

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import PRNGKeyArray, PyTree
 
 from ._bifurcation import SpecialPoint
-from ._collocation import drawn
+from ._collocation import curve_on
 from ._continuation import Branch, Problem
 from ._cycle_problems import Collocated, Shooting
 from ._cycle_search import DEGREE
@@ -119,7 +119,7 @@ def _born(line, x, here, vector, frequency, size, key):
         angle = lambda t: 2 * np.pi * t[:, None]
         turn = lambda t: z[None] + jnp.cos(angle(t)) * ahead[None] - jnp.sin(angle(t)) * aside[None]
         count = 40
-        guess = drawn(turn, jnp.full(count, 1 / count, z.dtype), jnp.log(period), DEGREE)
+        guess = curve_on(turn, jnp.full(count, 1 / count, z.dtype), jnp.log(period), DEGREE)
         tight = jnp.asarray(float(jnp.finfo(z.dtype).eps) ** 0.75, z.dtype)
         problem = Collocated(tol=tight, max_steps=30, k=min(6, z.size - 1), **shared)
         nowhere = jax.tree.map(jnp.zeros_like, guess)
