@@ -115,7 +115,8 @@ def monitor(profile: Profile) -> Array:
     moved = jnp.roll(profile.nodes, -1, 0) - profile.nodes
     length = 1 + jnp.linalg.norm(moved / scale, axis=1) / h
     # Of both, 1 in the mean.
-    return sum(part / jnp.sum(part * h) for part in (bent + jnp.finfo(h.dtype).tiny, length))
+    bent = bent + jnp.finfo(h.dtype).tiny
+    return bent / jnp.sum(bent * h) + length / jnp.sum(length * h)
 
 
 def equidistributed(widths: Array, density: Array, count: int) -> Array:

@@ -317,8 +317,8 @@ def _curve(
     y, q = stacked.y
     tests = [samples[0].tests]
     for before, sample in itertools.pairwise(samples):
-        turns = sample.beside(before) * before.tests * tests[-1]
-        tests.append(np.copysign(sample.tests, turns))
+        turns = sample.beside(before) * before.tests * tests[-1]  # pyright: ignore
+        tests.append(np.copysign(sample.tests, turns))  # pyright: ignore
     return Curve(
         parameters=jnp.stack([first.value(y.q), second.value(q)], axis=1),
         states=jax.vmap(unravel)(y.z),

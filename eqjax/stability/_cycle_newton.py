@@ -109,7 +109,7 @@ def corrected(
     def body(carry):
         y, before, _, length, steps = carry
         system = linearised(force, *y)
-        change = newton_step(system, *y, rows)
+        change = newton_step(system, *y, rows)  # pyright: ignore
         size = size_of(y[0], change[0])
 
         def moved(length):
@@ -124,7 +124,7 @@ def corrected(
         def shorter(carry):
             length = 0.5 * carry[0]
             end = moved(length)
-            return length, size_of(y[0], newton_step(system.towards(force, *end), *end, rows)[0])
+            return length, size_of(y[0], newton_step(system.towards(force, *end), *end, rows)[0])  # pyright: ignore
 
         # Begun with up to four times the last length, so at half of that; above 1 it is no step.
         begin = jnp.minimum(2.0, 4 * length), jnp.full_like(q, jnp.nan)
@@ -237,7 +237,7 @@ def fastest(profile: Profile) -> Array:
 
 def rolled(profile: Profile, first: Array) -> Profile:
     """The profile as it begins with another interval."""
-    return Profile(*(jnp.roll(a, -first, 0) for a in profile[:3]), profile.log_period)
+    return Profile(*(jnp.roll(a, -first, 0) for a in profile[:3]), profile.log_period)  # pyright: ignore
 
 
 def once(profile: Profile) -> tuple[Profile, Array]:

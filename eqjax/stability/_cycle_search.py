@@ -45,9 +45,8 @@ def collocated(field, z0, x, period, intervals, k, tol, max_steps) -> dict[str, 
     live = system.towards(lambda z, q: force(z, q, (field, x)), profile, zero)
     step, _ = newton_step(live, profile, zero, rows)
     moved = jax.tree.map(jnp.add, profile, step)
-    logs, drift = floquet(
-        force, *tree_held(after((profile, system), step)), zero, k, max(1, 16 // flat.size)
-    )
+    known, exact = tree_held(after((profile, system), step))
+    logs, drift = floquet(force, known, exact, zero, k, max(1, 16 // flat.size))
     converged = solved & moving & (drift < DRIFT) & jnp.all(jnp.isfinite(logs.imag))
     rounding = 4 * jnp.finfo(flat.dtype).eps * profile.period
     return {

@@ -164,6 +164,7 @@ def periodic_orbit(
     else:
         if size < 2:
             raise ValueError("`z0` is of one number: on a line nothing returns.")
+        found: Any = None
         counts = (80, 160, 320) if intervals is None else (intervals + intervals % 2,)
         for count in counts:
             found = PeriodicOrbit(**collocated(field, z0, x, period, count, k, tol, max_steps))

@@ -1,6 +1,7 @@
 """Floquet multipliers from the transfer matrices of a cycle, whatever their sizes."""
 
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -83,6 +84,6 @@ def blocks(turn, product, sizes):
         with np.errstate(divide="ignore"):
             found = np.log(np.linalg.eigvals(block.astype(float)).astype(complex)) + top
         values += list(found)
-    values = np.array(values)
+    values: Any = np.array(values)
     # The pairs stay together, the one above the axis first.
     return values[np.lexsort((-values.imag, -np.round(values.real, 9)))]

@@ -155,7 +155,7 @@ def newton(
 
 # Why: two loops of one program that may run at once wait for each other, now and then, for ever (XLA on two cores, seen
 # in JAX 0.10). What comes after the other one by its data cannot.
-def after(tree: PyTree[Array], first: PyTree[Array]) -> PyTree[Array]:
+def after(tree: Any, first: PyTree[Array]) -> Any:
     """`tree`, once `first` is known; NaN where that is not finite."""
     known = tree_finite(first)
     return jax.tree.map(lambda a: jnp.where(known, a, jnp.nan), tree)
@@ -172,7 +172,7 @@ def advance(problem: AbstractProblem, base, direction, normal, length) -> Point:
     tangent = _scaled(tangent, 1 / jnp.sqrt(inner(tangent, tangent)))
     # From the predictor, which lies along the tangent before; there is none at the first point.
     turned = inner(tangent, direction) / jnp.sqrt(inner(direction, direction))
-    residual, proper, found = problem.findings(*after(y, tangent), base[0])
+    residual, proper, found = problem.findings(*after(y, tangent), base[0])  # pyright: ignore
     converged = solved & jnp.isfinite(residual) & proper
     return Point(y, tangent, turned, residual, converged, steps, found)
 
