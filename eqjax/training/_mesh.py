@@ -50,8 +50,8 @@ class Sharded(AbstractEstimator):
 
     Each device settles its samples in a loop of its own (`jax.shard_map`) and waits for the others only where gradients are
     summed. The estimate is that of the whole batch, to rounding, random numbers included: every sample has its key, wherever
-    it is. What a solver makes of a whole batch (`Quorum`) it makes of each share. Estimators that remember (`start`) are
-    partitioned by the compiler instead, since nothing settles there.
+    it is. What a solver makes of a whole batch (`Quorum`) it makes of each share. Where all samples take as many steps (a finite
+    horizon), or the estimator remembers (`start`), the compiler partitions the work instead.
     """
 
     estimator: AbstractEstimator
@@ -73,7 +73,8 @@ class Sharded(AbstractEstimator):
         batch = check_call(model, loss, batch, key, subset, settles=settles)
         size = jax.tree.leaves(batch)[0].shape[0]
         check_shares(self.mesh, size, "batch", "mesh")
-        if hasattr(self.estimator, "start"):
+        # Diffrax' reverse mode does not run in `shard_map`, and what is remembered may be of all shares together.
+        if self.objective == "finite horizon" or hasattr(self.estimator, "start"):
             batch = constrained(self.mesh, batch, rows=True)
             return self.estimator(model, loss, batch, key=key, subset=subset, **remembered)
         keys = None if key is None else jax.random.split(key, size)
@@ -90,7 +91,7 @@ class Sharded(AbstractEstimator):
             return _together(estimate, axis, settles)
 
         out = (P(), P(axis))
-        # Unchecked, so that Diffrax' loops run, too; all that leaves as the same on all devices is a sum over them.
+        # Unchecked, since not all that settles says what varies; what leaves as the same on all devices is a sum over them.
         shares = jax.shard_map(
             share, mesh=self.mesh, in_specs=(P(), P(axis)), out_specs=out, check_vma=False
         )

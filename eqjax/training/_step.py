@@ -130,7 +130,7 @@ def make_step(
     homeostat: AbstractHomeostat | None = None,
     *,
     loss: Callable = cross_entropy,
-    mesh: Mesh | int | None = None,
+    mesh: Any = None,
 ) -> Step:
     """One jitted training step, `step(state, batch) -> (state, metrics)`.
 
