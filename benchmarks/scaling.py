@@ -44,7 +44,8 @@ def _factored(model, tokens, key):
 class Trained:
     """A compiled step that goes on with its state."""
 
-    def __init__(self, net, estimator, devices, batch):
+    def __init__(self, learner, devices, batch):
+        net, estimator = learner
         optimiser = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(3e-3))
         step = make_step(estimator, optimiser, mesh=devices)
         self.state = TrainState.create(net, optimiser, key=jax.random.key(0))
@@ -61,7 +62,7 @@ def measured(text, learner, options, *, weak):
     """Median seconds of an update, and the last metrics, by number of devices."""
     size = lambda devices: options.batch * (devices if weak else 1)
     draw = lambda devices, seed: text.batch(size(devices), options.length, seed=seed)
-    runs = {n: Trained(*learner, n, draw(n, 0)) for n in options.devices}
+    runs = {n: Trained(learner, n, draw(n, 0)) for n in options.devices}
     for seed in range(options.updates + 2):
         for n, run in runs.items():
             run.update(draw(n, seed), keep=seed >= 2)

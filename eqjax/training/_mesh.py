@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 from .._checks import check_count, refuse
-from ..gradients import AbstractEstimator, Averaged, GradientEstimate, check_call
+from ..gradients import BPTT, AbstractEstimator, Averaged, GradientEstimate, check_call
 
 
 def as_mesh(name: str, asked: Any) -> Mesh | None:
@@ -50,8 +50,8 @@ class Sharded(AbstractEstimator):
 
     Each device settles its samples in a loop of its own (`jax.shard_map`) and waits for the others only where gradients are
     summed. The estimate is that of the whole batch, to rounding, random numbers included: every sample has its key, wherever
-    it is. What a solver makes of a whole batch (`Quorum`) it makes of each share. Where all samples take as many steps (a finite
-    horizon), or the estimator remembers (`start`), the compiler partitions the work instead.
+    it is. What a solver makes of a whole batch (`Quorum`) it makes of each share. Of `BPTT`, and estimators that remember
+    (`start`), the compiler partitions the work instead.
     """
 
     estimator: AbstractEstimator
@@ -74,7 +74,7 @@ class Sharded(AbstractEstimator):
         size = jax.tree.leaves(batch)[0].shape[0]
         check_shares(self.mesh, size, "batch", "mesh")
         # Diffrax' reverse mode does not run in `shard_map`, and what is remembered may be of all shares together.
-        if self.objective == "finite horizon" or hasattr(self.estimator, "start"):
+        if isinstance(self.estimator, BPTT) or hasattr(self.estimator, "start"):
             batch = constrained(self.mesh, batch, rows=True)
             return self.estimator(model, loss, batch, key=key, subset=subset, **remembered)
         keys = None if key is None else jax.random.split(key, size)
@@ -131,7 +131,7 @@ def sharded(estimator: AbstractEstimator, mesh: Mesh | None) -> AbstractEstimato
         return estimator
     if isinstance(estimator, Averaged):  # a repeat is a mean over the whole batch
         return replace(estimator, estimator=sharded(estimator.estimator, mesh))
-    return Sharded(estimator, mesh)
+    return Sharded(estimator, mesh)  # pyright: ignore[reportCallIssue]
 
 
 def slowest(mesh: Mesh, evaluations: Array) -> Array:
