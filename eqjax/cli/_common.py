@@ -29,9 +29,9 @@ def _flags(command: Any) -> set[str]:
 def check_alone(argv: list[str]) -> None:
     """`ValueError` if other flags go with --resume, at their defaults or not."""
     flags = [word.partition("=")[0] for word in argv if word.startswith("--")]
-    if others := [flag for flag in flags if flag != "--resume"]:
+    if others := [flag for flag in flags if flag not in ("--resume", "--devices")]:
         raise ValueError(
-            f"--resume goes on with the settings of its run and takes no others: leave {', '.join(others)} out."
+            f"--resume goes on with the settings of its run, but for --devices, and takes no others: leave {', '.join(others)} out."
         )
 
 
@@ -42,7 +42,8 @@ def trained(command: Any, *told: str) -> tuple[Run, TrainingReport]:
     from ..demo import progress_bar, train_with_bar
 
     if command.resume:
-        run = Run.open(command.resume, [type(command.settings)])
+        devices = command.settings.devices
+        run = Run.open(command.resume, [type(command.settings)], devices=devices)
     else:
         run = Run.start(command.settings)
     console = Console()

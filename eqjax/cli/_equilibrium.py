@@ -52,7 +52,7 @@ class TrainCommand:
     config: Path | None = None
     """A YAML file of settings; flags given beside it win."""
     resume: Path | None = None
-    """Go on with the run in this folder, by its own settings: no other flag goes with it."""
+    """Go on with the run in this folder, by its own settings: of the other flags only --devices goes with it."""
 
 
 @dataclasses.dataclass(frozen=True)

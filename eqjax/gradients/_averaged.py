@@ -36,6 +36,9 @@ class Averaged(AbstractEstimator):
     def trains(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.estimator.trains
 
+    def per_sample(self):
+        return self.estimator.per_sample()
+
     def settle(self, field, z0, x):
         return self.estimator.settle(field, z0, x)
 

@@ -3,7 +3,7 @@
 import abc
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -130,7 +130,7 @@ class AbstractEstimator(eqx.Module):
 
     `loss(outputs, targets)` is the scalar of one sample; `batch = (inputs, targets)` has a leading batch axis;
     A model whose state is complex is seen with real and imaginary parts for a state, unless an estimator refuses it.
-    `key` is for estimators that draw random numbers; `subset`, bool `(B,)`, leaves samples out beforehand.
+    `key` is for estimators that draw random numbers, also one for each sample, of which a part of a batch keeps its own; `subset`, bool `(B,)`, leaves samples out beforehand.
     `objective` says what is differentiated: "equilibrium" `L(z*)`, "finite horizon" `L(z_T)`, or "output" where
     nothing settles. An estimator that
     remembers from batch to batch has `start(model, …) -> carry` and takes that `carry`, too.
@@ -138,6 +138,8 @@ class AbstractEstimator(eqx.Module):
 
     objective: eqx.AbstractClassVar[str]
     trains: eqx.AbstractVar[Callable]
+    carries_rows: ClassVar[bool] = False
+    """Whether what it carries has a leading batch axis."""
 
     def __check_init__(self):
         check_callable("of a model to a mask, such as `eqjax.trainable`", trains=self.trains)
@@ -145,6 +147,10 @@ class AbstractEstimator(eqx.Module):
     @abc.abstractmethod
     def settle(self, field: Callable, z0: PyTree[Array], x: PyTree) -> Equilibrium | Relaxation:
         """The estimator's own free settling of one sample: what a model trained by it should answer with."""
+
+    def per_sample(self) -> tuple:
+        """Settings that may be arrays `(B,)`, one for every sample."""
+        return ()
 
     @abc.abstractmethod
     def __call__(
@@ -185,10 +191,11 @@ def check_call(
     ):
         refuse("model", "have a `field`, `encode`, `initial` and `decode`", model, _MODEL)
     check_callable("loss(outputs, targets)", loss=loss)
-    check_key(**given(key=key))
     batch = check_batch(batch)
     warn_of_fresh(model=model, loss=loss)
     size = jax.tree.leaves(batch)[0].shape[0]
+    if not _each(key, size):
+        check_key(**given(key=key))
     taken = subset if eqx.is_array_like(subset) else jnp.zeros(())
     if subset is not None and (jnp.shape(taken), jnp.result_type(taken)) != ((size,), jnp.bool_):
         refuse("subset", f"hold {size} bools, one for each sample", subset)
@@ -253,19 +260,28 @@ def check_batch(batch: Any) -> tuple[PyTree, PyTree]:
     return jax.tree.map(jnp.asarray, tuple(batch))
 
 
-def needed_key(key: PRNGKeyArray | None, why: str) -> PRNGKeyArray:
-    """The key, which there must be."""
+def _each(key: Any, size: int | None = None) -> bool:
+    """Whether these are keys for every sample, of `size` samples."""
+    if not isinstance(key, jax.Array):
+        return False
+    typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return key.ndim == (1 if typed else 2) and size in (None, key.shape[0])
+
+
+def needed_key(key: Any, why: str) -> Any:
+    """The key, or keys for every sample, which there must be."""
     if key is None:
         raise ValueError(
             f"{why} draws random numbers: pass `key=jax.random.key(...)` to the estimator."
         )
-    check_key(key=key)
+    if not _each(key):
+        check_key(key=key)
     return key
 
 
-def batch_keys(key: PRNGKeyArray | None, size: int) -> Any:
-    """A key per sample, or None."""
-    return None if key is None else jax.random.split(key, size)
+def batch_keys(key: Any, size: int) -> Any:
+    """A key per sample, or None; keys that already are are not split again."""
+    return key if key is None or _each(key) else jax.random.split(key, size)
 
 
 def total_variance(draws: PyTree[Float[Array, "k ..."]]) -> Float[Array, ""]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PRNGKeyArray, ScalarLike
+from jaxtyping import Array, Float, ScalarLike
 
 from .._checks import check_count, check_kind, check_positive
 from ..analytic import vary_like
@@ -49,9 +49,7 @@ class AbstractEligibility(eqx.Module):
     def cost(self, n: int) -> int:
         """Products with J or ∂F/∂θ (or its transpose) a step."""
 
-    def check(
-        self, n: int, parameters: int, batch: int, itemsize: int, key: PRNGKeyArray | None
-    ) -> None:
+    def check(self, n: int, parameters: int, batch: int, itemsize: int, key: Any) -> None:
         """Refuse what cannot be run."""
         needed_key(key, f"`{type(self).__name__}`")
 

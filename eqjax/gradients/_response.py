@@ -199,10 +199,6 @@ class AbstractEquilibriumEstimator(AbstractEstimator):
         outputs = outputs if memory is None else only(memory, outputs)
         return scalar_loss(loss(outputs, target)) + sum(jax.tree.leaves(work))
 
-    def per_sample(self) -> tuple:
-        """Settings that may be arrays `(B,)`, one for every sample."""
-        return ()
-
     def check(self, model, loss, batch, key) -> None:
         """Refuse, before any work, a model that the estimator cannot treat, or a key or setting that is missing."""
 

@@ -182,6 +182,7 @@ class TrainConfig(AbstractRecipe):
             )
 
     def check_start(self) -> None:
+        super().check_start()
         every = "weight margin controller target samples gate"
         names = " ".join(f"homeostat_{name}" for name in every.split())
         if self.homeostat == "none":
@@ -236,7 +237,7 @@ class TrainConfig(AbstractRecipe):
         inputs, targets = tiles(ids, length=self.length, count=self.evaluate_windows)
         settle = run.estimator.settle
         compute = lambda inputs, targets: _window_losses(model, settle, inputs, targets)
-        loss, residual = training.in_chunks(compute, (inputs, targets), 64)
+        loss, residual = training.in_chunks(compute, (inputs, targets), 64, run.step.mesh)
         unsettled = np.nan if self.estimator == "bptt" else np.mean(~(residual <= self.accept_free))
         entropy, middle = float(loss.mean()), float(np.median(residual))
         return Evaluation(entropy, int(targets.size), middle, float(unsettled))

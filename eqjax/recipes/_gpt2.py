@@ -74,6 +74,7 @@ class AbstractGPT2Recipe(AbstractRecipe):
             raise ValueError(f"`width` {self.width} is not divisible by `heads` {self.heads}.")
 
     def check_start(self) -> None:
+        super().check_start()
         told = (
             f"`batch` {self.batch}, `length` {self.length}, `width` {self.width}: the activations"
         )
@@ -105,7 +106,8 @@ class AbstractGPT2Recipe(AbstractRecipe):
         """Cross-entropy on windows spread over `ids`."""
         windows = language.tiles(ids, length=self.window, count=self.evaluate_windows)
         compute = lambda inputs, targets: _losses(model, self.length, inputs, targets)
-        losses = training.in_chunks(compute, windows, max(1, 64 * self.length // self.window))
+        chunk = max(1, 64 * self.length // self.window)
+        losses = training.in_chunks(compute, windows, chunk, run.step.mesh)
         return Evaluation(float(losses.mean()), windows[1].size)
 
     def finish(self, run: Run) -> None:

@@ -285,6 +285,7 @@ class AeonBackprop(AbstractEstimator):
     """
 
     objective: ClassVar[str] = "output"
+    carries_rows: ClassVar[bool] = True
     trains: Callable = trainable
 
     def start(self, model: AeonGPT2, batch: int) -> Resonance:

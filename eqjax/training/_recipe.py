@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from .._checks import (
@@ -26,6 +27,7 @@ from .._checks import (
 )
 from .._extras import require
 from .._files import write_text
+from ._mesh import as_mesh, check_shares, placed
 from ._step import Step, TrainState
 
 if TYPE_CHECKING:
@@ -165,7 +167,7 @@ class Evaluation:
 class AbstractRecipe(Settings, abc.ABC):
     """Settings of something that can be trained, and what they mean.
 
-    A final recipe has one field for each setting, all with defaults, among them `out`, `steps`, `log_every`, `evaluate_every`,
+    A final recipe has one field for each setting, all with defaults, among them `steps`, `batch`, `log_every`, `evaluate_every`,
     `save_every` and `keep`, which the run reads.
     """
 
@@ -173,10 +175,19 @@ class AbstractRecipe(Settings, abc.ABC):
     """What one types after `eqjax` to train it; a run's folder says so."""
     out: Path = Path("runs/train")
     """Folder of the run: configuration, metrics and checkpoints."""
+    devices: int | None = None
+    """Devices of this host that share a batch out. If not given one, and of a run that goes on those that it had."""
 
     def check_start(self) -> None:
-        """`ValueError`, before a run starts, for settings without effect, or sizes that no memory holds. Not for a run that
-        goes on, whatever an earlier version took."""
+        """`ValueError`, before a run starts, for settings without effect, devices that are not there, or sizes that no memory
+        holds. Not for a run that goes on, whatever an earlier version took."""
+        self.mesh()
+
+    def mesh(self: Any) -> Mesh | None:
+        """The devices, which are there and get equal shares of a `batch`, or `ValueError`."""
+        found = as_mesh("devices", self.devices)
+        check_shares(found, self.batch, "batch", "devices")
+        return found
 
     @abc.abstractmethod
     def gather(self, *, fallback: bool) -> Material:
@@ -208,17 +219,23 @@ class AbstractRecipe(Settings, abc.ABC):
         """What is written once a run has reached its end, besides its checkpoints."""
 
 
-def in_chunks(compute: Callable[..., Any], windows: tuple[np.ndarray, ...], chunk: int) -> Any:
+def in_chunks(
+    compute: Callable[..., Any],
+    windows: tuple[np.ndarray, ...],
+    chunk: int,
+    mesh: Mesh | None = None,
+) -> Any:
     """`compute(*windows)`, `chunk` windows at a time, as NumPy arrays whose leading axis runs over all windows.
 
-    The last chunk is filled up, so that one compiled shape serves all.
+    The last chunk is filled up, so that one compiled shape serves all. The devices of a `mesh` share each chunk out.
     """
-    found = []
+    found, devices = [], 1 if mesh is None else mesh.size
+    chunk = -(-chunk // devices) * devices
     for first in range(0, len(windows[0]), chunk):
         parts = [part[first : first + chunk] for part in windows]
         size = len(parts[0])
         parts = [np.concatenate([part, np.repeat(part[:1], chunk - size, 0)]) for part in parts]
-        values = compute(*map(jnp.asarray, parts))
+        values = compute(*placed(mesh, tuple(map(jnp.asarray, parts)), rows=True))
         found.append(jax.tree.map(lambda leaf, size=size: np.asarray(leaf)[:size], values))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
 

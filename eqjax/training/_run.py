@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
-from .._checks import check_kind
+from .._checks import check_kind, given
 from .._files import space_for, write_text
 from ..gradients import AbstractEstimator, Report
 from ._checkpoint import Checkpoints
@@ -77,6 +77,7 @@ class Run:
         with claimed(recipe.out):
             material = recipe.gather(fallback=fallback)
             run = cls(recipe, material, *recipe.build(material))
+            run.step = dataclasses.replace(run.step, mesh=recipe.mesh())
         recipe.save(recipe.out / "config.yaml")
         # The text stays with the run: a moved folder, or a corpus that is out of reach later, does no harm.
         write_text(text_file(recipe.out), material.text)
@@ -89,12 +90,15 @@ class Run:
         recipes: Iterable[type[AbstractRecipe]],
         *,
         step: int | None = None,
+        devices: int | None = None,
     ) -> "Run":
         """Rebuild a run from its folder: model, optimiser, step, random key and position in the data.
 
-        **Arguments:** `folder`; `recipes`: the kinds of run that will do; `step`: the checkpoint, by default the newest.
+        **Arguments:** `folder`; `recipes`: the kinds of run that will do; `step`: the checkpoint, by default the newest; `devices`:
+        how many train it from now on, by default as many as before, of which only `train` asks that they are there.
 
-        **Raises:** `CheckpointError` if there is no such run or checkpoint, or it or the text beside it is damaged.
+        **Raises:** `CheckpointError` if there is no such run or checkpoint, or it or the text beside it is damaged. `ValueError`
+        if there are no such `devices`.
         """
         check_kind((str, os.PathLike), "the folder of a run", folder=folder)
         path, kinds = Path(folder), {recipe.command: recipe for recipe in recipes}
@@ -102,10 +106,13 @@ class Run:
         def read() -> "Run":
             with opened_run(path, kinds, step) as (kept, about):
                 kind = kinds[about["command"]]
-                recipe = dataclasses.replace(kind.from_dict(about["config"], str(path)), out=path)
+                told = kind.from_dict(about["config"], str(path))
+                recipe = dataclasses.replace(told, out=path, **given(devices=devices))
+                mesh = None if devices is None else recipe.mesh()
                 material = recipe.recall(kept_text(path, about), about["source"], about)
                 run = cls(recipe, material, *recipe.build(material))
                 run.state = kept.restore(run.state, step)
+                run.step = dataclasses.replace(run.step, mesh=mesh)
             run.data.set_state(about["data"])
             return run
 
@@ -161,6 +168,7 @@ class Run:
         """
         recipe, first, outcome = self.recipe, int(self.state.step), TrainingReport()
         check_finite(self.model)
+        self.step = dataclasses.replace(self.step, mesh=recipe.mesh())
 
         def report(step: int, values: dict[str, Any]) -> None:
             # What the report of an estimator does not have (NaN) is left out of the file: in a GPT-2 nothing settles.

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.core import Tracer
+from jax.sharding import Mesh
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from .._checks import check_callable, check_key, check_kind, given, refuse
@@ -16,6 +17,7 @@ from ..analytic import cross_entropy, tree_where
 from ..fields import trainable
 from ..gradients import AbstractEstimator
 from ..homeostasis import AbstractHomeostat
+from ._mesh import as_mesh, check_shares, constrained, placed, sharded, slowest
 
 
 class TrainState(eqx.Module):
@@ -69,17 +71,33 @@ class Step(eqx.Module):
     optimiser: optax.GradientTransformation
     homeostat: AbstractHomeostat | None
     loss: Callable
+    mesh: Mesh | None = eqx.field(static=True, default=None)
 
     def __call__(self, state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, Any]]:
         self._check(state)
         _check_unused(state)
-        return _update((self, batch), state)
+        return _update(*self._placed(state, batch))
 
     def compile(self, state: TrainState, batch: tuple) -> "CompiledStep":
         """Compile ahead of time for the shapes of these arguments; the result can never recompile."""
         self._check(state)
-        lowered = _update.lower((self, batch), state)  # pyright: ignore[reportFunctionMemberAccess]
+        arguments = self._placed(state, batch, donate=False)
+        lowered = _update.lower(*arguments)  # pyright: ignore[reportFunctionMemberAccess]
         return CompiledStep(self, lowered.compile())
+
+    def _placed(self, state: TrainState, batch: tuple, *, donate: bool = True) -> tuple:
+        """The arguments of the compiled step, where their devices want them: the batch in shares, the rest on all."""
+        if self.mesh is None:
+            return (self, batch), state
+        for leaf in jax.tree.leaves(batch):
+            check_shares(self.mesh, jnp.shape(leaf)[0] if jnp.ndim(leaf) else 1, "batch", "mesh")
+        step, batch = placed(self.mesh, self, rows=False), placed(self.mesh, batch, rows=True)
+        return (step, batch), self._laid_out(placed, state, donate=donate)
+
+    def _laid_out(self, put: Callable, state: TrainState, **how: Any) -> TrainState:
+        carry = put(self.mesh, state.carry, rows=self.estimator.carries_rows, **how)
+        rest = put(self.mesh, dataclasses.replace(state, carry=None), rows=False, **how)
+        return dataclasses.replace(rest, carry=carry)
 
     def _check(self, state: TrainState) -> None:
         check_kind(TrainState, "a `TrainState`, from `TrainState.create`", state=state)
@@ -99,7 +117,7 @@ class CompiledStep:
 
     def __call__(self, state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, Any]]:
         _check_unused(state)
-        return self.program((self.step, batch), state)
+        return self.program(*self.step._placed(state, batch))
 
     @property
     def memory_bytes(self) -> int:
@@ -112,6 +130,7 @@ def make_step(
     homeostat: AbstractHomeostat | None = None,
     *,
     loss: Callable = cross_entropy,
+    mesh: Any = None,
 ) -> Step:
     """One jitted training step, `step(state, batch) -> (state, metrics)`.
 
@@ -121,17 +140,19 @@ def make_step(
 
     **Arguments:** `estimator`; `optimiser`: any Optax transformation; `homeostat`: what keeps the field settled while it
     learns, such as `eqjax.homeostasis.growth_homeostat()`; `loss(outputs, targets)`: scalar of one sample, by default
-    the token-mean cross-entropy.
+    the token-mean cross-entropy; `mesh`: a `jax.sharding.Mesh` with one axis, or how many devices of this host: each settles its share of the
+    batch by itself, parameters are the same on all, and mean, acceptance and metrics are of the whole batch, to rounding.
 
     **Returns:** a `Step`. `metrics` are arrays, scalar but for some `signals`: those of `Report.summary`, `gradient_norm` (of the task, before
-    homeostat and optimiser), `updated`, the estimate's `signals`, and those of the homeostat. An optimiser that takes Optax' extra
+    homeostat and optimiser), `updated`, the estimate's `signals`, and those of the homeostat; with a `mesh` also `slowest`,
+    the evaluations that the slowest sample of each device took. An optimiser that takes Optax' extra
     arguments gets the loss as `value`, and the signals by name.
     """
     check_kind(AbstractEstimator, "an estimator, such as `AsymEP()`", estimator=estimator)
     _check_optimiser(optimiser)
     check_kind(AbstractHomeostat, "a homeostat", **given(homeostat=homeostat))
     check_callable("loss(outputs, targets)", loss=loss)
-    return Step(estimator, optimiser, homeostat, loss)
+    return Step(estimator, optimiser, homeostat, loss, as_mesh("mesh", mesh))
 
 
 def _check_unused(state: TrainState) -> None:
@@ -152,9 +173,12 @@ def _update(fixed, state):
     step, batch = fixed
     key, draw = jax.random.split(state.key)
     remembered = {} if state.carry is None else {"carry": state.carry}
-    estimate = step.estimator(state.model, step.loss, batch, key=draw, **remembered)
+    estimator = sharded(step.estimator, step.mesh)
+    estimate = estimator(state.model, step.loss, batch, key=draw, **remembered)
     norm = optax.tree.norm(estimate.grads)
     metrics = {**estimate.report.summary(), "gradient_norm": norm, **estimate.signals}
+    if step.mesh is not None and step.estimator.objective != "output":
+        metrics["slowest"] = slowest(step.mesh, estimate.report.field_evaluations)
     if step.homeostat is None:
         grads, held = estimate.grads, None
         good = jnp.isfinite(norm) & jnp.any(estimate.report.accepted)
@@ -174,7 +198,8 @@ def _update(fixed, state):
     model = eqx.apply_updates(state.model, updates)
     model, opt_state = tree_where(good, (model, opt_state), (state.model, state.opt_state))
     new = TrainState(model, opt_state, state.step + 1, key, held, estimate.carry)
-    return new, metrics | {"updated": good}
+    metrics = constrained(step.mesh, metrics | {"updated": good}, rows=False)
+    return step._laid_out(constrained, new), metrics
 
 
 def check_finite(model: PyTree) -> None:
