@@ -13,6 +13,7 @@ from jaxtyping import Array
 from ..analytic import tree_held
 from ._collocation import Linearised, Profile, better_mesh, linearised, redrawn, worse_mesh
 from ._cycle_newton import Rows, corrected, first_turn, newton_step, once
+from ._jacobian import check_autonomous
 from ._multipliers import along_the_flow, log_multipliers
 from ._path import after
 from ._shooting import DRIFT
@@ -25,6 +26,7 @@ ROUNDS = 4
 @eqx.filter_jit
 def collocated(field, z0, x, period, intervals, k, tol, max_steps) -> dict[str, Any]:
     """The entries of a `PeriodicOrbit`."""
+    check_autonomous(field, z0, x)  # here, so that a second call does not trace the field
     flat, unravel = ravel_pytree(z0)
     held = tree_held((field, x))
 

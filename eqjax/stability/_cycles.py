@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarL
 from .._checks import check_count, check_key, check_kind, check_positive, given
 from ._collocation import Profile
 from ._cycle_search import collocated
-from ._jacobian import check_autonomous, real_dtype
+from ._jacobian import real_dtype
 from ._shooting import shot
 
 
@@ -148,7 +148,6 @@ def periodic_orbit(
     check_key(**given(key=key))
     check_kind(dfx.AbstractSolver, "a Diffrax solver", solver=solver)
     dtype, size = real_dtype(z0), optax.tree.size(z0)
-    check_autonomous(field, z0, x)
     z0 = jax.tree.map(jnp.asarray, z0)
     k = min(k, size)
     period = jnp.asarray(period, dtype)

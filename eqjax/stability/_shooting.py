@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool
 
 from ..relaxation import NewtonKrylov
+from ._jacobian import check_autonomous
 from ._krylov_schur import Eigenpairs, eigenpairs, resolve
 from ._propagation import turn
 
@@ -30,6 +31,7 @@ def multipliers_resolved(pairs: Eigenpairs) -> Bool[Array, ""]:
 @eqx.filter_jit
 def shot(field, z0, x, period, steps, k, ncv, tol, max_steps, solver, key) -> dict[str, Any]:
     """The entries of a `PeriodicOrbit`."""
+    check_autonomous(field, z0, x)
     flat, unravel = ravel_pytree(z0)
 
     def force(z):
