@@ -56,6 +56,19 @@ def _stop(step, values):
         raise KeyboardInterrupt
 
 
+def test_the_equilibrium_model_learns_byte_pairs_too(text, tmp_path):
+    sizes = {"width": 8, "heads": 2, "length": 8, "batch": 3, "warmup": 1, "chunk": 2}
+    recipe = TrainConfig(text=text, out=tmp_path, tokens="bpe", vocabulary=270, **sizes, **RARE)
+    assert Run.start(recipe).train().skipped == 0
+    again = open_run(tmp_path, TrainConfig)
+    words = "settle, Ωnce more"
+    assert again.tokenizer.size == 270 == again.model.decode(jax.numpy.ones((1, 8))).shape[-1]
+    assert again.tokenizer.decode(again.tokenizer.encode(words)) == words
+    for settings in ({"tokens": "bpe", "vocabulary": 256}, {"vocabulary": 300}):
+        with pytest.raises(ValueError, match="vocabulary"):
+            TrainConfig(**settings).check_start()
+
+
 def test_streams_read_on_and_return_to_a_position():
     ids = np.arange(50, dtype=np.int32)
     stream = Streams(ids, length=4, batch=3, seed=0)

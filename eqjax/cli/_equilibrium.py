@@ -191,9 +191,10 @@ def _report(run, outcome=None) -> None:
     result = run.evaluate(run.validation_ids)
     in_order = getattr(run.recipe, "order", "window") == "tokens"
     of = "tokens" if in_order and run.recipe.estimator != "dyadic" else "windows"
+    one, unit = ("char", "characters") if run.recipe.tokens == "characters" else ("token", "tokens")
     bigram = bigram_cross_entropy(run.train_ids, run.validation_ids, run.tokenizer.size)
     print(
-        f"validation cross-entropy {result.cross_entropy:.4f} nats/char over {result.tokens} characters "
+        f"validation cross-entropy {result.cross_entropy:.4f} nats/{one} over {result.tokens} {unit} "
         f"(bigram {bigram:.3f}, unigram entropy {unigram_entropy(run.validation_ids):.3f}); "
         f"median force residual {result.residual:.1e}"
         + ("" if math.isnan(result.unsettled) else f", unsettled {of} {result.unsettled:.2%}")

@@ -14,11 +14,12 @@ from .. import training
 from .._checks import check_between, check_count, check_memory, given
 from ..analytic import cross_entropy
 from ..gradients import on_common_samples
-from ..language import CharTokenizer, batches, generate, load_corpus, split, tiles
+from ..language import batches, generate, load_corpus, split, tiles
 from ..relaxation import TokenOrder
 from ..training import AbstractRecipe, Evaluation, Material, Parts, Run, TrainState, make_step
 from ._equilibrium_build import build_estimator, build_homeostat, build_model, reference_oracle
 from ._schedule import build_optimiser
+from ._tokens import TokensName, check_vocabulary, kept, learned, recalled
 
 EstimatorName = Literal[
     "asymep", "oracle", "bptt", "holomorphic", "dyadic", "truncated", "vector-field"
@@ -46,6 +47,10 @@ class TrainConfig(AbstractRecipe):
     command: ClassVar[str] = "train"
     text: Path | None = None
     """A UTF-8 text file to learn from. Tiny Shakespeare if not given."""
+    tokens: TokensName = "characters"
+    """Read it by characters, or by byte pairs learned from it."""
+    vocabulary: int = 1024
+    """Byte pairs to learn, if tokens are bpe."""
 
     block: Literal["thick", "real", "monotone", "energy"] = "thick"
     """Mode of the equilibrium block."""
@@ -144,10 +149,11 @@ class TrainConfig(AbstractRecipe):
     def __post_init__(self):
         super().__post_init__()
         self.check_above_zero(
-            "width heads length free_rtol nudged_rtol max_steps accept_free accept_adjoint bptt_steps step_size "
+            "width heads length vocabulary free_rtol nudged_rtol max_steps accept_free accept_adjoint bptt_steps step_size "
             "steps batch learning_rate clip log_every evaluate_every evaluate_windows save_every embedding_scale "
             "homeostat_weight homeostat_target radius"
         )
+        check_vocabulary(self.tokens, self.vocabulary)
         check_count(**given(chunk=self.chunk))
         together = (self.chunk or 1) > 1 and self.order == "tokens" and self.estimator != "bptt"
         if together and self.solver not in (None, "anderson", "type-one", "broyden"):
@@ -183,6 +189,8 @@ class TrainConfig(AbstractRecipe):
 
     def check_start(self) -> None:
         super().check_start()
+        if self.tokens != "bpe":
+            self.check_unused("vocabulary", "that of `tokens` characters is their number")
         every = "weight margin controller target samples gate"
         names = " ".join(f"homeostat_{name}" for name in every.split())
         if self.homeostat == "none":
@@ -208,12 +216,12 @@ class TrainConfig(AbstractRecipe):
 
     def gather(self, *, fallback: bool) -> Material:
         corpus = load_corpus(self.text, fallback=fallback)
-        characters = CharTokenizer.from_text(corpus.text).characters
-        return self.recall(corpus.text, corpus.source, {"characters": characters})
+        tokenizer = learned(self.tokens, self.vocabulary, corpus.text)
+        return Material(corpus.text, corpus.source, tokenizer, kept(tokenizer))
 
     def recall(self, text: str, source: str, about: dict[str, Any]) -> Material:
-        characters = about["characters"]
-        return Material(text, source, CharTokenizer(characters), {"characters": characters})
+        tokenizer = recalled(about)
+        return Material(text, source, tokenizer, kept(tokenizer))
 
     def build(self, material: Material) -> Parts:
         """Sets `jax_enable_x64` to what the settings say."""

@@ -21,6 +21,7 @@ from ..language import GPT2, BPETokenizer, CharTokenizer, GPT2Config
 from ..memory import MemoryGPT2, memory_parameters
 from ..training import AbstractRecipe, Evaluation, Material, Parts, Run, TrainState, make_step
 from ._schedule import build_optimiser
+from ._tokens import TokensName, check_vocabulary, kept, learned, recalled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,10 +91,7 @@ class AbstractGPT2Recipe(AbstractRecipe):
         return made_of(corpus, tokenizer, GPT2.init(config, jax.random.key(self.seed)))
 
     def recall(self, text: str, source: str, about: dict[str, Any]) -> Material:
-        if "characters" in about:
-            tokenizer = CharTokenizer(about["characters"])
-        else:
-            tokenizer = BPETokenizer(about["byte_pairs"])
+        tokenizer = recalled(about)
         model = GPT2.init(GPT2Config.from_dict(about["model"]), jax.random.key(0))
         return made_of(language.Corpus(text, source), tokenizer, model)
 
@@ -121,7 +119,7 @@ class AbstractGPT2Recipe(AbstractRecipe):
 
     def learned(self, text: str) -> CharTokenizer | BPETokenizer:
         """The tokenizer of a model that starts from nothing."""
-        return CharTokenizer.from_text(text)
+        return learned("characters", 0, text)
 
     def rates(self) -> dict[str, Any]:
         """Of dropout."""
@@ -137,7 +135,7 @@ class GPT2Settings(AbstractGPT2Recipe):
     """Folder of the run: configuration, metrics, checkpoints, and at the end the model as Hugging Face reads it."""
     start: str | None = None
     """Go on from this pretrained GPT-2: a folder, or a name such as gpt2. Its sizes and tokens are taken."""
-    tokens: Literal["characters", "bpe"] = "characters"
+    tokens: TokensName = "characters"
     """Characters of the text, or byte pairs learned from it."""
     vocabulary: int = 1024
     """Byte pairs to learn, in all."""
@@ -164,10 +162,7 @@ class GPT2Settings(AbstractGPT2Recipe):
         super().__post_init__()
         self.check_above_zero("vocabulary slots segments")
         self.check_not_negative("lora_rank dropout")
-        if self.tokens == "bpe" and self.vocabulary < 257:
-            raise ValueError(
-                f"`vocabulary` must be at least 257, the bytes and an end of text, got {self.vocabulary}."
-            )
+        check_vocabulary(self.tokens, self.vocabulary)
         check_number("be below 1", lambda v: v < 1, dropout=self.dropout)
         if (self.lora_rank or self.freeze) and not self.start:
             raise ValueError(
@@ -202,9 +197,7 @@ class GPT2Settings(AbstractGPT2Recipe):
         return self.length * (1 if self.memory == "none" else self.segments)
 
     def learned(self, text: str) -> CharTokenizer | BPETokenizer:
-        if self.tokens == "characters":
-            return super().learned(text)
-        return language.train_bpe([text], self.vocabulary)
+        return learned(self.tokens, self.vocabulary, text)
 
     def rates(self) -> dict[str, Any]:
         return dict.fromkeys(super().rates(), self.dropout)
@@ -255,9 +248,7 @@ class GPT2Settings(AbstractGPT2Recipe):
 
 def made_of(corpus: language.Corpus, tokenizer: Any, model: GPT2) -> Material:
     """What `AbstractGPT2Recipe.recall` makes again."""
-    letters = isinstance(tokenizer, CharTokenizer)
-    kept = {"characters": tokenizer.characters} if letters else {"byte_pairs": tokenizer.text}
-    about = {"model": model.config.to_dict(), **kept}
+    about = {"model": model.config.to_dict(), **kept(tokenizer)}
     return Material(corpus.text, corpus.source, tokenizer, about, model)
 
 
