@@ -34,6 +34,15 @@ from eqjax.training import Run, holds_run, read_metrics
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"width": 128, "heads": 4, "length": 64, "batch": 16, "steps": 2500},
     "full": {"width": 256, "heads": 8, "length": 128, "batch": 32, "steps": 4000},
+    "pairs": {
+        "width": 512,
+        "heads": 16,
+        "length": 256,
+        "batch": 32,
+        "steps": 4000,
+        "tokens": "bpe",
+        "vocabulary": 4096,
+    },
 }
 COMMON = {"evaluate_every": 250, "save_every": 250, "keep": 0}
 ROWS: dict[str, dict[str, Any]] = {
@@ -41,6 +50,8 @@ ROWS: dict[str, dict[str, Any]] = {
     "AsymEP, decay .1": {},
     "oracle": {"estimator": "oracle"},
     "AsymEP + growth": {"homeostat": "growth"},
+    "AsymEP + token growth": {"homeostat": "token-growth"},
+    "AsymEP, prefix": {"accept_prefix": True},
     "BPTT": {"estimator": "bptt"},
     "BPTT + growth": {"estimator": "bptt", "homeostat": "growth"},
     "transformer": {"weight_decay": 0.01},
