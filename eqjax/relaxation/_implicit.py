@@ -37,10 +37,12 @@ def implicit_root(
 
 @implicit_root.def_jvp
 def _(primals, tangents, *, find, linear, throw):
-    # What `jax.grad` was given as a Python number arrives as one; others stay what the field was converted with.
+    # What `jax.grad` was given as a Python number arrives as one, or as JAX' own kind of number when it is differentiated
+    # again; a number beside what is differentiated stays one, as the field was converted with it.
     def arrays(leaf, tangent):
-        number = isinstance(leaf, (float, complex)) and tangent is not None
-        return jnp.asarray(leaf) if number else leaf
+        number = isinstance(leaf, (float, complex))
+        beside = tangent is None and type(leaf) in (float, complex)
+        return jnp.asarray(leaf) if number and not beside else leaf
 
     force, x, z0 = jax.tree.map(arrays, tuple(primals), tuple(tangents))
     *tangents, begun = tangents
