@@ -71,6 +71,8 @@ def configuration(options: argparse.Namespace, row: str, seed: int) -> TrainConf
 
 def run_row(config: TrainConfig, row: str) -> None:
     if row == "transformer":
+        if (config.out / "transformer.json").exists():
+            return
         result = train_transformer(config)
         (config.out / "transformer.json").write_text(json.dumps(result))
         return

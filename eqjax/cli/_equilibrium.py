@@ -189,8 +189,7 @@ def _report(run, outcome=None) -> None:
     from ..language import bigram_cross_entropy, unigram_entropy
 
     result = run.evaluate(run.validation_ids)
-    in_order = getattr(run.recipe, "order", "window") == "tokens"
-    of = "tokens" if in_order and run.recipe.estimator != "dyadic" else "windows"
+    of = "tokens" if run.recipe.in_order else "windows"
     one, unit = ("char", "characters") if run.recipe.tokens == "characters" else ("token", "tokens")
     bigram = bigram_cross_entropy(run.train_ids, run.validation_ids, run.tokenizer.size)
     print(

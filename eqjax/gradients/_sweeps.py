@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import optimistix as optx
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..analytic import while_loop
-from ..relaxation import TokenOrder, linear_in_order, wanted, with_tolerance
+from ..relaxation import TokenOrder, linear_in_order, while_wanted, with_tolerance
 
 CAP = 4.0  # in radii
 
@@ -76,8 +75,5 @@ def swept(phases, nudge, force, most: int = 4):
     start = _Carry(
         jnp.zeros_like(pull), pull, optx.two_norm(pull), jnp.ones((), z.dtype), count, count
     )
-    held = lambda carry: jax.tree.map(
-        lambda new, old: jnp.where(going(carry), new, old), step(carry), carry
-    )
-    final = while_loop(lambda carry: wanted(going(carry)), held, start)
+    final = while_wanted(going, step, start)
     return final.a, size(final.a, final.shrink), final.residual, final.calls

@@ -17,7 +17,13 @@ from ..gradients import on_common_samples
 from ..language import batches, generate, load_corpus, split, tiles
 from ..relaxation import TokenOrder
 from ..training import AbstractRecipe, Evaluation, Material, Parts, Run, TrainState, make_step
-from ._equilibrium_build import build_estimator, build_homeostat, build_model, reference_oracle
+from ._equilibrium_build import (
+    HINGED,
+    build_estimator,
+    build_homeostat,
+    build_model,
+    reference_oracle,
+)
 from ._schedule import build_optimiser
 from ._tokens import TokensName, check_vocabulary, kept, learned, recalled
 
@@ -195,7 +201,7 @@ class TrainConfig(AbstractRecipe):
         names = " ".join(f"homeostat_{name}" for name in every.split())
         if self.homeostat == "none":
             self.check_unused(names, "there is no `homeostat`")
-        if self.homeostat not in ("growth", "token-growth", "spectral", "lognorm"):
+        if self.homeostat not in HINGED:
             self.check_unused("homeostat_margin", "this `homeostat` has none")
         if self.homeostat_controller == "constant":
             self.check_unused("homeostat_target", "the `homeostat_controller` is constant")
@@ -203,11 +209,16 @@ class TrainConfig(AbstractRecipe):
             self.check_unused("qknorm", "the monotone `block` has none")
         if self.homeostat_samples is not None:
             check_count(1, self.batch, homeostat_samples=self.homeostat_samples)
-        if self.order == "window" or self.estimator in ("bptt", "dyadic"):
+        if not self.in_order or self.estimator == "bptt":
             self.check_unused("chunk accept_prefix", "the window settles at once")
         if self.estimator == "bptt":
             self.check_unused("order solver", "bptt relaxes")
         self.check_fits()
+
+    @property
+    def in_order(self) -> bool:
+        """Whether what settles does so token after token: dyads settle both of their states at once, which is no causal field."""
+        return self.order == "tokens" and self.estimator != "dyadic"
 
     def check_fits(self) -> None:
         """`ValueError` for sizes that no memory of this machine holds: those of a solver's history alone."""

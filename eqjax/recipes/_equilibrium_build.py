@@ -27,6 +27,8 @@ SOLVERS: dict[str, Any] = {
 # On a block of 256 channels after 1000 updates, where a smaller mixing loses no token of an adjoint (.5: one window in 48).
 TYPE_ONE = {"mixing": 0.3, "window": 6}
 
+HINGED = ("growth", "token-growth", "spectral", "lognorm")  # penalties that ask for a margin
+
 
 def build_model(config: Any, vocabulary: int, key) -> fields.AbstractEquilibriumModel:
     """The untrained model that a configuration describes."""
@@ -48,12 +50,10 @@ def build_model(config: Any, vocabulary: int, key) -> fields.AbstractEquilibrium
 
 def build_solver(config: Any, rtol: float):
     """The free-phase solver that a configuration names, at tolerance `rtol`."""
-    # Dyads settle both of their states at once, which is no causal field.
-    in_order = config.order == "tokens" and config.estimator != "dyadic"
-    name = config.solver or ("type-one" if in_order else "anderson")
+    name = config.solver or ("type-one" if config.in_order else "anderson")
     settings = {"picard": {"step_size": config.step_size}, "type-one": TYPE_ONE}.get(name, {})
     solver = SOLVERS[name](rtol=rtol, **settings)
-    return _in_order(config, solver) if in_order else solver
+    return _in_order(config, solver) if config.in_order else solver
 
 
 def _in_order(config: Any, solver: Any) -> Any:
@@ -72,7 +72,7 @@ def build_estimator(config: Any) -> gradients.AbstractEstimator:
     # Biased by design: their adjoint residual is reported, not held against them.
     open_gate = gradients.Accept(config.accept_free, float("inf"), **prefix)
     back = relaxation.AndersonTypeI(rtol=config.nudged_rtol, mixing=TYPE_ONE["mixing"])
-    in_order = _in_order(config, back) if config.order == "tokens" else None
+    in_order = _in_order(config, back) if config.in_order else None
     sweeps = in_order is not None and config.estimator == "asymep"
     nudged = gradients.Nudge(
         in_order if sweeps else relaxation.Anderson(rtol=config.nudged_rtol),
@@ -118,7 +118,7 @@ def build_homeostat(config: Any) -> homeostasis.Homeostat | None:
         return None
     # A hinge says by itself how far the margin is violated; the others never reach zero, and are needed as far as
     # samples are lost.
-    hinged = name in ("growth", "token-growth", "spectral", "lognorm")
+    hinged = name in HINGED
     penalty = getattr(homeostasis, f"{name.replace('-', '_')}_penalty")
     limits = {"floor": 1e-2 * weight, "ceiling": 1e2 * weight}
     moving = {"multiplicative": homeostasis.Multiplicative, "pi": homeostasis.PI}

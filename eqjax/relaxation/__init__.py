@@ -22,7 +22,7 @@ from ._gmres import (
     solve_linear as solve_linear,
 )
 from ._implicit_euler import BackwardEuler as BackwardEuler, IMEXEuler as IMEXEuler
-from ._loop import wanted as wanted
+from ._loop import while_wanted as while_wanted
 from ._newton_krylov import NewtonKrylov as NewtonKrylov
 from ._picard import Picard as Picard
 from ._pseudo_transient import PseudoTransient as PseudoTransient

@@ -169,19 +169,21 @@ def _newton(force, begin, met, order: TokenOrder, reverse: bool):
     count = begin.shape[0]
 
     def step(carry):
-        u, done, tried = carry
+        u, done, tried, _ = carry
         t = count - 1 - done if reverse else done
         own = lambda v, _: jax.lax.dynamic_index_in_dim(force(placed(u, v, t)), t, 0, False)
         best, (_, stats) = iterate(
             own, newton, jax.lax.dynamic_index_in_dim(u, t, 0, False), None, NEWTON
         )
-        return placed(u, best, t), done + 1, tried + stats["field_evaluations"]
+        u = placed(u, best, t)
+        ended = jnp.all(order.settled(force(u), u))
+        return u, done + 1, tried + stats["field_evaluations"] + 1, ended
 
     placed = lambda u, v, t: jax.lax.dynamic_update_index_in_dim(u, v, t, 0)
-    going = lambda carry: ~met & (carry[1] < count)
+    going = lambda carry: ~carry[3] & (carry[1] < count)
     none = jnp.asarray(0)
-    value, _, tried = while_wanted(going, step, (begin, none, none))
-    return value, met | jnp.all(order.settled(force(value), value)), tried
+    value, _, tried, ended = while_wanted(going, step, (begin, none, none, met))
+    return value, ended, tried
 
 
 def _flow(force, begin, met, order: TokenOrder, most: int):

@@ -120,7 +120,7 @@ def leading_modes(
 
     The two searches differ: a fast mode far to the left is of no consequence to the flow and flips under Euler.
     """
-    if transform is None and settings.get("ncv") is None and by_blocks(field, z):
+    if by_blocks(field, z, transform, settings.get("ncv")):
         k = min(k, optax.tree.size(z))
         with jax.default_matmul_precision("highest"):
             flow, every = block_spectrum(field, z, x, k, settings["key"])

@@ -204,7 +204,7 @@ def spectrum(
     check_kind(AbstractTransform, kinds, **given(transform=transform))
     check_key(**given(key=key))
     check_precision(precision=precision)
-    searched = (which, transform, ncv, tol, start) != (None,) * 5 or left
+    blocks = by_blocks(field, z, which, transform, ncv, tol, start) and not left
     transform = resolve(which, transform)
     key = jax.random.key(0) if key is None else key
     real = jnp.finfo(state_dtype(z)).dtype
@@ -213,7 +213,7 @@ def spectrum(
     step = None if step is None else jnp.asarray(step, real)
     tol = None if tol is None else jnp.asarray(tol, real)
     with jax.default_matmul_precision(precision):
-        if by_blocks(field, z) and not searched:
+        if blocks:
             found, _ = block_spectrum(field, z, x, k, key)
         else:
             found = _spectrum(field, z, x, k, transform, left, ncv, tol, max_restarts, start, key)

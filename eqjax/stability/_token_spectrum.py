@@ -56,11 +56,12 @@ def token_spectrum(field: Any, z: Float[Array, "t c"], x: Inexact[Array, "t c"])
     return TokenSpectrum(values, abscissas, jnp.argmax(abscissas))
 
 
-def by_blocks(field: Any, z: Any) -> bool:
-    """Whether a spectrum is that of own blocks, if nothing else is asked for."""
+def by_blocks(field: Any, z: Any, *asked: Any) -> bool:
+    """Whether a spectrum is that of own blocks: of a causal field, if no setting of a search is `asked` for."""
     causal = isinstance(field, AbstractCausalField)
     one = isinstance(z, (jax.Array, np.ndarray)) and z.ndim == 2
-    return causal and one and jnp.isrealobj(z) and z.shape[1] <= WIDEST
+    idle = all(setting is None for setting in asked)
+    return idle and causal and one and jnp.isrealobj(z) and z.shape[1] <= WIDEST
 
 
 class TokenModes(NamedTuple):
