@@ -84,7 +84,7 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
             products=jnp.zeros((2 * self.window, 2 * self.window), _small(flat.dtype)),
             count=jnp.asarray(-1),
             mixing=jnp.asarray(self.mixing, real),
-            scale=jnp.ones((), real),
+            scale=jnp.asarray(1 if self.scale is None else self.scale, real),
         )
 
     def step(self, fn, y, args, options, state, tags):

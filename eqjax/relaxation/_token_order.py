@@ -1,7 +1,6 @@
 """Settling a causal field token after token, and its adjoint from the last token back to the first."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,18 +9,15 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree, ScalarLike
 
 from .._checks import check_count, check_positive, given
-from ..analytic import tree_finite, tree_held, while_loop
+from ..analytic import tree_finite, tree_held
 from ..fields import AbstractCausalField, written
 from ._anderson import AndersonTypeI
 from ._fallback import with_scale, with_tolerance
 from ._implicit import implicit_root
-from ._loop import iterate, wanted, while_wanted
-from ._newton_krylov import NewtonKrylov
+from ._in_order import InOrder, moving_window, scanned, settled_alone
 from ._quorum import AbstractAround
 from ._residual import RESULTS, MeasuresForce, scale_of
 from ._secant import AbstractSecant
-
-NEWTON = 20  # steps
 
 
 # Why in order. A causal field's Jacobian is block lower triangular in tokens. A joint iteration over the window sees a
@@ -41,9 +37,10 @@ class TokenOrder(AbstractAround):
 
     - `solver`: settles a token: by default `AndersonTypeI`, which finds tokens that `Anderson` loses (where ‖F‖ has a
       minimum that is no zero); or `NewtonKrylov`, a `Fallback` from one to another, any solver of ours.
-    - `chunk`: tokens that are settled together, each with coefficients of its own, by an `Anderson`, `AndersonTypeI` or
-      `Broyden`; where it does not divide the window the next smaller number that does. More work in fewer steps, one
-      after another: worth it where a step is bound by latency, as on a GPU.
+    - `chunk`: tokens that take their steps side by side, each with coefficients of its own, by an `Anderson`,
+      `AndersonTypeI` or `Broyden`: when the first has settled, the next one joins. (In linear solves, chunk after chunk;
+      where it does not divide the window the next smaller number that does.) More work in fewer steps, one after another:
+      worth it where a step is bound by latency, as on a GPU.
     - `flow`: step ε of the flow, of which at most ten times `max_steps` are taken; None for neither Newton nor flow.
 
     **Raises:** `ValueError` for a solver that does not measure the force, or a field that is not causal.
@@ -100,157 +97,6 @@ def check_causal(field: Any, z: Any) -> None:
         raise ValueError(f"`z0` must be one array `(T, C)` to be settled in order, got {z!r}.")
 
 
-class InOrder(NamedTuple):
-    """A window settled in order: states, inner steps of each chunk, and the tokens in a chunk."""
-
-    value: Inexact[Array, "t c"]
-    steps: Int[Array, " chunks"]
-    chunk: int
-
-    @property
-    def evaluations(self) -> Int[Array, ""]:
-        """In evaluations of the whole window, rounded up."""
-        return (jnp.sum(self.steps) * self.chunk + self.value.shape[0] - 1) // self.value.shape[0]
-
-
-def scanned(
-    solver: TokenOrder,
-    max_steps: int,
-    memory: PyTree[Array],
-    rows: tuple[Inexact[Array, "t c"], ...],
-    stage: Callable,
-    reverse: bool = False,
-) -> InOrder:
-    """Every chunk after the one before it (`reverse`: behind it).
-
-    `stage(memory, start, *rows)` gives, for the rows of a chunk, the force on it as a function of its states, where it
-    begins, and a function from its settled states to the memory for the next one.
-    """
-    length = rows[0].shape[0]
-    chunk = max(n for n in range(1, min(solver.chunk, length) + 1) if length % n == 0)
-    cut = lambda leaf: leaf.reshape(length // chunk, chunk, *leaf.shape[1:])
-
-    def one(memory, inputs):
-        start, *parts = inputs
-        force, begin, remembered = stage(memory, start, *parts)
-        value, steps = _settle(force, begin, solver, max_steps, reverse)
-        return remembered(value), (value, steps)
-
-    starts = jnp.arange(0, length, chunk)
-    inputs = (starts, *map(cut, rows))
-    _, (value, steps) = jax.lax.scan(one, memory, inputs, reverse=reverse)
-    return InOrder(value.reshape(rows[0].shape), steps, chunk)
-
-
-def _settle(force, begin, order: TokenOrder, max_steps, reverse):
-    solver: Any = order.solver
-    if begin.shape[0] > 1:
-        flip = (lambda a: a[::-1]) if reverse else (lambda a: a)
-        turned = lambda u: flip(force(flip(u)))
-        value, met, steps = _together(turned, flip(begin), solver, max_steps)
-        value = flip(value)
-    else:
-        fixed_point = isinstance(solver, optx.AbstractFixedPointSolver)
-        fn = (lambda u, _: u + force(u)) if fixed_point else (lambda u, _: force(u))
-        value, (result, stats) = iterate(fn, solver, begin, None, max_steps)
-        met, steps = result == optx.RESULTS.successful, stats["field_evaluations"]
-    if order.flow is None:
-        return value, steps
-    value, met, tried = _newton(force, value, met, order, reverse)
-    flowed, taken = _flow(force, value, met, order, 10 * max_steps)
-    return flowed, steps + tried + taken
-
-
-# Why last resorts. On trained blocks type I loses a token in 1% to 3% of the windows. On one of 64 channels the flow found
-# a fixed point at all of them, and Newton's method at half. On one of 256 channels the fixed points of most repel the flow,
-# by a pair, and Newton's method found them all: but from the best state of type I, and not from the start.
-def _newton(force, begin, met, order: TokenOrder, reverse: bool):
-    newton = NewtonKrylov(order.rtol, order.atol, norm=order.norm, scale=order.scale)
-    count = begin.shape[0]
-
-    def step(carry):
-        u, done, tried, _ = carry
-        t = count - 1 - done if reverse else done
-        own = lambda v, _: jax.lax.dynamic_index_in_dim(force(placed(u, v, t)), t, 0, False)
-        best, (_, stats) = iterate(
-            own, newton, jax.lax.dynamic_index_in_dim(u, t, 0, False), None, NEWTON
-        )
-        u = placed(u, best, t)
-        ended = jnp.all(order.settled(force(u), u))
-        return u, done + 1, tried + stats["field_evaluations"] + 1, ended
-
-    placed = lambda u, v, t: jax.lax.dynamic_update_index_in_dim(u, v, t, 0)
-    going = lambda carry: ~carry[3] & (carry[1] < count)
-    none = jnp.asarray(0)
-    value, _, tried, ended = while_wanted(going, step, (begin, none, none, met))
-    return value, ended, tried
-
-
-def _flow(force, begin, met, order: TokenOrder, most: int):
-    def step(carry):
-        u, ended, count = carry
-        now = force(u)
-        # A hair below the tolerance: another order of sums must not miss it.
-        ended = ended | jnp.all(order.settled(now, u, 0.999))
-        moved = u + jnp.asarray(order.flow, u.dtype) * now
-        return jnp.where(ended, u, moved), ended, count + 1
-
-    going = lambda carry: ~carry[1] & (carry[2] < most) & jnp.all(jnp.isfinite(carry[0]))
-    final, ended, count = while_wanted(going, step, (begin, met, jnp.asarray(0)))
-    return jnp.where(ended, final, begin), count
-
-
-class _Chunk(NamedTuple):
-    y: Inexact[Array, "n c"]
-    state: PyTree[Array]
-    held: Bool[Array, " n"]  # those that have ended, from the first on without a gap
-    taken: Int[Array, ""]
-
-
-def _together(force, begin, solver: AbstractSecant, max_steps):
-    """A chunk whose tokens take their steps side by side, each with a history of its own, and end in order."""
-    tags: frozenset[object] = frozenset()
-    shape, count = jax.ShapeDtypeStruct(begin.shape[1:], begin.dtype), begin.shape[0]
-    nothing: Any = None
-    first = solver.init(nothing, begin[0], None, {}, shape, None, tags)
-    # The count of evaluations stays one number: where the history is written must not differ within a batch.
-    axes = eqx.tree_at(lambda s: s.evaluations, jax.tree.map(lambda _: 0, first), None)
-    alike = lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape))
-    state = eqx.tree_at(lambda s: s.evaluations, jax.tree.map(alike, first), first.evaluations)
-    moved = lambda y, f, state: solver.step(lambda u, f: (u + f, None), y, f, {}, state, tags)[:2]
-    moved = jax.vmap(moved, (0, 0, axes), (0, axes))
-    ended = jax.vmap(lambda s: solver.terminate(nothing, None, None, {}, s, tags)[0], (axes,))
-
-    def step(carry):
-        y, state = moved(carry.y, force(carry.y), carry.state)
-        # A token has ended when it has and all before it had, or have met the tolerance in this very evaluation: then
-        # it was made with their final states.
-        before = jnp.concatenate([jnp.ones(1, bool), (carry.held | state.converged)[:-1]])
-        ready = jnp.cumprod(before.astype(jnp.int32)).astype(bool)
-        held = carry.held | (ended(state) & ready)
-        y = jnp.where(held[:, None], state.best_y, y)
-        y = jnp.where(carry.held[:, None], carry.y, y)
-        going = ~jnp.all(carry.held)
-        # While a token's predecessors move it has a history, but no best state yet.
-        return _Chunk(
-            y, _renewed(state, ~ready), held, carry.taken + going.astype(carry.taken.dtype)
-        )
-
-    most = max_steps * max(1, count // 4)  # side by side they need far fewer than one after another
-    going = lambda carry: wanted(~jnp.all(carry.held) & (carry.taken < most))
-    start = _Chunk(begin, state, jnp.zeros(count, bool), jnp.asarray(0))
-    final = while_loop(going, step, start)
-    value = jnp.where(final.held[:, None], final.y, final.state.best_y)
-    return value, jnp.all(final.held & final.state.converged), final.taken
-
-
-def _renewed(state, where):
-    parts = lambda s: (s.best_residual, s.age, s.converged)
-    fresh = zip((jnp.inf, 0, False), parts(state), strict=True)
-    new = [jnp.where(where, jnp.asarray(value, old.dtype), old) for value, old in fresh]
-    return eqx.tree_at(parts, state, new)
-
-
 # The window itself
 
 
@@ -258,6 +104,8 @@ def forward(field, z0, x, solver: TokenOrder, max_steps: int) -> InOrder:
     """The equilibrium, token after token."""
     blank = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype)
     memory = jax.tree.map(blank, jax.eval_shape(field.remember, z0))
+    if min(solver.chunk, z0.shape[0]) > 1:
+        return moving_window(solver, max_steps, field, z0, x, memory)
 
     def stage(memory, start, begin, x):
         force = lambda u: field.after(0.0, u, x, memory, start)
@@ -278,7 +126,7 @@ def settled_after(
     """One token after those in `memory`: its state, from `z0`, and its residual."""
     force = lambda u: field.after(0.0, u, x, memory, start)
     solver = solver.scaled(force(z0), z0) if solver.scale is None else solver
-    value, _ = _settle(force, z0, solver, max_steps, False)
+    value, _ = settled_alone(force, z0, solver, max_steps)
     return value, solver.residuals(force(value), value)[0]
 
 
@@ -365,4 +213,4 @@ def settled_in_order(field, z0, x, solver: TokenOrder, max_steps: int, throw: bo
 
 def _found(field, z0, x, solver, max_steps):
     found = forward(field, z0, x, solver, max_steps)
-    return found.value, (found.evaluations, jnp.sum(found.steps))
+    return found.value, (found.evaluations, found.steps)
