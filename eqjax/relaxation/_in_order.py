@@ -10,7 +10,7 @@ import optimistix as optx
 from jaxtyping import Array, Bool, Inexact, Int, PyTree
 
 from ..analytic import while_loop
-from ..fields import AbstractCausalField, written
+from ..fields import AbstractCausalField
 from ._loop import iterate, wanted, while_wanted
 from ._newton_krylov import NewtonKrylov
 from ._secant import AbstractSecant
@@ -74,115 +74,99 @@ def settled_alone(force, begin, order, max_steps) -> tuple[Array, Array]:
     return value, stats["field_evaluations"] + tried
 
 
-class Line(NamedTuple):
-    """Tokens side by side, each with a history of its own."""
-
-    y: Inexact[Array, "n c"]
-    state: PyTree[Array]
-    held: Bool[Array, " n"]  # those that have ended, from the first on without a gap
-
-
 _TAGS: frozenset[object] = frozenset()
-# The count of evaluations is one number: where the history is written must not differ within a batch.
-_count = lambda state: state.evaluations
 
 
-class Side(eqx.Module):
-    """How tokens of width C take their steps side by side."""
+class _Rows(eqx.Module):
+    """How tokens of one shape take their steps side by side, each with a history of its own."""
 
     solver: AbstractSecant
     like: jax.ShapeDtypeStruct = eqx.field(static=True)
 
     @property
     def fresh(self):
-        """The history of a token that has none."""
         zero, nothing = jnp.zeros(self.like.shape, self.like.dtype), None
         return self.solver.init(nothing, zero, None, {}, self.like, None, _TAGS)  # pyright: ignore
 
-    @property
-    def axes(self):
-        return eqx.tree_at(_count, jax.tree.map(lambda _: 0, self.fresh), None)
-
-    def line(self, begin) -> Line:
-        """At its start."""
+    def start(self, begin):
+        """Histories of tokens that have none."""
         first, count = self.fresh, begin.shape[0]
-        state = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape)), first)
-        return Line(begin, eqx.tree_at(_count, state, _count(first)), jnp.zeros(count, bool))
+        alike = lambda leaf: jnp.broadcast_to(leaf, (count, *leaf.shape))
+        state = eqx.tree_at(lambda s: s.best_y, jax.tree.map(alike, first), begin)
+        # The count of evaluations stays one number: where the history is written must not differ within a batch.
+        return eqx.tree_at(lambda s: s.evaluations, state, first.evaluations)
 
-    def step(self, line: Line, force) -> tuple[Line, Bool[Array, " n"], Bool[Array, " n"]]:
-        """One step of all that are not held, by their `force`. Also: whose turn it is, and whose end it was."""
+    def step(self, y, force, state):
+        """One step of each, and whose end it was."""
 
-        def stepped(y, f, state):
+        def one(y, f, state):
             y, state, _ = self.solver.step(lambda u, f: (u + f, None), y, f, {}, state, _TAGS)
             return y, state, self.solver.terminate(None, None, None, {}, state, _TAGS)[0]  # pyright: ignore
 
-        y, state, over = jax.vmap(stepped, (0, 0, self.axes), (0, self.axes, 0))(
-            line.y, force, line.state
-        )
-        # It is a token's turn when all before it have ended, or have met the tolerance in this very evaluation: then
-        # it was made with their final states.
-        before = jnp.concatenate([jnp.ones(1, bool), (line.held | state.converged)[:-1]])
-        turn = jnp.cumprod(before.astype(jnp.int32)).astype(bool)
-        ended = over & turn
-        y = jnp.where(ended[:, None], state.best_y, y)
-        y = jnp.where(line.held[:, None], line.y, y)
-        # While a token's predecessors move it has a history, but no best state yet.
-        return Line(y, _renewed(state, ~turn), line.held), turn, ended
-
-    def moved(self, line: Line, by: Int[Array, ""], begin) -> Line:
-        """The line `by` tokens further on; those that are new to it at `begin`."""
-        n = begin.shape[0]
-        source = jnp.arange(n) + by
-        new, source = source >= n, jnp.minimum(source, n - 1)
-
-        def pick(leaf, start):
-            return jnp.where(new.reshape(n, *[1] * (leaf.ndim - 1)), start, leaf[source])
-
-        count = _count(line.state)
-        state = eqx.tree_at(_count, line.state, jnp.zeros(n, count.dtype))
-        state = eqx.tree_at(_count, jax.tree.map(pick, state, self.fresh), count)
-        return Line(pick(line.y, begin), state, pick(line.held, False))
+        axes = eqx.tree_at(lambda s: s.evaluations, jax.tree.map(lambda _: 0, self.fresh), None)
+        return jax.vmap(one, (0, 0, axes), (0, axes, 0))(y, force, state)
 
 
-def _side(order, like) -> Side:
-    return Side(order.solver, jax.ShapeDtypeStruct(like.shape[1:], like.dtype))
+def _rows(order, like) -> _Rows:
+    return _Rows(order.solver, jax.ShapeDtypeStruct(like.shape[1:], like.dtype))
 
 
-def _renewed(state, where):
-    parts = lambda s: (s.best_residual, s.age, s.converged)
-    fresh = zip((jnp.inf, 0, False), parts(state), strict=True)
-    new = [jnp.where(where, jnp.asarray(value, old.dtype), old) for value, old in fresh]
-    return eqx.tree_at(parts, state, new)
+def _turn(over: Bool[Array, " n"]) -> Bool[Array, " n"]:
+    """Whose turn it is, in order: when all before it are `over`."""
+    before = jnp.concatenate([jnp.ones(1, bool), over[:-1]])
+    return jnp.cumprod(before.astype(jnp.int32)).astype(bool)
+
+
+def _renewed(state, where, **fields):
+    """Without a best state, and with `fields` anew."""
+    for name, value in ({"best_residual": jnp.inf, "age": 0, "converged": False} | fields).items():
+        pick = lambda s, name=name: getattr(s, name)
+        old = pick(state)
+        at = where.reshape(-1, *[1] * (old.ndim - 1))
+        state = eqx.tree_at(pick, state, jnp.where(at, jnp.asarray(value, old.dtype), old))
+    return state
 
 
 def _together(force, begin, order, max_steps):
     """A chunk, in steps side by side, to the end of its last token."""
-    side, count = _side(order, begin), begin.shape[0]
+    rows, count = _rows(order, begin), begin.shape[0]
 
     def step(carry):
-        line, taken = carry
-        going = ~jnp.all(line.held)
-        line, _, ended = side.step(line, force(line.y))
-        return line._replace(held=line.held | ended), taken + going.astype(taken.dtype)
+        y, state, held, taken = carry
+        new, state, over = rows.step(y, force(y), state)
+        # A token has ended when it has and all before it had, or have met the tolerance in this very evaluation: then
+        # it was made with their final states.
+        turn = _turn(held | state.converged)
+        ended = held | (over & turn)
+        new = jnp.where(ended[:, None], state.best_y, new)
+        new = jnp.where(held[:, None], y, new)
+        # While a token's predecessors move it has a history, but no best state yet.
+        return (
+            new,
+            _renewed(state, ~turn),
+            ended,
+            taken + (~jnp.all(held)).astype(taken.dtype),
+        )
 
     most = max_steps * max(1, count // 4)  # side by side they need far fewer than one after another
-    going = lambda carry: wanted(~jnp.all(carry[0].held) & (carry[1] < most))
-    line, taken = while_loop(going, step, (side.line(begin), jnp.asarray(0)))
-    value = jnp.where(line.held[:, None], line.y, line.state.best_y)
-    met = jnp.all(line.held & line.state.converged)
-    value, tried = rescued(force, value, met, order, max_steps)
+    going = lambda carry: wanted(~jnp.all(carry[2]) & (carry[3] < most))
+    start = (begin, rows.start(begin), jnp.zeros(count, bool), jnp.asarray(0))
+    y, state, held, taken = while_loop(going, step, start)
+    value = jnp.where(held[:, None], y, state.best_y)
+    value, tried = rescued(force, value, jnp.all(held & state.converged), order, max_steps)
     return value, taken + tried
 
 
 class _Moving(NamedTuple):
-    line: Line
-    first: Int[Array, ""]  # place of the first token of the line
+    y: Inexact[Array, "n c"]
+    state: PyTree[Array]
+    first: Int[Array, ""]  # the first token that waits
     memory: PyTree[Array]
     value: Inexact[Array, "t c"]
-    since: Int[Array, ""]  # steps since the first token that waits has been it
-    stuck: Bool[Array, ""]  # that one will not settle by steps
+    since: Int[Array, ""]  # steps since it has been the first
+    stuck: Bool[Array, ""]  # it will not settle by steps
     steps: Int[Array, ""]
-    tried: Int[Array, ""]  # evaluations of it since
+    tried: Int[Array, ""]  # evaluations of such tokens since
 
 
 # Why a window that moves, and not chunk after chunk. The last tokens of a chunk take most of its steps, while the next ones
@@ -198,51 +182,74 @@ def moving_window(
 ) -> InOrder:
     """The equilibrium of a causal field from z0, by `order.chunk` tokens side by side."""
     length, n = z0.shape[0], min(order.chunk, z0.shape[0])
-    side = _side(order, z0)
-    rows = lambda leaf, first: jax.lax.dynamic_slice_in_dim(leaf, first, n, 0)
+    rows, slots = _rows(order, z0), jnp.arange(n)
+    # A ring: nothing is moved, a slot takes the next token when its own has settled.
+    place_of = lambda first: first + (slots - first) % n
+    among = lambda leaf, place: leaf[jnp.minimum(place, length - 1)]
+    put = lambda whole, place, part: whole.at[place].set(part, mode="drop", unique_indices=True)
+    noted = lambda memory, place, y: jax.tree.map(
+        lambda whole, part: put(whole, place, part), memory, field.remember(y)
+    )
 
     def step(at):
-        line, first = at.line, at.first
-        memory = written(at.memory, field.remember(line.y), first)
-        seen = jnp.arange(length)[None] <= first + jnp.arange(n)[:, None]
-        force = field.given(0.0, line.y, rows(x, first), memory, seen)
-        done, leading = jnp.all(line.held), jnp.sum(line.held)
-        line, turn, ended = side.step(line, force)
-        held = line.held | (ended & line.state.converged)
-        since = jnp.where(jnp.sum(held) > leading, 0, at.since + 1)
-        stuck = jnp.any(turn & ended & ~held) | ((since >= max_steps) & ~done)
-        value = written(at.value, line.y, first)
-        by = jnp.minimum(jnp.sum(held), length - n - first)
-        line = side.moved(line._replace(held=held), by, rows(z0, first + by))
-        steps = at.steps + (~done).astype(at.steps.dtype)
-        return _Moving(line, first + by, memory, value, since, stuck, steps, at.tried)
+        first, place = at.first, place_of(at.first)
+        memory = noted(at.memory, place, at.y)
+        seen = jnp.arange(length)[None] <= place[:, None]
+        force = field.given(0.0, at.y, among(x, place), memory, seen)
+        y, state, over = rows.step(at.y, force, at.state)
+        turn = _turn(state.converged[(first + slots) % n])[(slots - first) % n]
+        turn = turn & (place < length)
+        settled = turn & state.converged
+        value = put(at.value, jnp.where(settled, place, length + slots), state.best_y)
+        begin = among(z0, place + n)
+        count = jnp.sum(settled)
+        since = jnp.where(count > 0, 0, at.since + 1)
+        # While a token's predecessors move it has a history, but no best state yet.
+        state = _renewed(state, ~turn)
+        return _Moving(
+            y=jnp.where(settled[:, None], begin, y),
+            state=_anew(state, settled, begin),
+            first=first + count,
+            memory=memory,
+            value=value,
+            since=since,
+            stuck=jnp.any(turn & over & ~settled) | ((since >= max_steps) & (first < length)),
+            steps=at.steps + (first < length).astype(at.steps.dtype),
+            tried=at.tried,
+        )
+
+    def _anew(state, where, begin):
+        # Of a history nothing is read when its count is -1.
+        return _renewed(state, where, count=-1, mixing=order.solver.mixing, best_y=begin)
 
     def rescue(at):
-        line, count = at.line, jnp.sum(at.line.held)
-        index = jnp.minimum(count, n - 1)
-        place = at.first + index
-        one = lambda leaf, i: jax.lax.dynamic_slice_in_dim(leaf, i, 1, 0)
-        force = lambda u: field.after(0.0, u, one(x, place), at.memory, place)
-        best = one(line.state.best_y, index)
+        place, here = at.first, (slots == at.first % n) & at.stuck
+        one = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, place, 1, 0)
+        force = lambda u: field.after(0.0, u, one(x), at.memory, place)
+        best = at.state.best_y[at.first % n][None]
         found, tried = rescued(force, best, ~at.stuck, order, max_steps)
-        here = (jnp.arange(n) == index) & at.stuck
-        line = line._replace(y=jnp.where(here[:, None], found, line.y), held=line.held | here)
+        target = jnp.where(at.stuck, place, length)[None]
+        begin = among(z0, place_of(place) + n)
         return at._replace(
-            line=line,
+            y=jnp.where(here[:, None], begin, at.y),
+            state=_anew(at.state, here, begin),
+            first=at.first + at.stuck.astype(at.first.dtype),
+            memory=noted(at.memory, target, found),
+            value=put(at.value, target, found),
             since=jnp.where(at.stuck, 0, at.since),
             stuck=jnp.zeros_like(at.stuck),
             tried=at.tried + tried,
         )
 
-    waiting = lambda at: wanted(~jnp.all(at.line.held))
+    waiting = lambda at: wanted(at.first < length)
     going = lambda at: waiting(at) & ~wanted(at.stuck)
-    none = jnp.asarray(0)
+    none, begin = jnp.asarray(0), z0[:n]
+    no = jnp.asarray(False)
     start = _Moving(
-        side.line(z0[:n]), none, memory, jnp.zeros_like(z0), none, jnp.asarray(False), none, none
+        begin, rows.start(begin), none, memory, jnp.zeros_like(z0), none, no, none, none
     )
     at = while_loop(waiting, lambda at: rescue(while_loop(going, step, at)), start)
-    value = written(at.value, at.line.y, at.first)
-    return InOrder(value, at.steps + at.tried, at.steps * n + at.tried)
+    return InOrder(at.value, at.steps + at.tried, at.steps * n + at.tried)
 
 
 # Why last resorts. On trained blocks type I loses a token in 1% to 3% of the windows. On one of 64 channels the flow found
