@@ -71,7 +71,7 @@ def build_estimator(config: Any) -> gradients.AbstractEstimator:
     gate = gradients.Accept(config.accept_free, config.accept_adjoint, **prefix)
     # Biased by design: their adjoint residual is reported, not held against them.
     open_gate = gradients.Accept(config.accept_free, float("inf"), **prefix)
-    back = relaxation.AndersonTypeI(rtol=config.nudged_rtol, mixing=TYPE_ONE["mixing"])
+    back = relaxation.AndersonTypeI(rtol=config.nudged_rtol, **TYPE_ONE)
     in_order = _in_order(config, back) if config.in_order else None
     sweeps = in_order is not None and config.estimator == "asymep"
     nudged = gradients.Nudge(
