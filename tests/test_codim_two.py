@@ -20,14 +20,14 @@ BOTH = (lambda f: f.a, lambda f: f.b)
 FAST = PseudoArclength(first=0.05, most=0.2, turn=0.6)
 
 
-def special(kind, parameter, state, frequency=0.0):
+def special(kind, parameter, state, frequency=0.0, euler="–"):
     """A special point whose place is known."""
     return SpecialPoint(
         parameter=parameter,
         interval=(parameter, parameter),
         state=jnp.array(state),
         flow=kind,
-        euler="–",
+        euler=euler,
         change=0,
         change_euler=0,
         status="converged",
@@ -45,15 +45,16 @@ class Disguised(eqx.Module):
     a: jax.Array
     b: jax.Array
     mix: jax.Array
+    unmix: jax.Array
 
     @classmethod
     def at(cls, a, b):
         rng = np.random.default_rng(0)
-        mix = jnp.asarray(np.eye(5) + 0.15 * rng.standard_normal((5, 5)))
-        return cls(jnp.asarray(a), jnp.asarray(b), mix)
+        mix = np.eye(5) + 0.15 * rng.standard_normal((5, 5))
+        return cls(*map(jnp.asarray, (a, b, mix, np.linalg.inv(mix))))
 
     def __call__(self, t, z, x):
-        y = jnp.linalg.solve(self.mix, z)
+        y = self.unmix @ z
         u, q, r, s, v = y[0], y[1] - 0.2 * y[0] ** 2, y[2] - 0.1 * y[0] * y[3], y[3], y[4]
         one, two = q * q + r * r, s * s + v * v
         du = self.a + u * u - one - 2 * two
@@ -68,7 +69,7 @@ class Disguised(eqx.Module):
 
 
 def test_a_hopf_curve_meets_a_fold_and_another_pair():
-    bounds = ((-0.5, 0.2), (-0.4, 0.5))
+    bounds = ((-0.5, 0.2), (-0.1, 0.5))
     settings = {"where": BOTH, "bounds": bounds, "path": FAST}
     field = Disguised.at(-0.36, 0.36)
     hopf = special("Hopf", -0.36, field.state(-0.6), 1.3)
@@ -111,40 +112,84 @@ class Oxidation(eqx.Module):
         return jnp.stack([first, self.a * z - 0.1 * y - 10 * x * y, 0.0675 * (z - self.b * s)])
 
 
-def equilibrium(z, ratio):
-    """State and k₂ of the oxidation by z; complex arguments give derivatives."""
-    w = 1 - z * (1 + 1 / ratio)
-    # 8x² - 10wx + 5z² = 0
-    x = (10 * w - np.sqrt(100 * w**2 - 160 * z**2 + 0j)) / 16
-    y = w - x
-    return x, y, (0.1 * y + 10 * x * y) / z
-
-
 def test_the_cusp_and_bogdanov_takens_points_of_the_oxidation_of_co():
-    """Folds are where dk₂/dz = 0 on the curve of equilibria, cusps where d²k₂/dz² = 0 too; at Bogdanov–Takens points the last
-    two coefficients of the characteristic polynomial vanish."""
-    circle = np.exp(2j * np.pi * np.arange(16) / 16)
+    """As MatCont's manual has them (Dhooge, Govaerts, Kuznetsov et al.), coefficients included, up to the sign of vectors."""
+    x, y, s = 0.07318, 0.54086, 0.38605
+    roots = scipy.optimize.fsolve(
+        lambda u: [*_oxidation(u[:3], u[3]), _determinant(u[:3], u[3])],
+        [x, y, s, 1.2233],
+    )
+    field = Oxidation(jnp.asarray(roots[3]), jnp.asarray(0.6))
+    fold = special("fold", float(roots[3]), roots[:3].tolist())
+    bounds = ((0.5, 2.0), (0.3, 0.9))
+    curve = fold_curve(field, fold, where=BOTH, bounds=bounds, backwards=True)
+    found = {p.type: p for p in curve.special_points}
+    cusp, double = found["cusp"], found["Bogdanov–Takens"]
+    np.testing.assert_allclose(cusp.parameters, (1.006408, 0.355991), atol=6e-7)
+    np.testing.assert_allclose(double.parameters, (1.161199, 0.722339), atol=6e-7)
+    assert abs(abs(normal_form(field, cusp, where=BOTH).coefficients["c"]) - 0.3627844) < 1e-5
+    form = normal_form(field, double, where=BOTH).coefficients
+    a, b = (form[name] * np.sign(form["a"]) for name in "ab")
+    assert abs(a - 4.822563e-2) < 1e-6 and abs(b - 1.937632) < 1e-5
+    # The Jacobian there has 0 for a double eigenvalue.
+    at = Oxidation(*map(jnp.asarray, double.parameters))
+    values = np.linalg.eigvals(jax.jacfwd(lambda z: at(0.0, z, None))(double.state))
+    assert np.sort(abs(values))[1] < 1e-6
 
-    def slopes(z, ratio, h=1e-2):
-        values = np.array([equilibrium(z * (1 + h * c), ratio)[2] for c in circle])
-        return [(values * circle**-k).mean().real / h**k for k in (1, 2)]
 
-    def jacobian(z, ratio):
-        x, y, k2 = (v.real for v in equilibrium(z, ratio))
-        dz = -np.ones(3)
-        rows = [10 * z * dz, k2 * dz, 0.0675 * dz]
-        rows[0] = rows[0] + [-4 * x - 10 * y, -10 * x, 0]
-        rows[1] = rows[1] + [-10 * y, -0.1 - 10 * x, 0]
-        rows[2] = rows[2] + [0, 0, -0.0675 * ratio]
-        return np.array(rows)
+def _oxidation(state, k2, ratio=0.6):
+    x, y, s = state
+    z = 1 - x - y - s
+    first = 5 * z**2 - 2 * x**2 - 10 * x * y
+    return np.array([first, k2 * z - 0.1 * y - 10 * x * y, 0.0675 * (z - ratio * s)])
 
-    def double_zero(u):
-        matrix = jacobian(*u)
-        minors = (np.trace(matrix) ** 2 - np.trace(matrix @ matrix)) / 2
-        return [np.linalg.det(matrix), minors]
 
-    begin = scipy.optimize.brentq(lambda z: slopes(z, 0.4)[0], 0.15, 0.3, xtol=1e-15)
-    x, y, k2 = (v.real for v in equilibrium(begin, 0.4))
-    field = Oxidation(jnp.asarray(k2), jnp.asarray(0.4))
-    fold = special("fold", float(k2), [x, y, begin / 0.4])
-    print(fold, double_zero)
+def _determinant(state, k2):
+    step = 1e-20j  # a complex step, so to rounding
+    columns = [_oxidation(state + step * unit, k2).imag / 1e-20 for unit in np.eye(3)]
+    return np.linalg.det(np.array(columns).T)
+
+
+class Folding(eqx.Module):
+    """`u̇ = a + ...` in three kinds: a fold, a transcritical point and pitchforks, of the first of two modes; the second
+    follows as `v = u²`."""
+
+    a: jax.Array
+    b: jax.Array
+    kind: str = eqx.field(static=True)
+
+    def __call__(self, t, z, x):
+        u, v = z
+        first = {
+            "fold": 3 * self.a + self.b * v,
+            "transcritical": self.a * u + self.b * v,
+            "pitchfork": self.a * u + self.b * u * v,
+            "flip": -2 * u - self.a * u + self.b * u * v,
+        }[self.kind]
+        return jnp.stack([first, u * u - v])
+
+
+@pytest.mark.parametrize("b", [-0.7, 0.7])
+@pytest.mark.parametrize("kind", ["fold", "transcritical", "pitchfork", "flip"])
+def test_normal_forms_of_points_of_codimension_one(kind, b):
+    """On the centre manifold v = u² (under the map, u² again, for both squares return in one step)."""
+    field = Folding(jnp.asarray(0.0), jnp.asarray(b), kind)
+    flow = {"transcritical": "branch point", "pitchfork": "branch point", "flip": "–"}
+    euler = "flip" if kind == "flip" else "–"
+    point = special(flow.get(kind, kind), 0.0, [0.0, 0.0], euler=euler)
+    form = normal_form(field, point, where=BOTH[0], step=1.0)
+    said, told = form.coefficients, str(form)
+    if kind == "fold":
+        assert abs(said["a"] * said["b"] - 3 * b) < 1e-12
+        assert ("below" if b > 0 else "above") in told
+    elif kind == "transcritical":
+        assert "transcritical" in told and abs(abs(said["a"]) - 0.7) < 1e-12
+        assert abs(said["b"] - 1) < 1e-12
+    elif kind == "pitchfork":
+        assert abs(said["d"] - b) < 1e-12 and abs(said["a"]) < 1e-12
+        assert f"{'super' if b < 0 else 'sub'}critical pitchfork" in told
+    else:
+        assert abs(said["c"] - b) < 1e-12
+        assert f"{'super' if b > 0 else 'sub'}critical flip" in told
+    with pytest.raises(ValueError, match="`where` must be one function"):
+        normal_form(field, point, where=BOTH)

@@ -18,6 +18,7 @@ from ._cycle_continuation import (
 from ._cycle_points import CyclePoint as CyclePoint
 from ._cycles import PeriodicOrbit as PeriodicOrbit, periodic_orbit as periodic_orbit
 from ._deflation import Equilibria as Equilibria, equilibria as equilibria
+from ._diagram import Diagram as Diagram
 from ._eigenvalue import eigenvalue as eigenvalue, quotient as quotient
 from ._hopf_point import HopfPoint as HopfPoint, hopf_point as hopf_point
 from ._jacobian import jacobian as jacobian, state_dtype as state_dtype
@@ -56,6 +57,7 @@ from ._spectrum import (
     spectrum as spectrum,
 )
 from ._storage import load as load, save as save
+from ._survey import diagram as diagram
 from ._switch import switch as switch
 from ._token_spectrum import (
     TokenSpectrum as TokenSpectrum,

@@ -186,7 +186,7 @@ def at_fixed_parameter(jacobian: np.ndarray) -> np.ndarray:
 def pair(place: Place, frequencies: tuple[float, ...], zero: bool, order: int) -> Any:
     """The normal form of critical modes `0` (if `zero`) and `±iω` of a flow."""
     jacobian = at_fixed_parameter(place.jacobian())
-    rates = ((0.0,) if zero else ()) + tuple(1j * omega for omega in frequencies)
+    rates = ((0j,) if zero else ()) + tuple(1j * omega for omega in frequencies)
     right, left = critical(jacobian, rates)
     count = len(frequencies)
     units = np.eye(count, dtype=int)

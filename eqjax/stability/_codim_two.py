@@ -11,7 +11,6 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from ..analytic import tree_held
-from ._host import on_host
 
 # What may happen on a curve of each kind: tests that change sign there. The first two of each are differentiated.
 EVENTS = {
@@ -40,10 +39,10 @@ class CurvePoint(eqx.Module):
         return self.frequencies[0] if self.frequencies else 0.0
 
 
-def eigenvalues(matrix: Array) -> Array:
-    """All of them, by LAPACK."""
-    dtype = np.result_type(matrix.dtype, np.complex64)
-    return on_host(np.linalg.eigvals, jax.ShapeDtypeStruct(matrix.shape[:1], dtype), matrix)
+@eqx.filter_jit
+def matrix_at(problem, y, q) -> Array:
+    """The Jacobian at a candidate. On its own: with eigenvalues in it, a compiled program could not be kept on disk."""
+    return jax.jacfwd(lambda z: problem.at(q).force(z, y.q))(y.z)
 
 
 def rest_of(values: np.ndarray, critical: tuple[complex, ...]) -> np.ndarray:

@@ -18,8 +18,9 @@ from ._bifurcation import SpecialPoint, Stretch, locate
 from ._codim_two import (
     EVENTS,
     CurvePoint,
-    eigenvalues,
+    critical_of,
     further_tests,
+    matrix_at,
     met_frequency,
     polished_both,
 )
@@ -138,15 +139,7 @@ class CriticalCurve(AbstractProblem):
     def findings(self, state, q, base):
         force = self.at(q).force(state.z, state.q)
         residual = jnp.linalg.norm(force) / jnp.maximum(jnp.linalg.norm(state.z), 1)
-        return residual, jnp.asarray(True), (*self.tests(state, q), self.modes(state, q))
-
-    def modes(self, y, q):
-        """All eigenvalues, if there are other ones than are critical."""
-        if y.z.size <= (1 if self.system.kind == "fold" else 2):
-            return jnp.zeros(y.z.size, np.result_type(y.z.dtype, np.complex64))
-        force = lambda z: self.at(q).force(z, y.q)
-        _, product = jax.linearize(force, y.z)
-        return eigenvalues(jax.vmap(product, out_axes=1)(jnp.eye(y.z.size, dtype=y.z.dtype)))
+        return residual, jnp.asarray(True), self.tests(state, q)
 
 
 class CurveSample(NamedTuple):
@@ -167,6 +160,13 @@ class CurveSample(NamedTuple):
         turns = [np.sign(a @ b) for a, b in zip(self.vectors, other.vectors, strict=True)]
         oriented = np.array([turns[0] * turns[1], turns[1]])
         return np.append(self.tests[:2] * oriented, self.tests[2:])
+
+    def search(self, other: "CurveSample") -> np.ndarray:
+        """The same, without the pole that l₁ has at a zero–Hopf point, where it also changes sign."""
+        tests = self.beside(other)
+        if np.iscomplexobj(self.vectors.right):
+            tests = np.append(tests[0] * tests[2], tests[1:])
+        return tests
 
 
 def _regular(problem, event, y, q):
@@ -253,8 +253,9 @@ def _curve(
     z, unravel = ravel_pytree(jax.tree.map(jnp.asarray, point.state))
     if z.size > DENSE:
         raise ValueError(f"`point` has a state of {z.size} numbers; curves take {DENSE} at most.")
-    index, _ = find(field, where[0])
-    field = replaced(field, index, jnp.asarray(point.parameter, jnp.result_type(float)))
+    second = find(field, where[1])
+    for index, value in (second, (find(field, where[0])[0], point.parameter)):
+        field = replaced(field, index, jnp.asarray(value, jnp.result_type(float)))
     first, q1 = Line.of(field, where[0], bounds[0], real)
     second, q2 = Line.of(first.field, where[1], bounds[1], real)
     system = Defining(first, x, None, unravel, kind)
@@ -272,14 +273,17 @@ def _curve(
 
     def sample(point):
         y, q = point.y
-        tests, vectors, values = jax.tree.map(np.asarray, point.found)
+        tests, vectors = jax.tree.map(np.asarray, point.found)
+        # Only where there are other eigenvalues than the critical ones.
+        more = z.size > len(critical_of(kind, 1.0))
+        values = np.linalg.eigvals(matrix_at(problem, y, q)) if more else np.zeros(z.size, complex)
         tests = np.append(tests, further_tests(kind, values, frequency_of(y)))
         at, slope = float(second.value(q)), float(point.tangent[1])
         return CurveSample(at, (y, q), slope, tests, vectors, values, bool(point.converged))
 
     def event(leg, i):
         name = EVENTS[kind][i]
-        _, there, _, _ = locate(lambda p: p.beside(leg.first)[i], leg.coarse)
+        _, there, _, _ = locate(lambda p: p.search(leg.first)[i], leg.coarse)
         met, at = (), there.y
         if i < 2:
             y, q, step = _polished(*_regular(problem, i, *at))
@@ -298,10 +302,7 @@ def _curve(
         reach = 1e-6 + distance(leg.first.y, leg.last.y)
         sure = bool(step < float(jnp.finfo(real).eps) ** 0.5) and distance((y, q), at) < reach
         if not sure:
-            _, there, _, _ = locate(lambda p: p.beside(leg.first)[i], leg)
-            # l₁ has a pole at a zero–Hopf point, and changes sign there, too.
-            if name == "Bautin" and leg.first.tests[2] * leg.last.tests[2] < 0:
-                return None
+            _, there, _, _ = locate(lambda p: p.search(leg.first)[i], leg)
             (y, q), step = there.y, jnp.asarray(leg.tol)
         return CurvePoint(
             type=name,
@@ -314,7 +315,7 @@ def _curve(
         )
 
     def examine(leg: Stretch):
-        changes = leg.first.tests * leg.last.beside(leg.first) < 0
+        changes = leg.first.search(leg.first) * leg.last.search(leg.first) < 0
         points = [event(leg, i) for i in range(len(changes)) if changes[i]]
         points = [point for point in points if point is not None]
         y = leg.last.y[0]

@@ -155,13 +155,13 @@ def _equilibria(field, starts, x, scale, numbers, count, max_steps):
         known = jnp.arange(count) < search.number
         # Of places that are not in use neither the value nor the derivative may be NaN.
         roots = jnp.where(known[:, None], search.roots, 0)
-        squares = jnp.sum(((z - roots) / unit) ** 2, axis=1)
+        squares = jnp.sum(((z[None] - roots) / unit[None]) ** 2, axis=1)
         near = jnp.where(known, squares, 1.0)
         return jnp.sum(jnp.where(known, jnp.log1p(near ** (-0.5 * power)), 0.0))
 
     def distance(z, search):
         """To the nearest that is known."""
-        gaps = norm((z - search.roots) / unit, axis=1)
+        gaps = norm((z[None] - search.roots) / unit[None], axis=1)
         return jnp.min(jnp.where(jnp.arange(count) < search.number, gaps, jnp.inf))
 
     def newton(z, f):
@@ -231,10 +231,10 @@ def _equilibria(field, starts, x, scale, numbers, count, max_steps):
         place = jnp.where(new, search.number, count)  # beyond the end nothing is set
         return _Search(
             roots=search.roots.at[place].set(z, mode="drop"),
-            number=search.number + new,
+            number=search.number + new.astype(search.number.dtype),
             residuals=search.residuals.at[place].set(residual, mode="drop"),
             origins=search.origins.at[place].set(search.start, mode="drop"),
-            start=search.start + ~new,
+            start=search.start + (~new).astype(search.start.dtype),
         )
 
     nothing = jnp.full((count,), jnp.nan, begin.dtype)
