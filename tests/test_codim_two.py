@@ -114,14 +114,14 @@ class Oxidation(eqx.Module):
 
 def test_the_cusp_and_bogdanov_takens_points_of_the_oxidation_of_co():
     """As MatCont's manual has them (Dhooge, Govaerts, Kuznetsov et al.), coefficients included, up to the sign of vectors."""
-    x, y, s = 0.07318, 0.54086, 0.38605
+    x, y, s = 0.0854, 0.297, 0.386
     roots = scipy.optimize.fsolve(
         lambda u: [*_oxidation(u[:3], u[3]), _determinant(u[:3], u[3])],
         [x, y, s, 1.2233],
     )
     field = Oxidation(jnp.asarray(roots[3]), jnp.asarray(0.6))
     fold = special("fold", float(roots[3]), roots[:3].tolist())
-    bounds = ((0.5, 2.0), (0.3, 0.9))
+    bounds = ((0.5, 2.0), (0.1, 0.9))
     curve = fold_curve(field, fold, where=BOTH, bounds=bounds, backwards=True)
     found = {p.type: p for p in curve.special_points}
     cusp, double = found["cusp"], found["Bogdanov–Takens"]

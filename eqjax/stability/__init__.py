@@ -20,6 +20,7 @@ from ._cycles import PeriodicOrbit as PeriodicOrbit, periodic_orbit as periodic_
 from ._deflation import Equilibria as Equilibria, equilibria as equilibria
 from ._diagram import Diagram as Diagram
 from ._eigenvalue import eigenvalue as eigenvalue, quotient as quotient
+from ._homoclinic import Homoclinic as Homoclinic, homoclinic as homoclinic
 from ._hopf_point import HopfPoint as HopfPoint, hopf_point as hopf_point
 from ._jacobian import jacobian as jacobian, state_dtype as state_dtype
 from ._krylov_schur import (

@@ -26,6 +26,7 @@ from ._cycle_points import CyclePoint
 from ._cycles import PeriodicOrbit
 from ._deflation import Equilibria
 from ._diagram import Diagram
+from ._homoclinic import Homoclinic
 from ._hopf_point import HopfPoint
 from ._lyapunov import Lyapunov
 from ._normal_form import HopfNormalForm
@@ -46,6 +47,7 @@ KINDS = {
         CyclePoint,
         Diagram,
         Equilibria,
+        Homoclinic,
         HopfNormalForm,
         HopfPoint,
         Lyapunov,
