@@ -93,8 +93,15 @@ def test_a_hopf_curve_meets_a_fold_and_another_pair():
     other = hopf_curve(*switch_curve(field, double, where=BOTH, to="Hopf"), **settings)
     np.testing.assert_allclose(other.parameters[:, 0], -0.09, atol=1e-11)
     np.testing.assert_allclose(other.frequencies, 2.9, atol=1e-10)
-    folds = fold_curve(*switch_curve(field, zero, where=BOTH, to="fold"), **settings)
+    there, fold = switch_curve(field, zero, where=BOTH, to="fold")
+    assert abs(fold.parameter) < 1e-12 and fold.flow == "fold"
+    # From above it is met on the curve of folds, too.
+    above = eqx.tree_at(BOTH[1], there, jnp.asarray(0.3))
+    folds = fold_curve(above, fold, backwards=True, **settings)
     np.testing.assert_allclose(folds.parameters[:, 0], 0, atol=1e-11)
+    (again,) = folds.special_points
+    np.testing.assert_allclose(again.parameters, 0, atol=1e-12)
+    np.testing.assert_allclose(again.frequencies, 1.3, atol=1e-11)
     with pytest.raises(ValueError, match="`to` must be 'Hopf' at a Hopf–Hopf point"):
         switch_curve(field, double, where=BOTH, to="fold")
 

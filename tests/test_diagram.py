@@ -35,7 +35,12 @@ class Ring(eqx.Module):
     bias: jax.Array
 
     def __call__(self, t, z, x):
-        return -z + self.gain * jnp.tanh(z) + 0.3 * jnp.tanh(z[::-1]) + self.bias * jnp.array([1.0, 2.0])
+        return (
+            -z
+            + self.gain * jnp.tanh(z)
+            + 0.3 * jnp.tanh(z[::-1])
+            + self.bias * jnp.array([1.0, 2.0])
+        )
 
 
 def test_one_start_leads_to_all_nine_stationary_points():
@@ -79,7 +84,10 @@ def test_no_root_is_none_found():
 def roots_on_a_grid(field, size=3.5):
     """All zeros of a field on the plane, by SciPy from a grid."""
     force = lambda z: np.asarray(
-        -z + float(field.gain) * np.tanh(z) + 0.3 * np.tanh(z[::-1]) + float(field.bias) * np.arange(1, 3)
+        -z
+        + float(field.gain) * np.tanh(z)
+        + 0.3 * np.tanh(z[::-1])
+        + float(field.bias) * np.arange(1, 3)
     )
     roots = []
     for start in np.stack(np.meshgrid(*[np.linspace(-size, size, 15)] * 2), -1).reshape(-1, 2):

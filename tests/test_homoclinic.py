@@ -13,7 +13,7 @@ from eqjax.stability import CycleBranch, homoclinic
 
 class Loop(eqx.Module):
     """`ẋ = y, ẏ = x - x² + y (p - H)` with `H = y²/2 - x²/2 + x³/3`: cycles are the curves H = p, from -1/6 to the loop at
-    p = 0; a third mode, if `decay`, contracts."""
+    p = 0; shifted."""
 
     p: jax.Array
     shift: jax.Array

@@ -66,7 +66,9 @@ def _taylor(place, curves):
 
     def one(curve):
         def along(r):
-            u = sum(r ** (k + 1) * curve[k] for k in range(order))
+            u = jnp.zeros_like(curve[0])
+            for k in range(order):
+                u += r ** (k + 1) * curve[k]
             return place.force(place.z + u[:-1], place.q + u[-1])
 
         for _ in range(order):
@@ -97,7 +99,9 @@ def normal_form_on(
     `F(H(w)) = DH(w) ẇ` (Elphick et al. 1987; Kuznetsov 2004, ch. 8). `jacobian (n, n)`, with n that of `centre`: of the
     state, or of state and parameter."""
     d, n = centre.right.shape
-    maps = {tuple(np.eye(d, dtype=int)[i]): centre.right[i].astype(complex) for i in range(d)}
+    maps = {
+        tuple(int(i == j) for j in range(d)): np.asarray(centre.right[i], complex) for i in range(d)
+    }
     g: dict[tuple[int, tuple[int, ...]], complex] = {}
     for m in range(2, order + 1):
         powers = [nu for nu in itertools.product(range(m + 1), repeat=d) if sum(nu) == m]
@@ -108,7 +112,7 @@ def normal_form_on(
         curves = np.zeros((len(lines), m, place.z.size + 1))
         for k in range(1, m):
             known = [nu for nu in maps if sum(nu) == k]
-            part = monomials(known).T @ np.stack([maps[nu] for nu in known])
+            part: Any = monomials(known).T @ np.stack([maps[nu] for nu in known])
             curves[:, k - 1, :n] = part.real
         samples = np.zeros((len(lines), n))
         samples[:, : place.z.size] = place.taylor(curves)

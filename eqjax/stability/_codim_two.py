@@ -45,7 +45,7 @@ def matrix_at(problem, y, q) -> Array:
     return jax.jacfwd(lambda z: problem.at(q).force(z, y.q))(y.z)
 
 
-def rest_of(values: np.ndarray, critical: tuple[complex, ...]) -> np.ndarray:
+def rest_of(values: Any, critical: tuple[complex, ...]) -> Any:
     """The eigenvalues but those nearest to the critical ones."""
     for value in critical:
         values = np.delete(values, np.argmin(abs(values - value)))
@@ -60,7 +60,7 @@ def critical_of(kind: str, frequency: float) -> tuple[complex, ...]:
 # Why of all eigenvalues. Sums of two vanish where a pair crosses, and their product is real and changes sign there, as the
 # determinant of the bialternate product does (Kuznetsov 2004, ch. 10), whatever eigenvalues collide and part on the way; the
 # least of them, in place of the product, is of size one. It also vanishes at neutral saddles, which are told apart later.
-def further_tests(kind: str, values: np.ndarray, frequency: float) -> np.ndarray:
+def further_tests(kind: str, values: Any, frequency: float) -> np.ndarray:
     """What changes sign at a zero–Hopf point, and on a curve of Hopf points at a Hopf–Hopf point."""
     rest = rest_of(values, critical_of(kind, frequency))
     first, second = np.triu_indices(len(rest), 1)
@@ -71,7 +71,7 @@ def further_tests(kind: str, values: np.ndarray, frequency: float) -> np.ndarray
     return np.array([_least(rest / max(abs(values))), pairs])
 
 
-def _least(numbers: np.ndarray) -> float:
+def _least(numbers: Any) -> float:
     """The least modulus, with the sign of the product, which is real."""
     if not numbers.size or np.min(abs(numbers)) == 0:
         return 1.0 if not numbers.size else 0.0
@@ -79,7 +79,7 @@ def _least(numbers: np.ndarray) -> float:
     return float(np.copysign(np.min(abs(numbers)), sign))
 
 
-def met_frequency(kind: str, event: str, values: np.ndarray, frequency: float) -> float:
+def met_frequency(kind: str, event: str, values: Any, frequency: float) -> float:
     """The frequency of the pair that the curve meets; 0 of a real eigenvalue, NaN if two real ones are but opposite."""
     if event == "zero–Hopf" and kind == "Hopf":
         return 0.0

@@ -41,6 +41,7 @@ from ._path import (
 )
 from ._spectrum import aligned
 
+
 class Curve(eqx.Module):
     """A curve of folds or of Hopf points, as `fold_curve` and `hopf_curve` return it. It prints as a table of its points
     of codimension two.
@@ -284,19 +285,21 @@ def _curve(
     def event(leg, i):
         name = EVENTS[kind][i]
         _, there, _, _ = locate(lambda p: p.search(leg.first)[i], leg.coarse)
-        met, at = (), there.y
+        at, met = there.y, ()
         if i < 2:
-            y, q, step = _polished(*_regular(problem, i, *at))
+            y, q, step = _polished(*_regular(problem, i, there.y[0], there.y[1]))
             own = (frequency_of(y),) if name == "Bautin" else ()
         else:
-            omega = met_frequency(kind, name, there.values, frequency_of(at[0]))
+            y, q = there.y
+            omega = met_frequency(kind, name, there.values, frequency_of(y))
             if np.isnan(omega):
                 return None
-            y, q, other, step = polished_both(problem, name, *at, jnp.asarray(omega, real))
-            own = (frequency_of(y),) if kind == "Hopf" else ()
+            y, q, other, step = polished_both(problem, name, y, q, jnp.asarray(omega, real))
+            own: tuple[float, ...] = (frequency_of(y),) if kind == "Hopf" else ()
             met = () if isinstance(other, tuple) else (abs(float(other)),)
             # Newton's method may have gone to the pair that is known.
-            step = jnp.nan if len({*own, *met}) < len((*own, *met)) else step
+            if any(abs(a - b) < 1e-6 * a for a, b in zip(own, met, strict=False)):
+                step = jnp.full_like(step, jnp.nan)
         # On this leg, for it may be another one's.
         distance = lambda a, b: float(jnp.hypot(a[0].q - b[0].q, a[1] - b[1]))
         reach = 1e-6 + distance(leg.first.y, leg.last.y)

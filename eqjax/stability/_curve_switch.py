@@ -122,9 +122,7 @@ def _at_frequency(system, second, start, omega, borders):
     n = start.size - 2
 
     def at(flat):
-        line = Line(
-            second.at(flat[n + 1]), system.line.low, system.line.span, system.line.index
-        )
+        line = Line(second.at(flat[n + 1]), system.line.low, system.line.span, system.line.index)
         whole = Defining(line, system.x, None, system.unravel, "Hopf")
         return whole, Critical(flat[:n], flat[n], omega)
 

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree, ScalarLike
 
-from .._checks import check_arrays, check_count, check_positive, given
+from .._checks import check_arrays, check_count, check_positive, given, refuse
 from ..relaxation import check_structure, explained
 from ._defining import solve_square
 from ._jacobian import real_dtype
@@ -42,7 +42,10 @@ class Equilibria(eqx.Module):
         if not number:
             return head
         flat = np.concatenate(
-            [np.reshape(np.asarray(a), (len(self.found), -1)) for a in jax.tree.leaves(self.states)],
+            [
+                np.reshape(np.asarray(a), (len(self.found), -1))
+                for a in jax.tree.leaves(self.states)
+            ],
             axis=1,
         )
         rows = (
@@ -103,9 +106,9 @@ def equilibria(
         check_positive(scale=scale)
         scale = jax.tree.map(lambda a: jnp.full_like(a, scale), first)
     scale = jax.tree.map(lambda s, a: jnp.broadcast_to(jnp.asarray(s, real), a.shape), scale, first)
-    if not any(isinstance(a, Tracer) for a in jax.tree.leaves(scale)):
-        if not all(bool(jnp.all(a > 0)) for a in jax.tree.leaves(scale)):
-            raise ValueError("`scale` must be positive, got " + repr(scale))
+    known = [a for a in jax.tree.leaves(scale) if not isinstance(a, Tracer)]
+    if not all(bool(jnp.all(a > 0)) for a in known):
+        refuse("scale", "be positive", scale)
     eps = float(jnp.finfo(real).eps)
     numbers = (power, eps ** (1 / 3) if apart is None else apart, eps**0.75 if tol is None else tol)
     with jax.default_matmul_precision("highest"):

@@ -10,7 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
-from ._bifurcation import SpecialPoint, special_table
+from ._bifurcation import SpecialPoint
 from ._continuation import Branch
 from ._cycle_continuation import CycleBranch
 
@@ -55,9 +55,7 @@ def joined(back: Branch | None, ahead: Branch) -> Branch:
 
     names = ("parameters", "states", "residuals", "spectra", "multipliers", "unstable")
     names += ("unstable_euler", "reliable")
-    arrays = {
-        name: jax.tree.map(both, getattr(back, name), getattr(ahead, name)) for name in names
-    }
+    arrays = {name: jax.tree.map(both, getattr(back, name), getattr(ahead, name)) for name in names}
     special = [_turned(point, before) for point in reversed(back.special_points)]
     special += [_moved(point, before) for point in ahead.special_points]
     ended = f"one way {back.ended}, the other way {ahead.ended}"
@@ -72,9 +70,7 @@ def _changed(point: SpecialPoint, **changes: Any) -> SpecialPoint:
 def _turned(point: SpecialPoint, before: int) -> SpecialPoint:
     """The point as it is met the other way."""
     index = before - 1 - point.index
-    return _changed(
-        point, index=index, change=-point.change, change_euler=-point.change_euler
-    )
+    return _changed(point, index=index, change=-point.change, change_euler=-point.change_euler)
 
 
 def _moved(point: SpecialPoint, before: int) -> SpecialPoint:
@@ -159,6 +155,20 @@ class Closing(eqx.Module):
     @property
     def closed(self) -> bool:
         return any(self.found)
+
+
+class Standing(eqx.Module):
+    """A callback that ends a branch of cycles where the period grows and the parameter stands still: at a homoclinic orbit."""
+
+    span: float
+    seen: list[tuple[float, float]]
+
+    def __call__(self, parameter, orbit) -> bool:
+        self.seen.append((float(parameter), float(orbit.period)))
+        if len(self.seen) < 5:
+            return False
+        (before, shorter), (now, longer) = self.seen[-2:]
+        return abs(now - before) < 1e-10 * self.span and longer > 1.05 * shorter
 
 
 def is_known(ruler: Ruler, row: np.ndarray, seen: Sequence[np.ndarray], reach: float) -> bool:

@@ -1,7 +1,7 @@
 """`homoclinic`: the loop at a saddle to which a branch of cycles goes as their period grows without end."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -40,7 +40,7 @@ class Homoclinic(eqx.Module):
     @property
     def shilnikov(self) -> bool:
         """Whether chaos is to be expected nearby."""
-        right = self.values[self.values.real > 0]
+        right = self.values[np.real(self.values) > 0]
         inward = bool(right.size and abs(right[-1].imag) > 0)
         sigma = -self.saddle_quantity if inward else self.saddle_quantity
         return self.converged and self.focus and sigma > 0
@@ -49,9 +49,7 @@ class Homoclinic(eqx.Module):
         word = "homoclinic loop" if self.converged else "no homoclinic loop: ended"
         kind = "saddle-focus" if self.focus else "saddle"
         more = "; chaos nearby (Shilnikov)" if self.shilnikov else ""
-        return (
-            f"{word} at parameter {self.parameter:.10g} ± {self.error:.0e}, {kind} quantity {self.saddle_quantity:.6g}{more}"
-        )
+        return f"{word} at parameter {self.parameter:.10g} ± {self.error:.0e}, {kind} quantity {self.saddle_quantity:.6g}{more}"
 
 
 # Why by extrapolation. Most of a long period is spent near the saddle, and its logarithm law is known: with x the distance at
@@ -86,43 +84,75 @@ def homoclinic(
         raise ValueError(
             f"`branch` has {branch.parameters.size} cycles, and the law takes four: follow it further."
         )
-    last = jax.tree.map(lambda a: a[-1], branch.states)
+    parameters, periods = (np.asarray(a, float) for a in (branch.parameters, branch.periods))
+    end = _moving(parameters)
+    parameters, periods = parameters[:end], periods[:end]
+    last = jax.tree.map(lambda a: a[end - 1], branch.states)
     dtype = real_dtype(last, "branch")
     index, _ = find(field, where)
     line = Line(field, jnp.zeros((), dtype), jnp.ones((), dtype), index)
-    parameters, periods = (np.asarray(a, float) for a in (branch.parameters, branch.periods))
     place = Place.of(line, x, last, jnp.asarray(parameters[-1], dtype))
     slowest = np.asarray(_slowest(place, jnp.asarray(periods[-1] / steps, dtype), steps))
-    parameter, error, rate = parameters[-1], np.inf, np.nan
-    # The saddle moves with the parameter, whose limit depends on its eigenvalues.
-    for _ in range(3):
-        saddle, solved = _settled(place, slowest, parameter)
-        values = np.linalg.eigvals(_matrix(place, saddle, parameter))
-        values = values[np.argsort(-values.real, kind="stable")]
-        right, left = values[values.real > 0], values[values.real < 0]
-        if not (solved and right.size and left.size):
-            break
-        rate = min(right[-1].real, -left[0].real)
-        parameter, error = _limit(parameters[-4:], periods[-4:], rate)
-        slowest = saddle
-    sigma, focus, follows = np.nan, False, False
-    if solved and right.size and left.size:
-        sigma = float(right[-1].real + left[0].real)
-        focus = bool(abs(right[-1].imag) > 0 or abs(left[0].imag) > 0)
-        # By each cycle the limit must change less than the parameter does.
+    parameter, error = float(parameters[-1]), np.inf
+    saddle = Saddle.near(place, slowest, parameter)
+    # It moves with the parameter, whose limit depends on its eigenvalues.
+    for _ in range(2):
+        if saddle.proper:
+            parameter, error = _limit(parameters[-4:], periods[-4:], saddle.rate)
+            saddle = Saddle.near(place, saddle.state, parameter)
+    follows = False
+    if saddle.proper:
+        # With each cycle the limit must change less than the parameter does.
         pace = abs(parameters[-1] - parameters[-2])
-        long = bool((np.diff(periods[-4:]) > 0).all()) and rate * periods[-1] > 10
+        long = bool((np.diff(periods[-4:]) > 0).all()) and saddle.rate * periods[-1] > 10
         follows = long and error < 0.1 * pace + 1e-10 * max(abs(parameter), 1)
+    right, left = saddle.leading
     return Homoclinic(
-        parameter=float(parameter),
+        parameter=parameter,
         error=float(error),
-        saddle=place.unravel(jnp.asarray(saddle, dtype)),
-        values=values.astype(complex),
-        rate=float(rate),
-        saddle_quantity=sigma,
-        focus=focus,
-        converged=bool(solved and follows),
+        saddle=place.unravel(jnp.asarray(saddle.state, dtype)),
+        values=saddle.values,
+        rate=saddle.rate,
+        saddle_quantity=right.real + left.real,
+        focus=bool(abs(right.imag) > 0 or abs(left.imag) > 0),
+        converged=bool(follows),
     )
+
+
+class Saddle(NamedTuple):
+    """A fixed point, its eigenvalues by falling real part, and whether it is one, near where it was sought, of both signs."""
+
+    state: np.ndarray
+    values: np.ndarray
+    proper: bool
+
+    @classmethod
+    def near(cls, place: Place, z: np.ndarray, parameter: float) -> "Saddle":
+        state, solved = _settled(place, z, parameter)
+        if not solved:
+            return cls(state, np.full(z.size, np.nan + 0j), False)
+        values: Any = np.linalg.eigvals(_matrix(place, state, parameter)).astype(complex)
+        values = values[np.argsort(-values.real, kind="stable")]
+        return cls(state, values, bool(values.real[0] > 0 > values.real[-1]))
+
+    @property
+    def leading(self) -> tuple[complex, complex]:
+        """The eigenvalues nearest to the axis, right and left of it."""
+        if not self.proper:
+            return complex("nan"), complex("nan")
+        real = np.real(self.values)
+        return complex(self.values[real > 0][-1]), complex(self.values[real < 0][0])
+
+    @property
+    def rate(self) -> float:
+        right, left = self.leading
+        return min(right.real, -left.real)
+
+
+def _moving(parameters: np.ndarray) -> int:
+    """How many cycles there are before the parameter stands still: beyond, the period grows on and nothing is learnt."""
+    moves = np.flatnonzero(abs(np.diff(parameters)) > 1e-10 * np.ptp(parameters))
+    return max(4, int(moves[-1]) + 2 if moves.size else 0)
 
 
 def _limit(parameters: np.ndarray, periods: np.ndarray, rate: float) -> tuple[float, float]:

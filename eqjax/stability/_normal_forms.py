@@ -87,6 +87,7 @@ def normal_form(
         told = "a pair of functions, as for `fold_curve`" if two else "one function"
         raise ValueError(f"`where` must be {told}, at a {point.type} point.")
     values = point.parameters if two else (point.parameter,)
+    index = 0
     for pick, value in zip(where if two else (where,), values, strict=True):
         index, _ = find(field, pick)
         field = replaced(field, index, jnp.asarray(value, jnp.result_type(float)))
@@ -97,7 +98,7 @@ def normal_form(
             raise ValueError(
                 f"`step` is missing: a {point.type} point is one of the Euler map, and depends on it."
             )
-        found = _of_map(place, point, float(step))
+        found = _of_map(place, point, float(jnp.asarray(step)))
     else:
         found = _FORMS[point.type](place, point)
     return NormalForm(point.type, *found)

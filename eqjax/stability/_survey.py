@@ -16,7 +16,7 @@ from ._bifurcation import SpecialPoint
 from ._continuation import Branch, continuation
 from ._cycle_continuation import cycle_continuation
 from ._deflation import equilibria
-from ._diagram import Closing, Diagram, Ruler, is_known, joined
+from ._diagram import Closing, Diagram, Ruler, Standing, is_known, joined
 from ._jacobian import real_dtype
 from ._parameter import Line, find, replaced
 from ._storage import load, save
@@ -55,7 +55,7 @@ def diagram(
     - `starts`: states with a leading axis, from which deflation sets out at the parameters `at`, by default the present one
       and both bounds.
     - `cycles`: from every Hopf point the cycles are followed, too, with these settings of `cycle_continuation`; `{}` for its
-      defaults.
+      defaults; where they go to a homoclinic orbit they end, and `homoclinic` tells more.
     - `size`: as for `switch`. Branches that are nearer than a tenth of it count as one. `max_branches`: at most.
     - `folder`: where every branch is kept as soon as it is known: called once more with it, `diagram` goes on from there.
       The whole is in its file `diagram` at the end, for `load`.
@@ -161,7 +161,7 @@ class _Survey:
         )
 
     def both_ways(self, field, state, origin: str) -> Branch | None:
-        call = self.call | self.settings | {"bounds": self.bounds}
+        call: dict[str, Any] = {**self.call, **self.settings, "bounds": self.bounds}
         closing = Closing(self.ruler, [], [])
         try:
             ahead = continuation(field, state, **call, callback=closing)
@@ -201,7 +201,8 @@ class _Survey:
 
     def follow_cycles(self, field, branch: Branch, point: SpecialPoint, origin: str) -> None:
         """The cycles that are born in a Hopf point, unless they ended in it coming from another one."""
-        if self.cycle_settings is None:
+        settings = self.cycle_settings
+        if settings is None:
             return
 
         def compute():
@@ -209,7 +210,8 @@ class _Survey:
             if found is None:
                 return None
             down = find(found[0], self.call["where"])[1] < point.parameter
-            call = self.call | {"bounds": self.bounds, "backwards": down} | self.cycle_settings
+            call: dict[str, Any] = {**self.call, "bounds": self.bounds, "backwards": down}
+            call |= {"callback": Standing(self.ruler.span, []), **settings}
             try:
                 return cycle_continuation(*found, **call)
             except ValueError as error:
