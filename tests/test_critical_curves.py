@@ -8,7 +8,15 @@ import pytest
 import scipy.optimize
 
 from eqjax import fields
-from eqjax.stability import continuation, fold_curve, hopf_curve, normal_form, switch_curve
+from eqjax.stability import (
+    continuation,
+    fold_curve,
+    hopf_curve,
+    load,
+    normal_form,
+    save,
+    switch_curve,
+)
 
 
 class Planar(eqx.Module):
@@ -65,7 +73,7 @@ def test_a_bogdanov_takens_point_is_where_folds_and_hopf_points_meet():
     assert form["a"] * form["b"] > 0
 
 
-def test_a_cusp_is_where_two_folds_meet():
+def test_a_cusp_is_where_two_folds_meet(tmp_path):
     """27 a² = 4 b³"""
     field, (fold, _) = special("cusp", -1.0, 1.0, [-1.3, -1.3], (-1.0, 1.0))
     curve = fold_curve(field, fold, where=BOTH, bounds=((-1.0, 1.0), (-1.0, 1.5)), backwards=True)
@@ -75,6 +83,8 @@ def test_a_cusp_is_where_two_folds_meet():
     a, b = curve.parameters.T
     np.testing.assert_allclose(27 * a**2, 4 * b**3, atol=1e-10)
     assert a[0] > 0 > a[-1] and "cusp" in str(curve)
+    save(tmp_path / "curve", curve)
+    assert str(load(tmp_path / "curve")) == str(curve)
 
 
 def test_a_bautin_point_is_where_the_first_lyapunov_coefficient_changes_sign():

@@ -224,7 +224,8 @@ def fold_curve(field, point, x=None, *, where, bounds, **settings) -> Curve:
 
 def hopf_curve(field, point, x=None, *, where, bounds, **settings) -> Curve:
     """Follow a Hopf point through two parameters, to Bautin points, where the cycle that is born changes its stability
-    (l₁ = 0), and to Bogdanov–Takens points, where its frequency vanishes and the curve ends.
+    (l₁ = 0), to zero–Hopf and Hopf–Hopf points, where a real mode or another pair is critical, too, and to Bogdanov–Takens
+    points, where its frequency vanishes and the curve ends.
 
     The minimally augmented equations of a Hopf point, F = 0 and g = 0 with the complex g from the bordered `J - iω`.
     Arguments, results and errors are those of `fold_curve`, with a `point` of `flow == "Hopf"`.

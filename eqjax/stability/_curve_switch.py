@@ -10,6 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
+from .._checks import check_kind
 from ..analytic import tree_held
 from ._bifurcation import NOTHING, SpecialPoint
 from ._codim_two import CurvePoint
@@ -44,6 +45,7 @@ def switch_curve(
 
     **Raises:** `ValueError` if no such curve passes the point, or no Hopf point is found near it.
     """
+    check_kind(CurvePoint, "a special point of a `Curve`", point=point)
     if to not in MEET.get(point.type, ()):
         allowed = " or ".join(map(repr, MEET.get(point.type, ()))) or "nothing"
         raise ValueError(f"`to` must be {allowed} at a {point.type} point, got {to!r}.")

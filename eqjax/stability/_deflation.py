@@ -90,7 +90,7 @@ def equilibria(
 
     **Raises:** `ValueError` if the state is complex, `starts` has no leading axis, or `scale` is not positive.
     """
-    check_arrays(starts=starts)
+    check_arrays(starts=starts, scale=scale)
     check_count(count=count, max_steps=max_steps)
     check_positive(power=power, **given(apart=apart, tol=tol))
     starts = jax.tree.map(jnp.asarray, starts)

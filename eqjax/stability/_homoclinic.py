@@ -19,7 +19,8 @@ from ._parameter import Line, find
 class Homoclinic(eqx.Module):
     """What `homoclinic` returns.
 
-    - `parameter`: where the period diverges, and its `error`: the change by one cycle fewer. `saddle`: the fixed point there.
+    - `parameter`: where the period diverges, and its `error`: the change by one cycle fewer, which does not know the
+      error of the cycles themselves. `saddle`: the fixed point there.
     - `values (n,)`: its eigenvalues, by falling real part. `rate`: the λ of `p - p* ~ exp(-λT)`.
     - `saddle_quantity`: σ, the sum of the real parts of the two leading eigenvalues, right and left of the axis. Negative: one
       stable cycle is born of the loop, where one mode is unstable; positive: none of its cycles is stable.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree, ScalarLike
 
-from .._checks import check_positive, given
+from .._checks import check_kind, check_positive, given
 from ._bifurcation import NOTHING, SpecialPoint
 from ._centre_manifold import (
     Centre,
@@ -77,6 +77,7 @@ def normal_form(
     **Returns:** a `NormalForm`. **Raises:** `ValueError` if the state is complex or too large, `where` does not fit the point,
     or `step` is missing.
     """
+    check_kind((SpecialPoint, CurvePoint), "a special point", point=point)
     dtype = real_dtype(point.state, "point.state")
     size = sum(np.size(a) for a in jax.tree.leaves(point.state))
     if size > DENSE:

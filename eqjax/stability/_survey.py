@@ -76,6 +76,9 @@ def diagram(
     real = real_dtype(z0)
     line, _ = Line.of(field, where, bounds, real)
     low, high = map(float, bounds)
+    for value in at or ():
+        if not low <= value <= high:
+            raise ValueError(f"`at` holds {value}, which is outside the `bounds` {bounds}.")
     if folder is not None:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,8 +99,6 @@ def diagram(
     survey.drain()
     if starts is not None:
         for value in (present, low, high) if at is None else at:
-            if not low <= value <= high:
-                raise ValueError(f"`at` holds {value}, which is outside the `bounds` {bounds}.")
             there = replaced(line.field, line.index, jnp.asarray(value, jnp.result_type(float)))
             found = equilibria(there, starts, x, count=survey.max_branches)
             for i in np.flatnonzero(np.asarray(found.found)):
