@@ -200,3 +200,33 @@ def test_normal_forms_of_points_of_codimension_one(kind, b):
         assert f"{'super' if b > 0 else 'sub'}critical flip" in told
     with pytest.raises(ValueError, match="`where` must be one function"):
         normal_form(field, point, where=BOTH)
+
+
+class Ringing(eqx.Module):
+    """`ẇ = (1.3i + b|w|²) w`, or the map `w ↦ exp(1.3i) (1 + b|w|²) w` less w."""
+
+    a: jax.Array
+    b: jax.Array
+    kind: str = eqx.field(static=True)
+
+    def __call__(self, t, z, x):
+        square = self.b * jnp.sum(z * z)
+        turned = jnp.stack([-z[1], z[0]])
+        if self.kind == "Hopf":
+            return 1.3 * turned + square * z
+        return (1 + square) * (np.cos(1.3) * z + np.sin(1.3) * turned) - z
+
+
+@pytest.mark.parametrize("kind", ["Hopf", "Neimark–Sacker"])
+def test_normal_forms_of_pairs(kind):
+    """With an eigenvector of unit length |z|² = 2|w|²."""
+    field = Ringing(jnp.asarray(0.0), jnp.asarray(-0.4), kind)
+    flow, euler = ("Hopf", "–") if kind == "Hopf" else ("–", kind)
+    point = special(flow, 0.0, [0.0, 0.0], 1.3, euler)
+    form = normal_form(field, point, where=BOTH[0], step=1.0)
+    (value,) = form.coefficients.values()
+    assert abs(value - (-0.8 / 1.3 if kind == "Hopf" else -0.8)) < 1e-12
+    assert f"supercritical {kind}" in str(form)
+    if kind != "Hopf":
+        with pytest.raises(ValueError, match="`step` is missing"):
+            normal_form(field, point, where=BOTH[0])
