@@ -112,7 +112,7 @@ def test_all_branches_of_a_ring_of_two_cells(bias, tmp_path):
     call = {
         "where": lambda f: f.gain,
         "bounds": (0.2, 2.0),
-        "path": PseudoArclength(most=0.1),
+        "path": PseudoArclength(most=0.2, turn=0.5),
         "starts": 2 * jax.random.normal(jax.random.key(0), (10, 2)),
         "at": [1.9],
         "folder": tmp_path / "ring",
