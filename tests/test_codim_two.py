@@ -75,6 +75,7 @@ def test_a_hopf_curve_meets_a_fold_and_another_pair():
     hopf = special("Hopf", -0.36, field.state(-0.6), 1.3)
     curve = hopf_curve(field, hopf, backwards=True, **settings)
     found = {p.type: p for p in curve.special_points}
+    assert set(found) == {"zero–Hopf", "Hopf–Hopf"}  # and no Bautin point at the pole of l₁
     zero, double = found["zero–Hopf"], found["Hopf–Hopf"]
     assert zero.status == double.status == "converged"
     np.testing.assert_allclose(zero.parameters, 0, atol=1e-12)
