@@ -218,6 +218,22 @@ stability.spectrum(field, jnp.zeros(5), x, k=2)  # field(t, z, x)
 stability.spectrum(field, None, x, k=2)  # z
 stability.continuation(field, z, x, where=where, bounds=_) : None 3.0 ('a','b') (2.0,1.0) (nan,1.0)
 stability.continuation(field, z, x, where='strength', bounds=(0.0, 1.0))  # where
+stability.equilibria(field, z[None], x, count=_) : 0 1.5 '2' None
+stability.equilibria(field, z[None], x, scale=_) : -1.0 0.0 nan 'a'
+stability.equilibria(field, z[None], x, power=_) : -1.0 nan inf
+stability.equilibria(field, z[None], x, tol=_) : -1.0 nan 'a'
+stability.equilibria(field, 'zero', x)  # starts
+stability.equilibria(field, jnp.asarray(0.0), x)  # starts
+stability.equilibria(field, jnp.zeros((1, 5)), x)  # field(t, z, x)
+stability.diagram(field, z, x, where=where, bounds=(0.0, 9.0), depth=_) : -1 1.5 None
+stability.diagram(field, z, x, where=where, bounds=(0.0, 9.0), size=_) : -1.0 nan 'a'
+stability.diagram(field, z, x, where=where, bounds=(0.0, 9.0), cycles=_) : True 3
+stability.diagram(field, z, x, where=where, bounds=(2.0, 1.0))  # bounds
+stability.diagram(field, z, x, where=where, bounds=(0.0, 9.0), backwards=True)  # backwards
+stability.diagram(field, z, x, where=where, bounds=(0.0, 9.0), at=[99.0], starts=z[None])  # at
+stability.normal_form(field, None, x, where=where)  # point
+stability.switch_curve(field, None, x, where=(where, where), to='Hopf')  # point
+stability.homoclinic(field, None, x, where=where)  # branch
 stability.lyapunov(field, z, x, steps=10, step=_) : nan inf 'a'
 stability.periodic_orbit(field, z, x, period=_) : nan -1.0 inf 'a'
 stability.check(field, z, x, step=_) : nan inf

@@ -8,7 +8,15 @@ import pytest
 import scipy.optimize
 
 from eqjax import fields
-from eqjax.stability import continuation, fold_curve, hopf_curve
+from eqjax.stability import (
+    continuation,
+    fold_curve,
+    hopf_curve,
+    load,
+    normal_form,
+    save,
+    switch_curve,
+)
 
 
 class Planar(eqx.Module):
@@ -53,17 +61,30 @@ def test_a_bogdanov_takens_point_is_where_folds_and_hopf_points_meet():
     (point,) = hopfs.special_points
     assert point.status == "converged" and max(map(abs, point.parameters)) < 1e-12
     assert hopfs.ended == "the frequency vanished"
+    # And from there back onto the curve.
+    born = switch_curve(field, point, where=BOTH, to="Hopf")
+    again = hopf_curve(*born, **settings | {"backwards": False})
+    a, b = again.parameters.T
+    np.testing.assert_allclose(a, -(b**2), atol=1e-11)
+    assert b[-1] == 1.0
+    form = normal_form(field, point, where=BOTH).coefficients
+    # v̇ = a + bv + u² + uv as it stands, with the sign of a vector.
+    np.testing.assert_allclose(list(map(abs, form.values())), 1, atol=1e-12)
+    assert form["a"] * form["b"] > 0
 
 
-def test_a_cusp_is_where_two_folds_meet():
+def test_a_cusp_is_where_two_folds_meet(tmp_path):
     """27 a² = 4 b³"""
     field, (fold, _) = special("cusp", -1.0, 1.0, [-1.3, -1.3], (-1.0, 1.0))
     curve = fold_curve(field, fold, where=BOTH, bounds=((-1.0, 1.0), (-1.0, 1.5)), backwards=True)
     (point,) = curve.special_points
     assert point.type == "cusp" and max(map(abs, point.parameters)) < 1e-12
+    assert abs(normal_form(field, point, where=BOTH).coefficients["c"] + 0.5) < 1e-12
     a, b = curve.parameters.T
     np.testing.assert_allclose(27 * a**2, 4 * b**3, atol=1e-10)
     assert a[0] > 0 > a[-1] and "cusp" in str(curve)
+    save(tmp_path / "curve", curve)
+    assert str(load(tmp_path / "curve")) == str(curve)
 
 
 def test_a_bautin_point_is_where_the_first_lyapunov_coefficient_changes_sign():
@@ -72,6 +93,9 @@ def test_a_bautin_point_is_where_the_first_lyapunov_coefficient_changes_sign():
     (point,) = curve.special_points
     assert point.type == "Bautin" and max(map(abs, point.parameters)) < 1e-12
     assert abs(point.frequency - 1.3) < 1e-12
+    # The growth rate is a + b r² - r⁴, and at unit length r² is |w|²·2.
+    form = normal_form(field, point, where=BOTH).coefficients
+    assert abs(form["l2"] + 4 / 1.3) < 1e-10 and abs(form["l1"]) < 1e-10
     # At unit length of the eigenvector l₁ = 2b/ω.
     np.testing.assert_allclose(curve.tests[:, 0], 2 * curve.parameters[:, 1] / 1.3, atol=1e-9)
     with pytest.raises(ValueError, match='flow "fold"'):

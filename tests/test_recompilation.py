@@ -78,6 +78,28 @@ def branch(field):
     return stability.continuation(field, jnp.array([0.1]), where=lambda f: f.b, bounds=(-1.1, -0.9))
 
 
+def several(field):
+    return stability.equilibria(field, jnp.array([[0.1]]), count=4)
+
+
+def form(field):
+    field = eqx.tree_at(lambda f: (f.a, f.b), field, (0 * field.a, 0 * field.b))
+    point = stability.SpecialPoint(
+        parameter=0.0,
+        interval=(0.0, 0.0),
+        state=jnp.zeros(1),
+        flow="branch point",
+        euler="–",
+        change=1,
+        change_euler=0,
+        status="converged",
+        value=0j,
+        frequency=0.0,
+        index=0,
+    )
+    return stability.normal_form(field, point, where=lambda f: f.b)
+
+
 VERBS = {
     "relax": (lambda field: ej.relax(field, ONES, ONES, step=0.1, steps=5), COUNTED),
     "equilibrium": (settled(), COUNTED),
@@ -90,6 +112,8 @@ VERBS = {
     "lyapunov": (exponents, OSCILLATORS),
     "periodic orbit": (orbit, OSCILLATORS),
     "continuation": (branch, PITCHFORKS),
+    "equilibria": (several, PITCHFORKS),
+    "normal form": (form, PITCHFORKS),
 } | {
     type(estimator).__name__: (gradient(estimator), COUNTED)
     for estimator in (

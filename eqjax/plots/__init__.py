@@ -17,6 +17,7 @@ from ._neurons import (
 from ._stability import (
     branch as branch,
     cycles as cycles,
+    diagram as diagram,
     phase_portrait as phase_portrait,
     spectrum as spectrum,
 )

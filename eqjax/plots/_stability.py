@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..stability import Branch, CycleBranch, Spectrum
+from ..stability import Branch, CycleBranch, Diagram, Spectrum
 from ._figure import panels
 
 _MARKERS = {
@@ -38,11 +38,11 @@ def branch(
     of the two axes.
     """
     value = _norm if value is None else value
-    at = lambda i: jax.tree.map(lambda a: a[i], branch.states)
-    along = [float(value(at(i))) for i in range(branch.parameters.size)]
+    along = _along(branch, value)
     figure, (above, below) = panels(9, 6, 2, 1, sharex=True, height_ratios=(2, 1))
     euler = branch.unstable_euler
-    said = lambda p: p.flow if euler is None else f"flow: {p.flow}, Euler: {p.euler}"
+    kind = lambda p: p.flow if euler is None else f"flow: {p.flow}, Euler: {p.euler}"
+    said = lambda p: f"{kind(p)}, at {p.parameter:.6g}"
     _draw(above, branch, along, lambda point: float(value(point.state)), said, euler)
     parameters = np.asarray(branch.parameters)
     growth = np.max(np.real(np.asarray(branch.spectra.values)), axis=1)
@@ -59,6 +59,39 @@ def branch(
     handles = above.get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=2, fontsize=8)
     return figure
+
+
+def diagram(
+    diagram: Diagram,
+    *,
+    value: Callable[[Any], Any] | None = None,
+    labels: tuple[str, str] = ("parameter", "‖z‖"),
+) -> Figure:
+    """All branches of a diagram: a number of the state against the parameter, solid where the flow stays, dashed where it
+    leaves; special points by their kind; and of cycles the number at the point that is kept of each, dotted.
+
+    **Arguments:** `diagram`: from `stability.diagram`. `value`, `labels`: as for `branch`.
+    """
+    value = _norm if value is None else value
+    figure, axes = panels(9, 5.5)
+    for branch in diagram.branches:
+        along = _along(branch, value)
+        there = lambda point: float(value(point.state))
+        _draw(axes, branch, along, there, lambda point: point.type, branch.unstable_euler)
+    for cycle in diagram.cycles:
+        along = _along(cycle, value)
+        axes.plot(np.asarray(cycle.parameters), along, "C2:", label="cycles")
+    axes.set(xlabel=labels[0], ylabel=labels[1])
+    handles, names = axes.get_legend_handles_labels()
+    once = dict(zip(names, handles, strict=True))
+    figure.legend(once.values(), once.keys(), loc="outside upper center", ncols=4, fontsize=8)
+    return figure
+
+
+def _along(branch: Any, value: Callable[[Any], Any]) -> list[float]:
+    """The number of each state of a branch."""
+    at = lambda i: jax.tree.map(lambda a: a[i], branch.states)
+    return [float(value(at(i))) for i in range(branch.parameters.size)]
 
 
 def spectrum(spectrum: Spectrum, *, step: float | None = None) -> Figure:
@@ -104,7 +137,7 @@ def cycles(branch: CycleBranch, *, label: str = "parameter") -> Figure:
     **Arguments:** `branch`: from `stability.cycle_continuation`. `label`: of the parameter.
     """
     figure, (amplitude, period, multipliers) = panels(13, 4.4, 1, 3)
-    kind = lambda point: point.type
+    kind = lambda point: f"{point.type}, at {point.parameter:.6g}"
     _draw(amplitude, branch, np.asarray(branch.amplitudes), lambda point: point.amplitude, kind)
     _draw(period, branch, np.asarray(branch.periods), lambda point: point.period, kind)
     sizes = np.abs(np.asarray(branch.multipliers))
@@ -187,5 +220,5 @@ def _draw(
             named.add(look)
             start = i
     for point in branch.special_points:
-        marker, name = _MARKERS.get(point.type, "*"), f"{said(point)}, at {point.parameter:.6g}"
-        axes.plot(point.parameter, there(point), "k" + marker, label=name, zorder=5)
+        marker = _MARKERS.get(point.type, "*")
+        axes.plot(point.parameter, there(point), "k" + marker, label=said(point), zorder=5)

@@ -3,20 +3,24 @@
 from ._bifurcation import SpecialPoint as SpecialPoint
 from ._check import Check as Check, check as check
 from ._classify import Classification as Classification, classify as classify
+from ._codim_two import CurvePoint as CurvePoint
 from ._continuation import Branch as Branch, continuation as continuation
 from ._critical_curves import (
     Curve as Curve,
-    CurvePoint as CurvePoint,
     fold_curve as fold_curve,
     hopf_curve as hopf_curve,
 )
+from ._curve_switch import switch_curve as switch_curve
 from ._cycle_continuation import (
     CycleBranch as CycleBranch,
     cycle_continuation as cycle_continuation,
 )
 from ._cycle_points import CyclePoint as CyclePoint
 from ._cycles import PeriodicOrbit as PeriodicOrbit, periodic_orbit as periodic_orbit
+from ._deflation import Equilibria as Equilibria, equilibria as equilibria
+from ._diagram import Diagram as Diagram
 from ._eigenvalue import eigenvalue as eigenvalue, quotient as quotient
+from ._homoclinic import Homoclinic as Homoclinic, homoclinic as homoclinic
 from ._hopf_point import HopfPoint as HopfPoint, hopf_point as hopf_point
 from ._jacobian import jacobian as jacobian, state_dtype as state_dtype
 from ._krylov_schur import (
@@ -30,6 +34,7 @@ from ._lyapunov import (
     lyapunov as lyapunov,
 )
 from ._normal_form import HopfNormalForm as HopfNormalForm, hopf_normal_form as hopf_normal_form
+from ._normal_forms import NormalForm as NormalForm, normal_form as normal_form
 from ._normality import (
     Estimate as Estimate,
     asymmetry as asymmetry,
@@ -53,6 +58,7 @@ from ._spectrum import (
     spectrum as spectrum,
 )
 from ._storage import load as load, save as save
+from ._survey import diagram as diagram
 from ._switch import switch as switch
 from ._token_spectrum import (
     TokenSpectrum as TokenSpectrum,

@@ -15,6 +15,15 @@ from jaxtyping import Array, Float, PyTree
 from .._checks import check_count
 from ..analytic import tree_held
 from ._bifurcation import SpecialPoint, Stretch, locate
+from ._codim_two import (
+    EVENTS,
+    CurvePoint,
+    critical_of,
+    further_tests,
+    matrix_at,
+    met_frequency,
+    polished_both,
+)
 from ._defining import Critical, Defining, Vectors, solve_square
 from ._jacobian import real_dtype
 from ._normal_form import lyapunov_coefficient
@@ -32,39 +41,23 @@ from ._path import (
 )
 from ._spectrum import aligned
 
-# What may happen on a curve of each kind: tests that change sign there.
-EVENTS = {"fold": ("Bogdanov–Takens", "cusp"), "Hopf": ("Bautin", "Bogdanov–Takens")}
-
-
-class CurvePoint(eqx.Module):
-    """A point of codimension two: `type` "Bogdanov–Takens", "cusp" or "Bautin"; both `parameters`, in the order of
-    `where`; the fixed point there, its `frequency` (0 but at a Bautin point), `error` of either parameter relative to its
-    bounds, and `index` of the last point of the curve before it. `status` "converged", or "bracketed" if the equations of
-    such a point did not lead to it."""
-
-    type: str = eqx.field(static=True)
-    parameters: tuple[float, float]
-    state: PyTree[Array]
-    frequency: float
-    error: float
-    status: str = eqx.field(static=True)
-    index: int = eqx.field(static=True)
-
 
 class Curve(eqx.Module):
     """A curve of folds or of Hopf points, as `fold_curve` and `hopf_curve` return it. It prints as a table of its points
     of codimension two.
 
     - `parameters (m, 2)`, `states` (leading axis m): its points, in order. `frequencies (m,)`: ω; 0 at folds.
-    - `tests (m, 2)`: what changes sign at a Bogdanov–Takens point (wᵀv) and at a cusp (wᵀB(v, v)/2, the coefficient of the
-      fold), or at a Bautin point (l₁) and at a Bogdanov–Takens point (ω).
+    - `tests (m, 3)` or `(m, 4)`: what changes sign: at folds at a Bogdanov–Takens point (wᵀv), at a cusp (wᵀB(v, v)/2, the
+      coefficient of the fold) and at a zero–Hopf point (the least sum of two other eigenvalues, with the sign of the product
+      of all sums); at Hopf points at a Bautin point (l₁), at a Bogdanov–Takens point (ω), at a zero–Hopf point (the least
+      other eigenvalue) and at a Hopf–Hopf point (as a zero–Hopf point of folds).
     - `special_points`: `CurvePoint`s. `ended`: in words, why the curve ends where it does.
     """
 
     parameters: Float[Array, "m 2"]
     states: PyTree[Array]
     frequencies: Float[Array, " m"]
-    tests: Float[Array, "m 2"]
+    tests: Float[Array, "m events"]
     special_points: tuple[CurvePoint, ...]
     ended: str = eqx.field(static=True)
 
@@ -73,10 +66,11 @@ class Curve(eqx.Module):
         head = (
             f"{len(self.tests)} points from ({a:.6g}, {b:.6g}) to ({c:.6g}, {d:.6g}); {self.ended}"
         )
-        rows: list[Sequence[str]] = [("type", "first", "second", "error", "status", "frequency")]
+        rows: list[Sequence[str]] = [("type", "first", "second", "error", "status", "frequencies")]
         for p in self.special_points:
             numbers = (f"{v:.12g}" for v in p.parameters)
-            rows.append((p.type, *numbers, f"{p.error:.0e}", p.status, f"{p.frequency:.8g}"))
+            rows.append((p.type, *numbers, f"{p.error:.0e}", p.status))
+            rows[-1] = (*rows[-1], ", ".join(f"{v:.8g}" for v in p.frequencies) or "–")
         return f"{head}\n{aligned(rows) if self.special_points else 'no special points'}"
 
 
@@ -157,6 +151,7 @@ class CurveSample(NamedTuple):
     slope: float
     tests: np.ndarray
     vectors: Vectors
+    values: np.ndarray
     converged: bool
 
     def beside(self, other: "CurveSample") -> np.ndarray:
@@ -164,7 +159,15 @@ class CurveSample(NamedTuple):
         if np.iscomplexobj(self.vectors.right):
             return self.tests
         turns = [np.sign(a @ b) for a, b in zip(self.vectors, other.vectors, strict=True)]
-        return self.tests * np.array([turns[0] * turns[1], turns[1]])
+        oriented = np.array([turns[0] * turns[1], turns[1]])
+        return np.append(self.tests[:2] * oriented, self.tests[2:])
+
+    def search(self, other: "CurveSample") -> np.ndarray:
+        """The same, without the pole that l₁ has at a zero–Hopf point, where it also changes sign."""
+        tests = self.beside(other)
+        if np.iscomplexobj(self.vectors.right):
+            tests = np.append(tests[0] * tests[2], tests[1:])
+        return tests
 
 
 def _regular(problem, event, y, q):
@@ -200,7 +203,7 @@ def _polished(problem, event, y, q):
 
 
 def fold_curve(field, point, x=None, *, where, bounds, **settings) -> Curve:
-    """Follow a fold through two parameters, to Bogdanov–Takens points and cusps.
+    """Follow a fold through two parameters, to Bogdanov–Takens and zero–Hopf points and cusps.
 
     The minimally augmented equations of a fold, F = 0 and g = 0 with g from the bordered Jacobian (Griewank & Reddien 1984;
     Govaerts 2000), continued by pseudo-arclength in (state, first parameter, second parameter). Points of codimension two
@@ -221,7 +224,8 @@ def fold_curve(field, point, x=None, *, where, bounds, **settings) -> Curve:
 
 def hopf_curve(field, point, x=None, *, where, bounds, **settings) -> Curve:
     """Follow a Hopf point through two parameters, to Bautin points, where the cycle that is born changes its stability
-    (l₁ = 0), and to Bogdanov–Takens points, where its frequency vanishes and the curve ends.
+    (l₁ = 0), to zero–Hopf and Hopf–Hopf points, where a real mode or another pair is critical, too, and to Bogdanov–Takens
+    points, where its frequency vanishes and the curve ends.
 
     The minimally augmented equations of a Hopf point, F = 0 and g = 0 with the complex g from the bordered `J - iω`.
     Arguments, results and errors are those of `fold_curve`, with a `point` of `flow == "Hopf"`.
@@ -251,8 +255,9 @@ def _curve(
     z, unravel = ravel_pytree(jax.tree.map(jnp.asarray, point.state))
     if z.size > DENSE:
         raise ValueError(f"`point` has a state of {z.size} numbers; curves take {DENSE} at most.")
-    index, _ = find(field, where[0])
-    field = replaced(field, index, jnp.asarray(point.parameter, jnp.result_type(float)))
+    second = find(field, where[1])
+    for index, value in (second, (find(field, where[0])[0], point.parameter)):
+        field = replaced(field, index, jnp.asarray(value, jnp.result_type(float)))
     first, q1 = Line.of(field, where[0], bounds[0], real)
     second, q2 = Line.of(first.field, where[1], bounds[1], real)
     system = Defining(first, x, None, unravel, kind)
@@ -265,37 +270,58 @@ def _curve(
             "special point as `continuation` returned it, and the same field."
         )
 
+    def frequency_of(y):
+        return abs(float(y.extra)) if kind == "Hopf" else 0.0
+
     def sample(point):
         y, q = point.y
         tests, vectors = jax.tree.map(np.asarray, point.found)
+        # Only where there are other eigenvalues than the critical ones.
+        more = z.size > len(critical_of(kind, 1.0))
+        values = np.linalg.eigvals(matrix_at(problem, y, q)) if more else np.zeros(z.size, complex)
+        tests = np.append(tests, further_tests(kind, values, frequency_of(y)))
         at, slope = float(second.value(q)), float(point.tangent[1])
-        return CurveSample(at, (y, q), slope, tests, vectors, bool(point.converged))
+        return CurveSample(at, (y, q), slope, tests, vectors, values, bool(point.converged))
 
     def event(leg, i):
         name = EVENTS[kind][i]
-        _, there, _, _ = locate(lambda p: p.beside(leg.first)[i], leg.coarse)
-        y, q, step = _polished(*_regular(problem, i, *there.y))
+        _, there, _, _ = locate(lambda p: p.search(leg.first)[i], leg.coarse)
+        at, met = there.y, ()
+        if i < 2:
+            y, q, step = _polished(*_regular(problem, i, there.y[0], there.y[1]))
+            own = (frequency_of(y),) if name == "Bautin" else ()
+        else:
+            y, q = there.y
+            omega = met_frequency(kind, name, there.values, frequency_of(y))
+            if np.isnan(omega):
+                return None
+            y, q, other, step = polished_both(problem, name, y, q, jnp.asarray(omega, real))
+            own: tuple[float, ...] = (frequency_of(y),) if kind == "Hopf" else ()
+            met = () if isinstance(other, tuple) else (abs(float(other)),)
+            # Newton's method may have gone to the pair that is known.
+            if any(abs(a - b) < 1e-6 * a for a, b in zip(own, met, strict=False)):
+                step = jnp.full_like(step, jnp.nan)
         # On this leg, for it may be another one's.
         distance = lambda a, b: float(jnp.hypot(a[0].q - b[0].q, a[1] - b[1]))
         reach = 1e-6 + distance(leg.first.y, leg.last.y)
-        sure = bool(step < float(jnp.finfo(real).eps) ** 0.5) and distance((y, q), there.y) < reach
+        sure = bool(step < float(jnp.finfo(real).eps) ** 0.5) and distance((y, q), at) < reach
         if not sure:
-            _, there, _, _ = locate(lambda p: p.beside(leg.first)[i], leg)
+            _, there, _, _ = locate(lambda p: p.search(leg.first)[i], leg)
             (y, q), step = there.y, jnp.asarray(leg.tol)
-        frequency = abs(float(y.extra)) if name == "Bautin" else 0.0
         return CurvePoint(
             type=name,
             parameters=(float(first.value(y.q)), float(second.value(q))),
             state=unravel(y.z),
-            frequency=frequency,
+            frequencies=(*own, *met),
             error=max(4 * float(step), 4 * float(jnp.finfo(real).eps)),
             status="converged" if sure else "bracketed",
             index=leg.number,
         )
 
     def examine(leg: Stretch):
-        changes = leg.first.tests * leg.last.beside(leg.first) < 0
-        points = [event(leg, i) for i in range(2) if changes[i]]
+        changes = leg.first.search(leg.first) * leg.last.search(leg.first) < 0
+        points = [event(leg, i) for i in range(len(changes)) if changes[i]]
+        points = [point for point in points if point is not None]
         y = leg.last.y[0]
         ended = ""
         if kind == "Hopf" and changes[1]:

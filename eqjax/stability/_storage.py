@@ -17,14 +17,20 @@ from .._files import whole
 from ._bifurcation import SpecialPoint
 from ._check import Check
 from ._classify import Classification
+from ._codim_two import CurvePoint
 from ._collocation import Profile
 from ._continuation import Branch
+from ._critical_curves import Curve
 from ._cycle_continuation import CycleBranch
 from ._cycle_points import CyclePoint
 from ._cycles import PeriodicOrbit
+from ._deflation import Equilibria
+from ._diagram import Diagram
+from ._homoclinic import Homoclinic
 from ._hopf_point import HopfPoint
 from ._lyapunov import Lyapunov
 from ._normal_form import HopfNormalForm
+from ._normal_forms import NormalForm
 from ._spectrum import Spectrum, SpectrumResults
 
 _FORMAT = 1
@@ -35,11 +41,17 @@ KINDS = {
         Branch,
         Check,
         Classification,
+        Curve,
+        CurvePoint,
         CycleBranch,
         CyclePoint,
+        Diagram,
+        Equilibria,
+        Homoclinic,
         HopfNormalForm,
         HopfPoint,
         Lyapunov,
+        NormalForm,
         PeriodicOrbit,
         Profile,
         SpecialPoint,
