@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import lineax as lx
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree, ScalarLike
@@ -20,6 +21,7 @@ from ._check import leading_modes
 from ._defining import Defining, polish
 from ._jacobian import state_dtype
 from ._krylov_schur import AbstractTransform
+from ._linear_solver import solver_of
 from ._parameter import Line
 from ._path import (
     AbstractPath,
@@ -31,7 +33,9 @@ from ._path import (
     newton,
     product_at,
 )
+from ._sparse import SparseLU
 from ._spectrum import Spectrum, SpectrumResults
+from ._transforms import Rightmost
 
 
 class Branch(eqx.Module):
@@ -82,6 +86,7 @@ class Problem(AbstractProblem):
     ncv: int | None = eqx.field(default=None, static=True)
     step: Float[Array, ""] | None = None
     transform: AbstractTransform | None = None
+    linear_solver: lx.AbstractLinearSolver | None = None
 
     def force(self, z, q):
         """F at q of the line."""
@@ -95,7 +100,10 @@ class Problem(AbstractProblem):
         return product_at(base)
 
     def findings(self, state, q, base):
-        settings = {"transform": self.transform, "k": self.k, "ncv": self.ncv, "key": self.key}
+        transform = self.transform
+        if transform is None and isinstance(self.linear_solver, SparseLU):
+            transform = Rightmost(self.linear_solver)
+        settings = {"transform": transform, "k": self.k, "ncv": self.ncv, "key": self.key}
         field = self.line.at(q)  # itself, so that a causal one is taken by its own blocks
         flow, multipliers, result = leading_modes(field, state, self.x, self.step, **settings)
         residual = residual_ratio(self.force(state, q), state)
@@ -128,6 +136,7 @@ def continuation(
     transform: AbstractTransform | None = None,
     ncv: int | None = None,
     solver: NewtonKrylov | None = None,
+    linear_solver: lx.AbstractLinearSolver | None = None,
     max_points: int = 400,
     max_steps: int = 12,
     tol: float | None = None,
@@ -136,7 +145,7 @@ def continuation(
 ) -> Branch:
     """Follow a fixed point of `field` through one of its parameters, and find where its stability changes and how.
 
-    Newton–Krylov on the bordered system (Keller 1977): no matrix is formed, and folds are passed. Corrector, tangent
+    Newton's method on the bordered system (Keller 1977), by which folds are passed. Corrector, tangent
     and spectra of a point are one function, compiled once for the branch. Between two points whose counts of unstable
     modes differ, or whose tangents point opposite ways in the parameter, the special point is bracketed by Brent's
     method on the eigenvalue that crosses (or on the tangent), and then solved for to rounding by its bordered defining
@@ -154,8 +163,10 @@ def continuation(
       `g(z) - z` with ε = 1.
     - `k`, `transform`, `ncv`: modes followed and how they are searched, as for `spectrum`; `k` at least one more than
       ever are unstable. The multipliers are searched without the transform.
-    - `solver`: by default `NewtonKrylov` to eps^¾. Its `restart` should not be much below the size of the state
-      unless the field is preconditioned. `max_steps`: of it for each point.
+    - `linear_solver`: a Lineax solver for all systems with J, those of special points included. By default `lineax.LU()`
+      up to 400 numbers; `SparseLU` beyond, where each number is coupled to a few others, as in a discretised partial
+      differential equation, and then spectra are found by `Rightmost`; otherwise `GMRES`, and no matrix is formed.
+    - `solver`: by default `NewtonKrylov` to eps^¾, with that linear solver. `max_steps`: of it for each point.
     - `max_points`: after which the branch ends. `callback(parameter, state, spectrum)`: called at every point; the
       branch ends when it returns True.
     - `tol`: to which special points are located, in units of the path, where their equations have no regular root (modes
@@ -178,10 +189,19 @@ def continuation(
     check_positive(**given(step=step, tol=tol))
     check_count(k=k, max_steps=max_steps, max_points=max_points)
     check_key(**given(key=key))
+    with explained(line.field, z0, x):
+        if linear_solver is None and solver is not None:
+            linear_solver = solver.linear_solver
+        linear_solver = solver_of(linear_solver, line.field, z0, x)
+    if solver is None:
+        solver = corrector(z0, linear_solver=linear_solver)
+    elif linear_solver is not None:
+        solver = dataclasses.replace(solver, linear_solver=linear_solver)
     problem = Problem(
         line=line,
         x=x,
-        solver=corrector(z0) if solver is None else solver,
+        solver=solver,
+        linear_solver=linear_solver,
         key=jax.random.key(0) if key is None else key,
         max_steps=max_steps,
         k=k,
@@ -199,15 +219,17 @@ def continuation(
     if not start.converged:
         raise ValueError(
             f"`z0` does not settle: Newton's method ended at force residual {float(start.residual):.1e}. Either (a) "
-            "settle it first, by `equilibrium` or `relax`; (b) give more `max_steps`, or a `solver` with a larger "
-            "`restart` or a tolerance this dtype can reach; or (c) the field has no fixed point near."
+            "settle it first, by `equilibrium` or `relax`; (b) give more `max_steps`, or a `solver` with a tolerance this "
+            "dtype can reach; (c) solve its linear systems otherwise: `linear_solver=SparseLU()` where each number of the "
+            "state is coupled to a few others, `lineax.LU()`, or a `GMRES` with a larger `restart`; or (d) the field has no "
+            "fixed point near."
         )
     epsilon = None if problem.step is None else float(problem.step)
 
     def polished(kind, sample, value):
         """The special point of a kind near a sample: parameter, state, error and eigenvalue; None if there is none."""
         flat, unravel = ravel_pytree(sample.state)
-        system = Defining(problem.line, x, problem.step, unravel, kind)
+        system = Defining(problem.line, x, problem.step, unravel, kind, linear_solver)
         near = (jnp.asarray(sample.parameter, real) - line.low) / line.span
         found = polish(system, flat, near, system.extra(value, flat.dtype))
         if not found.converged:
