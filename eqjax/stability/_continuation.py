@@ -32,6 +32,7 @@ from ._path import (
     follow_path,
     newton,
     product_at,
+    sparse_newton,
 )
 from ._sparse import SparseLU
 from ._spectrum import Spectrum, SpectrumResults
@@ -79,7 +80,7 @@ class Problem(AbstractProblem):
 
     line: Line
     x: PyTree
-    solver: NewtonKrylov
+    solver: NewtonKrylov | None
     key: PRNGKeyArray
     max_steps: int = eqx.field(static=True)
     k: int = eqx.field(static=True)
@@ -94,7 +95,10 @@ class Problem(AbstractProblem):
 
     def correct(self, predicted, base, normal):
         force = lambda y: self.force(*y)
-        return newton(force, self.inner(base[0]), self.solver, self.max_steps, predicted, normal)
+        rest = self.max_steps, predicted, normal
+        if self.solver is None:
+            return sparse_newton(force, self.inner(base[0]), self.linear_solver, *rest)
+        return newton(force, self.inner(base[0]), self.solver, *rest)
 
     def inner(self, base):
         return product_at(base)
@@ -166,7 +170,9 @@ def continuation(
     - `linear_solver`: a Lineax solver for all systems with J, those of special points included. By default `lineax.LU()`
       up to 400 numbers; `SparseLU` beyond, where each number is coupled to a few others, as in a discretised partial
       differential equation, and then spectra are found by `Rightmost`; otherwise `GMRES`, and no matrix is formed.
-    - `solver`: by default `NewtonKrylov` to eps^¾, with that linear solver. `max_steps`: of it for each point.
+    - `solver`: by default `NewtonKrylov` to eps^¾, with that linear solver; with `SparseLU` Newton's method with
+      corrections by one matrix, that is factored anew where they shrink too little (Deuflhard 2004). `max_steps`: of it
+      for each point.
     - `max_points`: after which the branch ends. `callback(parameter, state, spectrum)`: called at every point; the
       branch ends when it returns True.
     - `tol`: to which special points are located, in units of the path, where their equations have no regular root (modes
@@ -193,9 +199,9 @@ def continuation(
         if linear_solver is None and solver is not None:
             linear_solver = solver.linear_solver
         linear_solver = solver_of(linear_solver, line.field, z0, x)
-    if solver is None:
+    if solver is None and not isinstance(linear_solver, SparseLU):
         solver = corrector(z0, linear_solver=linear_solver)
-    elif linear_solver is not None:
+    elif solver is not None and linear_solver is not None:
         solver = dataclasses.replace(solver, linear_solver=linear_solver)
     problem = Problem(
         line=line,

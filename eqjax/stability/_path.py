@@ -15,8 +15,10 @@ from jaxtyping import Array, PyTree
 
 from ..relaxation import GMRES, NewtonKrylov
 from ._bifurcation import Stretch
-from ._linear_solver import DENSE as DENSE
+from ._chord import chord
+from ._linear_solver import DENSE as DENSE, solved
 from ._parameter import Line
+from ._sparse import SparseLU
 
 
 class AbstractPath(eqx.Module):
@@ -155,9 +157,24 @@ def newton(
     if solver.linear_solver is not None:
         # A force of large terms that cancel, as of a fine grid, does not fall below their rounding: there the step tells.
         last = solve((equations(y), jnp.zeros_like(y[1])))
-        step, size = inner(last.value, last.value), 1 + y[1] ** 2
-        fine |= (last.result == lx.RESULTS.successful) & (step <= jnp.finfo(y[1].dtype).eps * size)
+        near = inner(last.value, last.value) <= jnp.finfo(y[1].dtype).eps
+        fine |= (last.result == lx.RESULTS.successful) & near
     return Correction(y, tangent, fine, solution.stats["num_steps"])
+
+
+def sparse_newton(
+    equations: Callable, inner: Callable, solver: SparseLU, steps: int, predicted, normal
+) -> Correction:
+    """The same where the factorisation of the bordered system is kept for as long as it serves."""
+
+    def bordered(y):
+        return equations(y), inner(normal, jax.tree.map(jnp.subtract, y, predicted))
+
+    size = lambda v: jnp.sqrt(inner(v, v))
+    y, fine, count = chord(bordered, size, solver, steps, predicted)
+    one = jax.tree.map(jnp.zeros_like, y[0]), jnp.ones_like(y[1])
+    tangent = solved(jax.linearize(bordered, y)[1], one, solver)
+    return Correction(y, tangent, fine, count)
 
 
 # Why: two loops of one program that may run at once wait for each other, now and then, for ever (XLA on two cores, seen
