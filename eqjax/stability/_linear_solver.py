@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import optax
 from jaxtyping import Array, PyTree
 
 from .._checks import check_kind
@@ -30,6 +31,8 @@ def solver_of(
 ) -> lx.AbstractLinearSolver | None:
     """A caller's `linear_solver`, with its pattern where that is missing, or what fits the field; None for GMRES."""
     if linear_solver is None:
+        if optax.tree.size(z) <= DENSE:
+            return lx.LU()
         J = jacobian(field, z, x)
         return direct_solver(J.mv, jax.eval_shape(lambda: J.force))
     check_kind(
