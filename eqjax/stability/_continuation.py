@@ -96,9 +96,10 @@ class Problem(AbstractProblem):
     def correct(self, predicted, base, normal):
         force = lambda y: self.force(*y)
         rest = self.max_steps, predicted, normal
-        if self.solver is None:
+        if self.solver is None and isinstance(self.linear_solver, SparseLU):
             return sparse_newton(force, self.inner(base[0]), self.linear_solver, *rest)
-        return newton(force, self.inner(base[0]), self.solver, *rest)
+        solver = self.solver or corrector(base[0], linear_solver=self.linear_solver)
+        return newton(force, self.inner(base[0]), solver, *rest)
 
     def inner(self, base):
         return product_at(base)
@@ -199,9 +200,7 @@ def continuation(
         if linear_solver is None and solver is not None:
             linear_solver = solver.linear_solver
         linear_solver = solver_of(linear_solver, line.field, z0, x)
-    if solver is None and not isinstance(linear_solver, SparseLU):
-        solver = corrector(z0, linear_solver=linear_solver)
-    elif solver is not None and linear_solver is not None:
+    if solver is not None and linear_solver is not None:
         solver = dataclasses.replace(solver, linear_solver=linear_solver)
     problem = Problem(
         line=line,

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import optax
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from .._checks import check_kind
+from ..relaxation import solve_linear
 from ._jacobian import jacobian
 from ._pattern import local_pattern
 from ._sparse import SparseLU
@@ -45,32 +47,19 @@ def solver_of(
     return linear_solver
 
 
-class OrNaN(lx.AbstractLinearSolver):
-    """A solver that returns NaN where it failed: also transposed, where a derivative would be wrong without a word."""
-
-    solver: lx.AbstractLinearSolver
-
-    def init(self, operator, options):
-        return self.solver.init(operator, options)
-
-    def compute(self, state, vector, options):
-        value, result, stats = self.solver.compute(state, vector, options)
-        failed = result != lx.RESULTS.successful
-        return jax.tree.map(lambda a: jnp.where(failed, jnp.nan, a), value), result, stats
-
-    def transpose(self, state, options):
-        return self.solver.transpose(state, options)
-
-    def conj(self, state, options):
-        return self.solver.conj(state, options)
-
-    def assume_full_rank(self):
-        return True
-
-
+# Why not `lineax.linear_solve`: transposed it raises where its solver fails, in terms of that solver, and takes a whole batch
+# with the one sample that failed.
 def solved(
     product: Callable[[Any], Any], right: PyTree[Array], solver: lx.AbstractLinearSolver
 ) -> PyTree[Array]:
-    """The solution of `product(v) = right`, NaN where there is none; differentiable in both."""
-    operator = lx.FunctionLinearOperator(product, jax.eval_shape(lambda: right))
-    return lx.linear_solve(operator, right, OrNaN(solver), throw=False).value
+    """The solution of `product(v) = right`; NaN where the solver failed, also in a derivative, forwards and in reverse."""
+
+    # As one vector, since JAX transposes in the whole of the right-hand side or not at all.
+    flat, unravel = ravel_pytree(right)
+
+    def attempt(product, right):
+        value, failed, _ = solve_linear(product, right, solver)
+        return jnp.where(failed, jnp.nan, value)
+
+    apply = lambda v: ravel_pytree(product(unravel(v)))[0]
+    return unravel(jax.lax.custom_linear_solve(apply, flat, attempt, transpose_solve=attempt))

@@ -89,8 +89,10 @@ class Pattern:
 def pattern_of(product: Callable[[Array], Array], like: Any) -> Pattern | None:
     """The pattern of a linear map of flat vectors `like`; None if it depends on integers that are not known yet."""
     program = jax.make_jaxpr(product)(jnp.zeros(like.shape, like.dtype))
-    found = [_probed(program, like, choice) for choice in (True, False)]
-    if any(part is None for part in found):
+    # Of a branch that is not known yet both sides count.
+    branches = (True, False) if any(c.dtype == bool for c in program.consts) else (True,)
+    found = [part for branch in branches if (part := _probed(program, like, branch)) is not None]
+    if len(found) < len(branches):
         return None
     rows, cols = (np.concatenate([part[i] for part in found]) for i in (0, 1))
     return Pattern(rows, cols, like.size)
@@ -104,8 +106,9 @@ def local_pattern(product: Callable[[Array], Array], like: Any) -> Pattern | Non
     if not _local(program.jaxpr):
         return None
     pattern = pattern_of(product, like)
-    sparse = pattern is not None and pattern.rows.size < 100 * like.size
-    return pattern if sparse and pattern.count < min(100, like.size / 8) else None
+    if pattern is None or pattern.rows.size > 100 * like.size:
+        return None
+    return pattern if pattern.count < min(100, like.size / 8) else None
 
 
 def _probed(program, like, choice):

@@ -103,7 +103,7 @@ def switch(
     problem = Problem(
         line=line,
         x=x,
-        solver=None if sparse else corrector(here, linear_solver=linear_solver),
+        solver=None,
         linear_solver=linear_solver,
         key=key,
         max_steps=20,

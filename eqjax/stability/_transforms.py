@@ -54,10 +54,8 @@ class ShiftInvert(AbstractTransform):
             solution = lx.linear_solve(system, v, solver, state=state, throw=False)
             return solution.value, jnp.asarray(solution.stats.get("num_steps", 0))
 
-        formed = (
-            noise.size if isinstance(solver, (lx.LU, lx.QR, lx.SVD, lx.AutoLinearSolver)) else 0
-        )
-        formed = state.pattern.count if isinstance(solver, SparseLU) else formed
+        dense = isinstance(solver, (lx.LU, lx.QR, lx.SVD, lx.AutoLinearSolver))
+        formed = noise.size if dense else getattr(getattr(state, "pattern", None), "count", 0)
         return Transformed(apply, everything, jnp.asarray(formed))
 
     def rank(self, values):
@@ -87,7 +85,7 @@ class Rightmost(AbstractTransform):
 
     def prepare(self, mv, noise):
         like = jax.ShapeDtypeStruct(noise.shape, noise.dtype)
-        entries = self.solver.init(lx.FunctionLinearOperator(mv, like), {})
+        entries: Any = self.solver.init(lx.FunctionLinearOperator(mv, like), {})
         right, aside = entries.bounds()
         # A symmetric A has no imaginary parts, and 0 no size.
         tiny = jnp.finfo(right.dtype).eps * jnp.max(jnp.abs(entries.values))
