@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree, ScalarLike
@@ -87,7 +86,7 @@ class Problem(AbstractProblem):
     ncv: int | None = eqx.field(default=None, static=True)
     step: Float[Array, ""] | None = None
     transform: AbstractTransform | None = None
-    linear_solver: lx.AbstractLinearSolver | None = None
+    linear_solver: Any = None
 
     def force(self, z, q):
         """F at q of the line."""
@@ -141,7 +140,7 @@ def continuation(
     transform: AbstractTransform | None = None,
     ncv: int | None = None,
     solver: NewtonKrylov | None = None,
-    linear_solver: lx.AbstractLinearSolver | None = None,
+    linear_solver: Any = None,
     max_points: int = 400,
     max_steps: int = 12,
     tol: float | None = None,
@@ -186,7 +185,8 @@ def continuation(
     field is not finite at `z0`, or `z0` does not settle.
     """
     check_arrays(z0=z0)
-    z0 = jax.tree.map(jnp.asarray, z0)
+    # Of a weak type, as `jnp.full` makes it, the first points would be compiled for themselves.
+    z0 = jax.tree.map(lambda a: jnp.asarray(a).astype(jnp.asarray(a).dtype), z0)
     real = jnp.finfo(state_dtype(z0)).dtype
     line, q = Line.of(field, where, bounds, real)
     shown = lambda z: z

@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from ..analytic import tree_held
 from ..fields import on_complex_vectors
 from ..relaxation import GMRES
-from ._linear_solver import DENSE, solved
+from ._linear_solver import DENSE, solution_of
 from ._parameter import Line
 
 
@@ -27,7 +27,7 @@ def solve_square(
     flat, unravel = ravel_pytree(right)
     apply = lambda v: ravel_pytree(product(unravel(v)))[0]
     if linear_solver is not None and not isinstance(linear_solver, lx.LU):
-        return unravel(solved(apply, flat, linear_solver))
+        return unravel(solution_of(apply, flat, linear_solver))
     if flat.size <= DENSE:
         matrix = jax.vmap(apply, out_axes=1)(jnp.eye(flat.size, dtype=flat.dtype))
         return unravel(jnp.linalg.solve(matrix, flat))

@@ -6,7 +6,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import optax
 import optimistix as optx
 from jax.core import Tracer
@@ -18,7 +17,7 @@ from ..relaxation import GMRES, residual_ratio
 from ._eigenvalue import quotient
 from ._jacobian import real_dtype
 from ._krylov_schur import AbstractTransform
-from ._linear_solver import solved, solver_of
+from ._linear_solver import solution_of, solver_of
 from ._parameter import find_leaf, replaced
 from ._sparse import SparseLU
 from ._spectrum import spectrum
@@ -59,7 +58,7 @@ def hopf_point(
     k: int = 6,
     transform: AbstractTransform | None = None,
     ncv: int | None = None,
-    linear_solver: lx.AbstractLinearSolver | None = None,
+    linear_solver: Any = None,
     tol: ScalarLike | None = None,
     max_steps: int = 20,
     key: PRNGKeyArray | None = None,
@@ -171,7 +170,7 @@ def _hopf_point(field, z0, p0, x, frequency, index, tol, max_steps, settings, li
         _, A = jax.linearize(lambda y: (force(held, y), rate(held, y, v, w).real), tree_held(y))
         G = force(problem, y), rate(problem, y, v, w).real
         # J with one row and one column more: regular where the pair crosses at a non-zero rate.
-        return jax.tree.map(jnp.subtract, y, solved(A, G, linear_solver))
+        return jax.tree.map(jnp.subtract, y, solution_of(A, G, linear_solver))
 
     # The terms of F and of J v on a fine grid are large and cancel: below their rounding nothing falls.
     leaves, tree = jax.tree.flatten(start[0])

@@ -29,7 +29,7 @@ def direct_solver(product: Callable[[Array], Array], like: Any) -> lx.AbstractLi
 
 
 def solver_of(
-    linear_solver: lx.AbstractLinearSolver | None, field: Callable[..., Any], z: PyTree, x: PyTree
+    linear_solver: Any, field: Callable[..., Any], z: PyTree, x: PyTree
 ) -> lx.AbstractLinearSolver | None:
     """A caller's `linear_solver`, with its pattern where that is missing, or what fits the field; None for GMRES."""
     if linear_solver is None:
@@ -49,7 +49,7 @@ def solver_of(
 
 # Why not `lineax.linear_solve`: transposed it raises where its solver fails, in terms of that solver, and takes a whole batch
 # with the one sample that failed.
-def solved(
+def solution_of(
     product: Callable[[Any], Any], right: PyTree[Array], solver: lx.AbstractLinearSolver
 ) -> PyTree[Array]:
     """The solution of `product(v) = right`; NaN where the solver failed, also in a derivative, forwards and in reverse."""

@@ -57,7 +57,7 @@ def hopf_normal_form(
     k: int = 6,
     transform: AbstractTransform | None = None,
     ncv: int | None = None,
-    linear_solver: lx.AbstractLinearSolver | None = None,
+    linear_solver: Any = None,
     rtol: ScalarLike | None = None,
     key: PRNGKeyArray | None = None,
     throw: bool = True,

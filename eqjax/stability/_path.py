@@ -16,7 +16,7 @@ from jaxtyping import Array, PyTree
 from ..relaxation import GMRES, NewtonKrylov
 from ._bifurcation import Stretch
 from ._chord import chord
-from ._linear_solver import DENSE as DENSE, solved
+from ._linear_solver import DENSE as DENSE, solution_of
 from ._parameter import Line
 from ._sparse import SparseLU
 
@@ -173,7 +173,7 @@ def sparse_newton(
     size = lambda v: jnp.sqrt(inner(v, v))
     y, fine, count = chord(bordered, size, solver, steps, predicted)
     one = jax.tree.map(jnp.zeros_like, y[0]), jnp.ones_like(y[1])
-    tangent = solved(jax.linearize(bordered, y)[1], one, solver)
+    tangent = solution_of(jax.linearize(bordered, y)[1], one, solver)
     return Correction(y, tangent, fine, count)
 
 

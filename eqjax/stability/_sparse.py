@@ -173,7 +173,8 @@ class _Factors:
             kept = list(self.kept)
         # Number by number, the newest first, which takes less than to digest them.
         for shape, known, factors in reversed(kept):
-            if shape == (pattern, borders) and np.array_equal(known, values):
+            same = shape == (pattern, borders) and known.dtype == values.dtype
+            if same and np.array_equal(known, values):
                 return factors
         factors = _factored(pattern, borders, values)
         with self.lock:

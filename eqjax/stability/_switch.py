@@ -6,7 +6,6 @@ from typing import Any
 import diffrax as dfx
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
@@ -36,7 +35,7 @@ def switch(
     where: Callable[[Any], Any],
     size: float = 0.02,
     k: int = 6,
-    linear_solver: lx.AbstractLinearSolver | None = None,
+    linear_solver: Any = None,
     key: PRNGKeyArray | None = None,
 ) -> tuple[Any, Any]:
     """What branches off from `branch` in a special point, from which to continue: at a branch point the fixed points of
