@@ -9,7 +9,15 @@ import pytest
 from spectra import brusselator, brusselator_eigenvalues
 from toys import BrusselatorWave, Linear
 
-from eqjax.stability import ShiftInvert, SparseLU, continuation, hopf_point, spectrum
+from eqjax.relaxation import GMRES
+from eqjax.stability import (
+    Preconditioned,
+    ShiftInvert,
+    SparseLU,
+    continuation,
+    hopf_point,
+    spectrum,
+)
 from eqjax.stability._linear_solver import direct_solver
 
 
@@ -97,8 +105,34 @@ def test_a_solve_that_fails_says_so_and_spoils_no_other(tridiagonal):
     results = lx.RESULTS.successful, lx.RESULTS.singular, lx.RESULTS.stagnation, lx.RESULTS.singular
     for i, expected in enumerate(results):
         assert bool(jax.tree.map(lambda leaf: leaf[i], result) == expected)
+    with pytest.raises(ValueError, match="`size` is 20"):
+        solve(Preconditioned(lambda r: r, 20), jnp.eye(19), jnp.ones(19))
     with pytest.raises(ValueError, match="`pattern` is of 20 numbers"):
         solve(solver, jnp.eye(19), jnp.ones(19))
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_preconditioner_serves_bordered_and_transposed_systems(hidden):
+    """By the Laplacian of 60 points, whose condition number is 1500, 20 products do."""
+    n = 60
+    near = np.linalg.inv(dense(Bratu(jnp.asarray(0.0)), jnp.zeros(n)))
+
+    def inverse(r):
+        if not hidden:
+            return jnp.asarray(near) @ r
+        return jax.pure_callback(lambda r: near @ np.asarray(r), r, r, vmap_method="sequential")
+
+    rng = np.random.default_rng(1)
+    whole = rng.standard_normal((n + 1, n + 1))
+    whole[:n, :n] = np.linalg.inv(near) + 3 * np.eye(n)
+    solver = Preconditioned(inverse, n, GMRES(1e-12, restart=20, max_steps=20))
+    right = rng.standard_normal(n + 1)
+    value, result = solve(solver, jnp.asarray(whole), right)
+    assert bool(result == lx.RESULTS.successful)
+    np.testing.assert_allclose(value, np.linalg.solve(whole, right), rtol=1e-8)
+    if not hidden:
+        _, back = jax.vjp(lambda b: solve(solver, jnp.asarray(whole), b)[0], jnp.asarray(right))
+        np.testing.assert_allclose(back(value)[0], np.linalg.solve(whole.T, value), rtol=1e-8)
 
 
 def test_bratu_folds_where_its_dense_jacobian_is_singular():

@@ -46,6 +46,7 @@ from ._path import (
     Natural as Natural,
     PseudoArclength as PseudoArclength,
 )
+from ._preconditioned import Preconditioned as Preconditioned
 from ._propagation import euler_map as euler_map
 from ._sparse import SparseLU as SparseLU
 from ._spectrum import (

@@ -167,9 +167,9 @@ def continuation(
       `g(z) - z` with ε = 1.
     - `k`, `transform`, `ncv`: modes followed and how they are searched, as for `spectrum`; `k` at least one more than
       ever are unstable. The multipliers are searched without the transform.
-    - `linear_solver`: a Lineax solver for all systems with J, those of special points included. By default `lineax.LU()`
-      up to 400 numbers; `SparseLU` beyond, where each number is coupled to a few others, as in a discretised partial
-      differential equation, and then spectra are found by `Rightmost`; otherwise `GMRES`, and no matrix is formed.
+    - `linear_solver`: a Lineax solver for all systems with J, those of special points included. By default, beyond
+      100 numbers, `SparseLU` where each is coupled to a few others, as in a discretised partial differential equation, and
+      then spectra are found by `Rightmost`; `lineax.LU()` up to 400 otherwise, and then `GMRES`, and no matrix is formed.
     - `solver`: by default `NewtonKrylov` to eps^¾, with that linear solver; with `SparseLU` Newton's method with
       corrections by one matrix, that is factored anew where they shrink too little (Deuflhard 2004). `max_steps`: of it
       for each point.

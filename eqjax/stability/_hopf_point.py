@@ -79,9 +79,9 @@ def hopf_point(
       receives no gradient.
     - `frequency`: about that of the pair meant; by default the complex pair nearest to the imaginary axis at the start.
     - `k`, `transform`, `ncv`: of the search for the pair, as for `spectrum`.
-    - `linear_solver`: a Lineax solver for the steps and for the derivative. By default `lineax.LU()` up to 400 numbers;
-      `SparseLU` beyond, where each number is coupled to a few others, as in a discretised partial differential equation;
-      otherwise `GMRES`, and no matrix is formed. Where it fails there is no Hopf point, and in a derivative NaN.
+    - `linear_solver`: a Lineax solver for the steps and for the derivative. By default, beyond 100 numbers,
+      `SparseLU` where each is coupled to a few others, as in a discretised partial differential equation; `lineax.LU()` up to
+      400 otherwise, and then `GMRES`, and no matrix is formed. Where it fails there is no Hopf point, and in a derivative NaN.
     - `tol`: of the relative force residual, and of Re μ relative to |μ|; eps^¾ by default. `max_steps`: of Newton's method.
     - `key`: of the first Krylov vector, `jax.random.key(0)` by default.
     - `throw`: raise if it does not converge. With `throw=False` look at `converged`.

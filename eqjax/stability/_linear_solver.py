@@ -18,14 +18,16 @@ from ._sparse import SparseLU
 
 # A matrix of so many rows is sooner factored than approached by products, and the units of its rows do not matter then.
 DENSE = 400
+# And of so many it is not worth while to look for a pattern.
+SMALL = 100
 
 
 def direct_solver(product: Callable[[Array], Array], like: Any) -> lx.AbstractLinearSolver | None:
-    """What factors a Jacobian with this product: LU of a small one, `SparseLU` where neighbours are coupled only, or None."""
-    if like.size <= DENSE:
-        return lx.LU()
-    pattern = local_pattern(product, like)
-    return None if pattern is None else SparseLU(pattern)
+    """What factors a Jacobian with this product: `SparseLU` where neighbours are coupled only, LU of a small one, or None."""
+    pattern = local_pattern(product, like) if like.size > SMALL else None
+    if pattern is not None:
+        return SparseLU(pattern)
+    return lx.LU() if like.size <= DENSE else None
 
 
 def solver_of(
@@ -33,7 +35,7 @@ def solver_of(
 ) -> lx.AbstractLinearSolver | None:
     """A caller's `linear_solver`, with its pattern where that is missing, or what fits the field; None for GMRES."""
     if linear_solver is None:
-        if optax.tree.size(z) <= DENSE:
+        if optax.tree.size(z) <= SMALL:
             return lx.LU()
         J = jacobian(field, z, x)
         return direct_solver(J.mv, jax.eval_shape(lambda: J.force))

@@ -75,8 +75,8 @@ def hopf_normal_form(
     - `z`: the fixed point there, real, `point.state`. `x`: clamped input.
     - `k`, `transform`, `ncv`: of the search for the pair, as for `spectrum`. Of the complex pairs found, the one
       nearest to the imaginary axis is taken.
-    - `linear_solver`: a Lineax solver for the two systems. By default `lineax.LU()` up to 400 numbers; `SparseLU` beyond,
-      where each number is coupled to a few others; otherwise `GMRES` to `rtol`, eps^¾ by default, and no matrix is formed.
+    - `linear_solver`: a Lineax solver for the two systems. By default, beyond 100 numbers, `SparseLU` where each
+      is coupled to a few others; `lineax.LU()` up to 400 otherwise, and then `GMRES` to `rtol`, eps^¾ by default.
     - `key`: of the first Krylov vector, `jax.random.key(0)` by default.
     - `throw`: raise when the eigenpairs did not converge.
 

@@ -40,8 +40,8 @@ class SpectrumResults(relaxation.RESULTS):  # pyright: ignore[reportGeneralTypeI
     eigenpairs_not_converged = (
         "Some eigenpairs did not converge: their residuals are above the tolerance. Either (a) search longer "
         "(`max_restarts=...`) or in a larger space (`ncv=...`, the best remedy for clustered eigenvalues); (b) ask "
-        "for a `tol` that this dtype can reach; (c) help a stiff field with `transform=Propagator(time)` or "
-        "`ShiftInvert(point)`; or, with one of these, (d) a shorter time or a tighter linear solver. With "
+        "for a `tol` that this dtype can reach; (c) help a stiff field with `transform=Propagator(time)`, "
+        "`ShiftInvert(point)` or, of few neighbours, `Rightmost(SparseLU())`; or, with one of these, (d) a shorter time or a tighter linear solver. With "
         "`throw=False` the pairs come back, each with its residual."
     )
     jacobian_not_finite = (
@@ -181,7 +181,7 @@ def spectrum(
 ) -> Spectrum:
     """The leading eigenvalues of a field's Jacobian at a state, for one sample (`jax.vmap` for a batch).
 
-    By Krylov–Schur on Jacobian–vector products: no matrix is formed. Compiled as a whole. Of a state of more than 400
+    By Krylov–Schur on Jacobian–vector products: no matrix is formed. Compiled as a whole. Of a state of more than 100
     numbers that each are coupled to a few others, as in a discretised partial differential equation, the rightmost
     eigenvalues are sought by `Rightmost`, a sparse solve for a product. The rightmost eigenvalues of an
     `AbstractCausalField` of up to 512 channels are taken from the own blocks of its tokens, all of them and exact, if no

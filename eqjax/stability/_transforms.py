@@ -26,9 +26,9 @@ class ShiftInvert(AbstractTransform):
     **Arguments:**
 
     - `target`: σ, real or complex; no eigenvalue itself, or the systems are singular.
-    - `solver`: a Lineax solver. By default `lineax.LU()` of a small A (as many products as it has rows), `SparseLU` of one
-      that couples neighbours only (a few products), and otherwise a tight `GMRES`, which never forms the matrix but needs
-      many products when A is stiff.
+    - `solver`: a Lineax solver. By default `SparseLU` of an A of more than 100 rows that couples neighbours only (a few
+      products), `lineax.LU()` of others up to 400 (as many products as rows), and beyond a tight `GMRES`, which never forms
+      the matrix but needs many products when A is stiff.
 
     A solve that fails shows in the residuals of the eigenpairs, which are those of A.
     """
