@@ -132,7 +132,7 @@ def row(name, n, by, limit):
             command, capture_output=True, text=True, check=True, preexec_fn=lambda: capped(limit)
         )
     except subprocess.CalledProcessError as error:
-        if used() - before >= limit:
+        if error.returncode < 0:  # ended by the system
             return name, size, by, "", f"> {limit}", "", "", ""
         return name, size, by, "", "", "", error.stderr.strip().splitlines()[-1][:80], ""
     seconds = time.perf_counter() - begun

@@ -73,6 +73,16 @@ class Pattern:
         flat = self.cols * self.size + self.rows
         return np.searchsorted(flat, self.rows * self.size + self.cols)
 
+    @functools.cached_property
+    def order(self) -> np.ndarray:
+        """The place of each number in an elimination that fills little, found once for all matrices of this pattern."""
+        import scipy.sparse  # here, since it takes long to import
+        import scipy.sparse.linalg
+
+        least = np.where(self.rows == self.cols, float(self.size), 1.0)
+        matrix = scipy.sparse.csc_matrix((least, (self.rows, self.cols)), (self.size, self.size))
+        return scipy.sparse.linalg.splu(matrix, permc_spec="MMD_AT_PLUS_A").perm_c
+
     def bordered(self, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows and columns with so many full columns and, after them, full rows: all of them one by one."""
         n, whole = self.size, self.size + count

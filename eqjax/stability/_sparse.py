@@ -185,20 +185,26 @@ class _Factors:
 _FACTORS = _Factors(4)
 
 
+def _places(pattern, borders):
+    """Where each number stands when it is eliminated, those of borders last."""
+    return np.append(pattern.order, np.arange(pattern.size, pattern.size + borders))
+
+
 def _factored(pattern, borders, values):
     import scipy.sparse  # here, since it takes long to import
     import scipy.sparse.linalg
 
     if not np.all(np.isfinite(values)):
         return None
-    whole = pattern.size + borders
+    whole, place = pattern.size + borders, _places(pattern, borders)
+    rows, cols = pattern.bordered(borders)
     wide = values.astype(np.result_type(values, np.float64))
-    matrix = scipy.sparse.csc_matrix((wide, pattern.bordered(borders)), (whole, whole))
+    matrix = scipy.sparse.csc_matrix((wide, (place[rows], place[cols])), (whole, whole))
     try:
-        # Of a symmetric pattern: the ordering that fills least, the diagonal where it is large enough.
+        # Ordered already; the diagonal where it is large enough, which keeps the order.
         factors = scipy.sparse.linalg.splu(
             matrix,
-            permc_spec="MMD_AT_PLUS_A",
+            permc_spec="NATURAL",
             diag_pivot_thresh=0.1,
             options={"SymmetricMode": True},
         )
@@ -212,9 +218,12 @@ def _solve(pattern, borders, transposed, values, right):
     if found is None or not np.all(np.isfinite(right)):
         return np.full_like(right, np.nan), np.nan
     factors, size = found
+    place = _places(pattern, borders)
+    ordered = np.empty_like(right)
+    ordered[place] = right
     complex_only = np.iscomplexobj(right) and not np.iscomplexobj(values)
-    wide = right.astype(np.result_type(values, np.float64) if not complex_only else np.complex128)
+    wide = ordered.astype(np.result_type(values, np.float64) if not complex_only else np.complex128)
     solve = lambda b: factors.solve(b, trans="T" if transposed else "N")
     value = solve(wide.real) + 1j * solve(wide.imag) if complex_only else solve(wide)
     reach = (size.T if transposed else size) @ abs(value)
-    return value, np.linalg.norm(reach) + np.linalg.norm(wide)
+    return value[place], np.linalg.norm(reach) + np.linalg.norm(wide)
