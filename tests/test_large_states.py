@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
+from jax.experimental.sparse import BCOO
 from spectra import brusselator, brusselator_eigenvalues
 from toys import BrusselatorWave, Linear
 
@@ -59,6 +60,11 @@ def test_a_coefficient_that_is_zero_here_belongs_to_the_pattern():
 
     pattern = SparseLU.of(Advection(), jnp.zeros(9)).pattern
     assert pattern.rows.size == 27 and pattern.count == 3
+
+    # Also of a sparse matrix, and of a loop.
+    ring = BCOO.fromdense(jnp.roll(jnp.eye(9), 1, 0))
+    twice = lambda t, u, x: jax.lax.fori_loop(0, 2, lambda _, v: v + ring @ v, u)
+    assert SparseLU.of(twice, jnp.zeros(9)).pattern.rows.size == 45
 
 
 def test_what_does_not_couple_neighbours_only_is_not_probed():

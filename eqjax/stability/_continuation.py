@@ -196,11 +196,9 @@ def continuation(
     check_positive(**given(step=step, tol=tol))
     check_count(k=k, max_steps=max_steps, max_points=max_points)
     check_key(**given(key=key))
-    with explained(line.field, z0, x):
-        if linear_solver is None and solver is not None:
-            linear_solver = solver.linear_solver
-        linear_solver = solver_of(linear_solver, line.field, z0, x)
-    if solver is not None and linear_solver is not None:
+    asked = solver.linear_solver if linear_solver is None and solver is not None else linear_solver
+    linear_solver = solver_of(asked, line.field, z0, x)
+    if solver is not None and asked is not None:
         solver = dataclasses.replace(solver, linear_solver=linear_solver)
     problem = Problem(
         line=line,
