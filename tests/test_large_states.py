@@ -183,7 +183,7 @@ def test_a_hopf_point_of_a_large_state_is_differentiated():
 
 
 def test_the_rightmost_modes_of_a_stiff_field_take_few_products():
-    """ARPACK's default search has the sign wrong here, after thousands."""
+    """Without the structure it takes thousands, and of 1000 points the sign is wrong."""
     field, z = brusselator(250)
     exact = brusselator_eigenvalues(250)[:6]
     found = spectrum(field, z)
