@@ -217,6 +217,9 @@ stability.spectrum(field, z, x, k=2, key=_) : 0
 stability.spectrum(field, jnp.zeros(5), x, k=2)  # field(t, z, x)
 stability.spectrum(field, None, x, k=2)  # z
 stability.continuation(field, z, x, where=where, bounds=_) : None 3.0 ('a','b') (2.0,1.0) (nan,1.0)
+stability.continuation(field, z, x, where=where, bounds=(0.0, 1.0), linear_solver=_) : 'lu' 3 stability.SparseLU
+stability.Preconditioned('ilu', 3)  # inverse
+stability.Rightmost(solver=_) : 'lu' None
 stability.continuation(field, z, x, where='strength', bounds=(0.0, 1.0))  # where
 stability.equilibria(field, z[None], x, count=_) : 0 1.5 '2' None
 stability.equilibria(field, z[None], x, scale=_) : -1.0 0.0 nan 'a'

@@ -128,17 +128,19 @@ def test_a_branch_compiles_once():
             traces.append(z)
             return self.p + z * z - 0.1 * z**3
 
-    def run(most, max_points=400):
+    def run(most, max_points=400, start=jnp.array([-1.0])):
         return continuation(
             Cubic(jnp.asarray(-1.0)),
-            jnp.array([-1.0]),
+            start,
             where=lambda f: f.p,  # a new function at each call
             bounds=(-2.0, 1.0),
             path=PseudoArclength(most=most),
             max_points=max_points,
         )
 
-    few, first = run(0.05, 1), len(traces)
+    few, first = run(0.05, 1, jnp.full(1, -1.0)), len(traces)  # of a weak type
+    run(0.05, 2)
+    assert len(traces) == first
     some, fold = run(0.05), len(traces)
     many = run(0.02)
     # Once for the points, and once for the equations of a fold.

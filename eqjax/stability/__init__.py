@@ -51,7 +51,9 @@ from ._path import (
     Natural as Natural,
     PseudoArclength as PseudoArclength,
 )
+from ._preconditioned import Preconditioned as Preconditioned
 from ._propagation import euler_map as euler_map
+from ._sparse import SparseLU as SparseLU
 from ._spectrum import (
     Spectrum as Spectrum,
     SpectrumResults as SpectrumResults,
@@ -65,4 +67,8 @@ from ._token_spectrum import (
     token_blocks as token_blocks,
     token_spectrum as token_spectrum,
 )
-from ._transforms import Propagator as Propagator, ShiftInvert as ShiftInvert
+from ._transforms import (
+    Propagator as Propagator,
+    Rightmost as Rightmost,
+    ShiftInvert as ShiftInvert,
+)

@@ -20,6 +20,7 @@ from ._check import leading_modes
 from ._defining import Defining, polish
 from ._jacobian import state_dtype
 from ._krylov_schur import AbstractTransform
+from ._linear_solver import solver_of
 from ._parameter import Line
 from ._path import (
     AbstractPath,
@@ -30,8 +31,11 @@ from ._path import (
     follow_path,
     newton,
     product_at,
+    sparse_newton,
 )
+from ._sparse import SparseLU
 from ._spectrum import Spectrum, SpectrumResults
+from ._transforms import Rightmost
 
 
 class Branch(eqx.Module):
@@ -75,13 +79,14 @@ class Problem(AbstractProblem):
 
     line: Line
     x: PyTree
-    solver: NewtonKrylov
+    solver: NewtonKrylov | None
     key: PRNGKeyArray
     max_steps: int = eqx.field(static=True)
     k: int = eqx.field(static=True)
     ncv: int | None = eqx.field(default=None, static=True)
     step: Float[Array, ""] | None = None
     transform: AbstractTransform | None = None
+    linear_solver: Any = None
 
     def force(self, z, q):
         """F at q of the line."""
@@ -89,13 +94,20 @@ class Problem(AbstractProblem):
 
     def correct(self, predicted, base, normal):
         force = lambda y: self.force(*y)
-        return newton(force, self.inner(base[0]), self.solver, self.max_steps, predicted, normal)
+        rest = self.max_steps, predicted, normal
+        if self.solver is None and isinstance(self.linear_solver, SparseLU):
+            return sparse_newton(force, self.inner(base[0]), self.linear_solver, *rest)
+        solver = self.solver or corrector(base[0], linear_solver=self.linear_solver)
+        return newton(force, self.inner(base[0]), solver, *rest)
 
     def inner(self, base):
         return product_at(base)
 
     def findings(self, state, q, base):
-        settings = {"transform": self.transform, "k": self.k, "ncv": self.ncv, "key": self.key}
+        transform = self.transform
+        if transform is None and isinstance(self.linear_solver, SparseLU):
+            transform = Rightmost(self.linear_solver)
+        settings = {"transform": transform, "k": self.k, "ncv": self.ncv, "key": self.key}
         field = self.line.at(q)  # itself, so that a causal one is taken by its own blocks
         flow, multipliers, result = leading_modes(field, state, self.x, self.step, **settings)
         residual = residual_ratio(self.force(state, q), state)
@@ -128,6 +140,7 @@ def continuation(
     transform: AbstractTransform | None = None,
     ncv: int | None = None,
     solver: NewtonKrylov | None = None,
+    linear_solver: Any = None,
     max_points: int = 400,
     max_steps: int = 12,
     tol: float | None = None,
@@ -136,7 +149,7 @@ def continuation(
 ) -> Branch:
     """Follow a fixed point of `field` through one of its parameters, and find where its stability changes and how.
 
-    Newton–Krylov on the bordered system (Keller 1977): no matrix is formed, and folds are passed. Corrector, tangent
+    Newton's method on the bordered system (Keller 1977), by which folds are passed. Corrector, tangent
     and spectra of a point are one function, compiled once for the branch. Between two points whose counts of unstable
     modes differ, or whose tangents point opposite ways in the parameter, the special point is bracketed by Brent's
     method on the eigenvalue that crosses (or on the tangent), and then solved for to rounding by its bordered defining
@@ -154,8 +167,12 @@ def continuation(
       `g(z) - z` with ε = 1.
     - `k`, `transform`, `ncv`: modes followed and how they are searched, as for `spectrum`; `k` at least one more than
       ever are unstable. The multipliers are searched without the transform.
-    - `solver`: by default `NewtonKrylov` to eps^¾. Its `restart` should not be much below the size of the state
-      unless the field is preconditioned. `max_steps`: of it for each point.
+    - `linear_solver`: a Lineax solver for all systems with J, those of special points included. By default, beyond
+      100 numbers, `SparseLU` where each is coupled to a few others, as in a discretised partial differential equation, and
+      then spectra are found by `Rightmost`; `lineax.LU()` up to 400 otherwise, and then `GMRES`, and no matrix is formed.
+    - `solver`: by default `NewtonKrylov` to eps^¾, with that linear solver; with `SparseLU` Newton's method with
+      corrections by one matrix, that is factored anew where they shrink too little (Deuflhard 2004). `max_steps`: of it
+      for each point.
     - `max_points`: after which the branch ends. `callback(parameter, state, spectrum)`: called at every point; the
       branch ends when it returns True.
     - `tol`: to which special points are located, in units of the path, where their equations have no regular root (modes
@@ -168,7 +185,8 @@ def continuation(
     field is not finite at `z0`, or `z0` does not settle.
     """
     check_arrays(z0=z0)
-    z0 = jax.tree.map(jnp.asarray, z0)
+    # Of a weak type, as `jnp.full` makes it, the first points would be compiled for themselves.
+    z0 = jax.tree.map(lambda a: jnp.asarray(a).astype(jnp.asarray(a).dtype), z0)
     real = jnp.finfo(state_dtype(z0)).dtype
     line, q = Line.of(field, where, bounds, real)
     shown = lambda z: z
@@ -178,10 +196,15 @@ def continuation(
     check_positive(**given(step=step, tol=tol))
     check_count(k=k, max_steps=max_steps, max_points=max_points)
     check_key(**given(key=key))
+    asked = solver.linear_solver if linear_solver is None and solver is not None else linear_solver
+    linear_solver = solver_of(asked, line.field, z0, x)
+    if solver is not None and asked is not None:
+        solver = dataclasses.replace(solver, linear_solver=linear_solver)
     problem = Problem(
         line=line,
         x=x,
-        solver=corrector(z0) if solver is None else solver,
+        solver=solver,
+        linear_solver=linear_solver,
         key=jax.random.key(0) if key is None else key,
         max_steps=max_steps,
         k=k,
@@ -199,15 +222,17 @@ def continuation(
     if not start.converged:
         raise ValueError(
             f"`z0` does not settle: Newton's method ended at force residual {float(start.residual):.1e}. Either (a) "
-            "settle it first, by `equilibrium` or `relax`; (b) give more `max_steps`, or a `solver` with a larger "
-            "`restart` or a tolerance this dtype can reach; or (c) the field has no fixed point near."
+            "settle it first, by `equilibrium` or `relax`; (b) give more `max_steps`, or a `solver` with a tolerance this "
+            "dtype can reach; (c) solve its linear systems otherwise: `linear_solver=SparseLU()` where each number of the "
+            "state is coupled to a few others, `lineax.LU()`, or a `GMRES` with a larger `restart`; or (d) the field has no "
+            "fixed point near."
         )
     epsilon = None if problem.step is None else float(problem.step)
 
     def polished(kind, sample, value):
         """The special point of a kind near a sample: parameter, state, error and eigenvalue; None if there is none."""
         flat, unravel = ravel_pytree(sample.state)
-        system = Defining(problem.line, x, problem.step, unravel, kind)
+        system = Defining(problem.line, x, problem.step, unravel, kind, linear_solver)
         near = (jnp.asarray(sample.parameter, real) - line.low) / line.span
         found = polish(system, flat, near, system.extra(value, flat.dtype))
         if not found.converged:

@@ -14,14 +14,20 @@ from jaxtyping import Array, PyTree
 from ..analytic import tree_held
 from ..fields import on_complex_vectors
 from ..relaxation import GMRES
+from ._linear_solver import DENSE, solution_of
 from ._parameter import Line
-from ._path import DENSE
 
 
-def solve_square(product: Callable[[Any], Any], right: PyTree[Array]) -> PyTree[Array]:
+def solve_square(
+    product: Callable[[Any], Any],
+    right: PyTree[Array],
+    linear_solver: lx.AbstractLinearSolver | None = None,
+) -> PyTree[Array]:
     """The solution of a square linear system: by LU while it is small, by GMRES to rounding beyond."""
     flat, unravel = ravel_pytree(right)
     apply = lambda v: ravel_pytree(product(unravel(v)))[0]
+    if linear_solver is not None and not isinstance(linear_solver, lx.LU):
+        return unravel(solution_of(apply, flat, linear_solver))
     if flat.size <= DENSE:
         matrix = jax.vmap(apply, out_axes=1)(jnp.eye(flat.size, dtype=flat.dtype))
         return unravel(jnp.linalg.solve(matrix, flat))
@@ -61,6 +67,10 @@ class Defining(eqx.Module):
     step: Any
     unravel: Callable[[Array], PyTree] = eqx.field(static=True)
     kind: str = eqx.field(static=True)
+    linear_solver: lx.AbstractLinearSolver | None = None
+
+    def solve(self, product, right):
+        return solve_square(product, right, self.linear_solver)
 
     @property
     def turning(self) -> bool:
@@ -121,9 +131,9 @@ class Defining(eqx.Module):
 
             one = jnp.eye(n + 2, dtype=b.dtype)
             right = jnp.stack(
-                [solve_square(system, one[n])[: n + 1], solve_square(system, one[n + 1])[: n + 1]]
+                [self.solve(system, one[n])[: n + 1], self.solve(system, one[n + 1])[: n + 1]]
             )
-            return Vectors(right, solve_square(adjoint, one[n + 1])[:n])
+            return Vectors(right, self.solve(adjoint, one[n + 1])[:n])
         _, product = jax.linearize(lambda z: self.force(z, y.q), y.z)
         transpose = jax.linear_transpose(product, y.z)
         transposed = lambda w: transpose(w)[0]
@@ -131,10 +141,10 @@ class Defining(eqx.Module):
             product, transposed = map(on_complex_vectors, (product, transposed))
         sigma = self.shift(y)
         zero, one = jnp.zeros_like(b), jnp.ones((), b.dtype)
-        right, _ = solve_square(
+        right, _ = self.solve(
             lambda u: (product(u[0]) - sigma * u[0] + u[1] * b, jnp.vdot(c, u[0])), (zero, one)
         )
-        left, _ = solve_square(
+        left, _ = self.solve(
             lambda u: (transposed(u[0]) - sigma.conj() * u[0] + u[1] * c, jnp.vdot(b, u[0])),
             (zero, one),
         )
@@ -157,7 +167,7 @@ class Defining(eqx.Module):
         vectors = self.vectors(y, borders)
         equations = lambda y: self.equations(y, vectors, borders.left)
         value, product = jax.linearize(equations, y)
-        change = solve_square(product, value)
+        change = self.solve(product, value)
         size = jnp.linalg.norm(change.z) / jnp.maximum(jnp.linalg.norm(y.z), 1)
         size = jnp.maximum(size, jnp.abs(change.q))
         return jax.tree.map(jnp.subtract, y, change), self.directions(vectors), size

@@ -6,8 +6,8 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import lineax as lx
 import optax
+import optimistix as optx
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarLike
 
@@ -17,8 +17,11 @@ from ..relaxation import GMRES, residual_ratio
 from ._eigenvalue import quotient
 from ._jacobian import real_dtype
 from ._krylov_schur import AbstractTransform
+from ._linear_solver import solution_of, solver_of
 from ._parameter import find_leaf, replaced
+from ._sparse import SparseLU
 from ._spectrum import spectrum
+from ._transforms import Rightmost
 
 
 class HopfPoint(eqx.Module):
@@ -55,6 +58,7 @@ def hopf_point(
     k: int = 6,
     transform: AbstractTransform | None = None,
     ncv: int | None = None,
+    linear_solver: Any = None,
     tol: ScalarLike | None = None,
     max_steps: int = 20,
     key: PRNGKeyArray | None = None,
@@ -62,8 +66,8 @@ def hopf_point(
 ) -> HopfPoint:
     """The Hopf point near `z0` and the present value of a parameter p, differentiable in all else.
 
-    Newton's method on `F(z, p) = 0`, `Re μ(z, p) = 0`, matrix-free: the derivative of the eigenvalue is `wᴴ (dJ) v` with
-    `wᴴ v = 1` (Magnus 1985), the steps are solved by `GMRES`. At the solution y* the step `y* - A⁻¹ G(y*, θ)`, with A
+    Newton's method on `F(z, p) = 0`, `Re μ(z, p) = 0`: the derivative of the eigenvalue is `wᴴ (dJ) v` with `wᴴ v = 1`
+    (Magnus 1985), and the system is J with a row and a column more. At the solution y* the step `y* - A⁻¹ G(y*, θ)`, with A
     held and G = 0, is taken once more: it moves nothing and has the derivative `-A⁻¹ ∂G/∂θ` of the implicit function
     theorem, in forward and in reverse mode. No iteration is differentiated.
 
@@ -75,6 +79,9 @@ def hopf_point(
       receives no gradient.
     - `frequency`: about that of the pair meant; by default the complex pair nearest to the imaginary axis at the start.
     - `k`, `transform`, `ncv`: of the search for the pair, as for `spectrum`.
+    - `linear_solver`: a Lineax solver for the steps and for the derivative. By default, beyond 100 numbers,
+      `SparseLU` where each is coupled to a few others, as in a discretised partial differential equation; `lineax.LU()` up to
+      400 otherwise, and then `GMRES`, and no matrix is formed. Where it fails there is no Hopf point, and in a derivative NaN.
     - `tol`: of the relative force residual, and of Re μ relative to |μ|; eps^¾ by default. `max_steps`: of Newton's method.
     - `key`: of the first Krylov vector, `jax.random.key(0)` by default.
     - `throw`: raise if it does not converge. With `throw=False` look at `converged`.
@@ -99,14 +106,18 @@ def hopf_point(
     }
     p = jnp.asarray(p, real)
     with jax.default_matmul_precision("highest"):
-        found = _hopf_point(field, z0, p, x, frequency, index, tol, max_steps, settings)
+        found = _hopf_point(
+            field, z0, p, x, frequency, index, tol, max_steps, settings, linear_solver
+        )
     if throw:
         found = eqx.error_if(
             found,
             ~found.converged,
             "No Hopf point found near `z0` and the parameter's present value. Either (a) start nearer, from a special "
             "point of `continuation`; (b) name the `frequency`, or search more modes (`k`, `ncv`, `transform`); (c) "
-            "allow more `max_steps`, or a `tol` that this dtype can reach.",
+            "allow more `max_steps`, or a `tol` that this dtype can reach; (d) solve the steps otherwise: "
+            "`linear_solver=SparseLU.of(field, z0, x)` where each number of the state is coupled to a few others, "
+            "`lineax.LU()`, or a `GMRES` with a larger `restart`.",
         )
     return found
 
@@ -115,13 +126,16 @@ def hopf_point(
 # add a complex vector, or border J² + ω²; here n + 1 unknowns do, because the pair comes from a Krylov search
 # and its derivative from its two vectors. Within a step these are held, which is right to first order.
 @eqx.filter_jit
-def _hopf_point(field, z0, p0, x, frequency, index, tol, max_steps, settings):
+def _hopf_point(field, z0, p0, x, frequency, index, tol, max_steps, settings, linear_solver):
     # What searches sees no derivative; only the last step does.
     held = tree_held((field, x))
     start = tree_held((z0, p0))
     eps = jnp.finfo(tol.dtype).eps
     # To rounding: the last step carries the derivative, and with it the error of its solve.
     krylov = GMRES(float(100 * eps), 0.0, restart=60, max_steps=240)
+    linear_solver = solver_of(linear_solver, held[0], z0, held[1]) or krylov
+    if settings["transform"] is None and isinstance(linear_solver, SparseLU):
+        settings = settings | {"transform": Rightmost(linear_solver)}
 
     def force(problem, y):
         field, x = problem
@@ -156,14 +170,20 @@ def _hopf_point(field, z0, p0, x, frequency, index, tol, max_steps, settings):
         _, A = jax.linearize(lambda y: (force(held, y), rate(held, y, v, w).real), tree_held(y))
         G = force(problem, y), rate(problem, y, v, w).real
         # J with one row and one column more: regular where the pair crosses at a non-zero rate.
-        operator = lx.FunctionLinearOperator(A, jax.eval_shape(lambda: y))
-        change = lx.linear_solve(operator, G, krylov, throw=False).value
-        return jax.tree.map(jnp.subtract, y, change)
+        return jax.tree.map(jnp.subtract, y, solution_of(A, G, linear_solver))
+
+    # The terms of F and of J v on a fine grid are large and cancel: below their rounding nothing falls.
+    leaves, tree = jax.tree.flatten(start[0])
+    probe = [jax.random.normal(settings["key"], leaf.shape, leaf.dtype) for leaf in leaves]
+    probe = jax.tree.unflatten(tree, probe)
+    terms = jax.jvp(lambda z: force(held, (z, start[1])), start[:1], (probe,))[1]
+    floor = 20 * eps * optx.two_norm(terms) / optx.two_norm(probe)
 
     def measured(y, value):
         residual = residual_ratio(force(held, y), y[0])
         # Relative to |μ|, since rates have units.
-        return residual, (residual <= tol) & (jnp.abs(value.real) / jnp.abs(value) <= tol)
+        still = jnp.abs(value.real) <= jnp.maximum(tol * jnp.abs(value), floor)
+        return residual, (residual <= jnp.maximum(tol, floor)) & still
 
     def unfinished(carry):
         y, (value, _, _, fine), taken = carry

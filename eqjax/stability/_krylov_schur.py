@@ -27,6 +27,17 @@ WHICH: dict[str, Callable[[Any], Any]] = {
 }
 
 
+def _rational(values):
+    """How far to the right `λ = c + s/θ` is, as `s / (c - Re λ)`, of those θ that any λ within `Rightmost`'s bounds has."""
+    size, left = abs(values), -values.real
+    possible = (left > 0) & (abs(values.imag) <= 1.01 * left) & (size <= 1.01)
+    return np.where(possible, size**2 / np.where(possible, left, 1), 0.0)
+
+
+# What a transform may ask for beside that.
+RANKS = WHICH | {"rational": _rational}
+
+
 class Eigenpairs(eqx.Module):
     """What `krylov_schur` returns, most wanted pair first; of a conjugate pair the one above the axis is first.
 
@@ -308,7 +319,7 @@ def decompose(operator, start, key, *, k, which, ncv, tol, max_restarts) -> Deco
     m, eps = ncv, float(jnp.finfo(start.dtype).eps)
     # In the whole space there is nothing left to be missed, and of one value no copy matters.
     again = k > 1 and m < start.size
-    reduce = functools.partial(truncate, k=k, rank=WHICH[which], eps=eps, again=again)
+    reduce = functools.partial(truncate, k=k, rank=RANKS[which], eps=eps, again=again)
     tol, zero = jnp.asarray(tol, jnp.finfo(start.dtype).dtype), jnp.asarray(0, jnp.int32)
     basis = jnp.zeros((m + 1, start.size), start.dtype).at[0].set(unit(start))
     projection, nothing = jnp.zeros((m + 1, m), start.dtype), jnp.full(k, jnp.nan, tol.dtype)

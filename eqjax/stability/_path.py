@@ -15,7 +15,10 @@ from jaxtyping import Array, PyTree
 
 from ..relaxation import GMRES, NewtonKrylov
 from ._bifurcation import Stretch
+from ._chord import chord
+from ._linear_solver import DENSE as DENSE, solution_of
 from ._parameter import Line
+from ._sparse import SparseLU
 
 
 class AbstractPath(eqx.Module):
@@ -146,10 +149,32 @@ def newton(
     # Folds are found by the sign of its parameter part: solved to rounding, not to Newton's tolerance.
     tight = 100 * jnp.finfo(y[1].dtype).eps
     krylov = GMRES(float(tight), 0.0, solver.restart, solver.krylov_steps)
-    tangent = lx.linear_solve(system, one, solver.linear_solver or krylov, throw=False).value
-    return Correction(
-        y, tangent, solution.result == optx.RESULTS.successful, solution.stats["num_steps"]
-    )
+    linear = solver.linear_solver or krylov
+    state = linear.init(system, {})
+    solve = lambda right: lx.linear_solve(system, right, linear, state=state, throw=False)
+    tangent = solve(one).value
+    fine = solution.result == optx.RESULTS.successful
+    if solver.linear_solver is not None:
+        # A force of large terms that cancel, as of a fine grid, does not fall below their rounding: there the step tells.
+        last = solve((equations(y), jnp.zeros_like(y[1])))
+        near = inner(last.value, last.value) <= jnp.finfo(y[1].dtype).eps
+        fine |= (last.result == lx.RESULTS.successful) & near
+    return Correction(y, tangent, fine, solution.stats["num_steps"])
+
+
+def sparse_newton(
+    equations: Callable, inner: Callable, solver: SparseLU, steps: int, predicted, normal
+) -> Correction:
+    """The same where the factorisation of the bordered system is kept for as long as it serves."""
+
+    def bordered(y):
+        return equations(y), inner(normal, jax.tree.map(jnp.subtract, y, predicted))
+
+    size = lambda v: jnp.sqrt(inner(v, v))
+    y, fine, count = chord(bordered, size, solver, steps, predicted)
+    one = jax.tree.map(jnp.zeros_like, y[0]), jnp.ones_like(y[1])
+    tangent = solution_of(jax.linearize(bordered, y)[1], one, solver)
+    return Correction(y, tangent, fine, count)
 
 
 # Why: two loops of one program that may run at once wait for each other, now and then, for ever (XLA on two cores, seen
@@ -225,14 +250,12 @@ def next_leg(problem, path, last, length) -> tuple[tuple[Leg, Point] | None, flo
     return None, length, "stopped: no shorter step could be corrected"
 
 
-# A matrix of so many rows is sooner factored than approached by products, and the units of its rows do not matter then.
-DENSE = 400
-
-
-def corrector(state: PyTree[Array], dense: int = DENSE) -> NewtonKrylov:
+def corrector(
+    state: PyTree[Array], dense: int = DENSE, linear_solver: lx.AbstractLinearSolver | None = None
+) -> NewtonKrylov:
     """The default solver: as tight as rounding allows with a little to spare."""
     flat = ravel_pytree(state)[0]
-    direct = lx.LU() if flat.size <= dense else None
+    direct = lx.LU() if flat.size <= dense and linear_solver is None else linear_solver
     # Tighter, residuals stand at the floor of rounding and Newton's method counts as stuck.
     tight = float(jnp.finfo(flat.dtype).eps) ** 0.75
     return NewtonKrylov(tight, restart=60, krylov_steps=240, scale=1.0, linear_solver=direct)

@@ -21,13 +21,17 @@ from ..fields import on_complex_vectors
 from ._jacobian import jacobian, state_dtype
 from ._krylov_schur import (
     AbstractTransform,
+    Plain,
     check_sizes,
     eigenpairs,
     judged,
     resolve,
     unravel_complex,
 )
+from ._linear_solver import direct_solver
+from ._sparse import SparseLU
 from ._token_spectrum import by_blocks, token_modes
+from ._transforms import Rightmost
 
 
 class SpectrumResults(relaxation.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
@@ -36,8 +40,8 @@ class SpectrumResults(relaxation.RESULTS):  # pyright: ignore[reportGeneralTypeI
     eigenpairs_not_converged = (
         "Some eigenpairs did not converge: their residuals are above the tolerance. Either (a) search longer "
         "(`max_restarts=...`) or in a larger space (`ncv=...`, the best remedy for clustered eigenvalues); (b) ask "
-        "for a `tol` that this dtype can reach; (c) help a stiff field with `transform=Propagator(time)` or "
-        "`ShiftInvert(point)`; or, with one of these, (d) a shorter time or a tighter linear solver. With "
+        "for a `tol` that this dtype can reach; (c) help a stiff field with `transform=Propagator(time)`, "
+        "`ShiftInvert(point)` or, of few neighbours, `Rightmost(SparseLU())`; or, with one of these, (d) a shorter time or a tighter linear solver. With "
         "`throw=False` the pairs come back, each with its residual."
     )
     jacobian_not_finite = (
@@ -177,7 +181,9 @@ def spectrum(
 ) -> Spectrum:
     """The leading eigenvalues of a field's Jacobian at a state, for one sample (`jax.vmap` for a batch).
 
-    By Krylov–Schur on Jacobian–vector products: no matrix is formed. Compiled as a whole. The rightmost eigenvalues of an
+    By Krylov–Schur on Jacobian–vector products: no matrix is formed. Compiled as a whole. Of a state of more than 100
+    numbers that each are coupled to a few others, as in a discretised partial differential equation, the rightmost
+    eigenvalues are sought by `Rightmost`, a sparse solve for a product. The rightmost eigenvalues of an
     `AbstractCausalField` of up to 512 channels are taken from the own blocks of its tokens, all of them and exact, if no
     setting of a search is given (`which`, `transform`, `left`, `ncv`, `tol`, `start`); `tokens` says whose they are.
 
@@ -205,7 +211,8 @@ def spectrum(
     check_key(**given(key=key))
     check_precision(precision=precision)
     blocks = by_blocks(field, z, which, transform, ncv, tol, start) and not left
-    transform = resolve(which, transform)
+    if transform is not None or which not in (None, "LR"):
+        transform = resolve(which, transform)
     key = jax.random.key(0) if key is None else key
     real = jnp.finfo(state_dtype(z)).dtype
     check_sizes(k, ncv, max_restarts, optax.tree.size(z))
@@ -226,6 +233,9 @@ def spectrum(
 @eqx.filter_jit
 def _spectrum(field, z, x, k, transform, left, ncv, tol, max_restarts, start, key):
     J = jacobian(field, z, x)
+    if transform is None:
+        direct = direct_solver(J.mv, jax.eval_shape(lambda: J.force))
+        transform = Rightmost(direct) if isinstance(direct, SparseLU) else Plain()
     first = J.random(key) if start is None else ravel_pytree(start)[0]
     if first.shape != J.force.shape or first.dtype != J.force.dtype:
         raise ValueError(

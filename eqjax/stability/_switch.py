@@ -18,9 +18,12 @@ from ._cycle_problems import Collocated, Shooting
 from ._cycle_search import DEGREE
 from ._cycles import COLLOCATED, PeriodicOrbit
 from ._jacobian import state_dtype
+from ._linear_solver import solver_of
 from ._parameter import Line, find, replaced
 from ._path import advance, corrector, product_at
+from ._sparse import SparseLU
 from ._spectrum import spectrum
+from ._transforms import Rightmost
 
 
 def switch(
@@ -32,6 +35,7 @@ def switch(
     where: Callable[[Any], Any],
     size: float = 0.02,
     k: int = 6,
+    linear_solver: Any = None,
     key: PRNGKeyArray | None = None,
 ) -> tuple[Any, Any]:
     """What branches off from `branch` in a special point, from which to continue: at a branch point the fixed points of
@@ -47,7 +51,7 @@ def switch(
     - `field`, `x`, `where`: as they were given to `continuation`, which returned `branch`, real.
     - `point`: one of its special points, with `flow` "branch point" or "Hopf".
     - `size`: of the step, or of the cycle at most, in units of the path; at a branch point its sign chooses the side.
-    - `k`: modes searched for the critical one. `key`: of the first Krylov vector, `jax.random.key(0)` by default.
+    - `k`: modes searched for the critical one. `linear_solver`: as for `continuation`. `key`: of the first Krylov vector, `jax.random.key(0)` by default.
 
     **Returns:** the field, with the parameter of the new point, and its state, or a `PeriodicOrbit`:
     `continuation(*switch(...), where=where, bounds=bounds)` follows the one, `cycle_continuation` the other.
@@ -68,7 +72,11 @@ def switch(
     span = jnp.asarray(jnp.ptp(branch.parameters), real)
     here = jax.tree.map(jnp.asarray, point.state)
     k = min(k, optax.tree.size(here))
-    found = spectrum(replaced(field, index, low), here, x, k=k, key=key, throw=False)
+    critical = replaced(field, index, low)
+    linear_solver = solver_of(linear_solver, critical, here, x)
+    sparse = isinstance(linear_solver, SparseLU)
+    transform = Rightmost(linear_solver) if sparse else None
+    found = spectrum(critical, here, x, k=k, transform=transform, key=key, throw=False)
     nearest = jnp.argmin(jnp.abs(found.values - 1j * point.frequency))
     line = Line(field, low, span, index)
     if point.flow == "Hopf":
@@ -91,7 +99,15 @@ def switch(
     along = _unit(jax.tree.map(jnp.subtract, after, before), inner)
     overlap = inner(along, null)
     aside = _unit(jax.tree.map(lambda n, a: n - overlap * a, null, along), inner)
-    problem = Problem(line=line, x=x, solver=corrector(here), key=key, max_steps=20, k=1)
+    problem = Problem(
+        line=line,
+        x=x,
+        solver=None,
+        linear_solver=linear_solver,
+        key=key,
+        max_steps=20,
+        k=1,
+    )
     base = here, jnp.zeros_like(low)
     new = advance(problem, base, aside, aside, jnp.asarray(size, real))
     if not new.converged:
