@@ -6,13 +6,13 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from ..analytic import tree_held
 from ._collocation import Linearised, Profile, better_mesh, linearised, redrawn, worse_mesh
 from ._cycle_newton import Rows, corrected, first_turn, newton_step, once
+from ._forced import Forced, closing_of, flat_force, without_phase
 from ._jacobian import check_autonomous
 from ._multipliers import along_the_flow, log_multipliers
 from ._path import after
@@ -26,21 +26,28 @@ ROUNDS = 4
 @eqx.filter_jit
 def collocated(field, z0, x, period, intervals, k, tol, max_steps) -> dict[str, Any]:
     """The entries of a `PeriodicOrbit`."""
-    check_autonomous(field, z0, x)  # here, so that a second call does not trace the field
     flat, unravel = ravel_pytree(z0)
+    closing = None
+    if isinstance(field, Forced):
+        length = field.length.astype(flat.dtype)
+        turns = jnp.maximum(jnp.round(tree_held(period / length)), 1)
+        flat, period = jnp.append(flat, jnp.zeros_like(turns)), turns * length
+        closing = tree_held(closing_of(turns, flat.size))
+    else:
+        check_autonomous(field, z0, x)  # here, so that a second call does not trace the field
     held = tree_held((field, x))
 
     def force(z, q, problem=held):
         field, x = problem
-        return ravel_pytree(field(0.0, unravel(z), x))[0]
+        return flat_force(field, unravel, x)(z)
 
     zero = jnp.zeros_like(period)
-    start = first_turn(lambda z: force(z, zero), flat, period, intervals, DEGREE)
+    start = first_turn(lambda z: force(z, zero), flat, period, intervals, DEGREE, closing)
     profile, solved, error = tree_held(adapted(force, tree_held(start), zero, tol, max_steps))
     rows = Rows.at(force, profile, zero)
     system = linearised(force, profile, zero)
     size = jnp.maximum(jnp.linalg.norm(profile.nodes[0]), 1)
-    residual = jnp.max(jnp.linalg.norm(system.columns[:, :, 2], axis=1)) / size
+    residual = jnp.max(jnp.linalg.norm(system.columns[:, :, -1], axis=1)) / size
     # A fixed point also returns, but does not move on the way.
     moving = jnp.linalg.norm(force(profile.nodes[0], zero)) * profile.period > jnp.sqrt(tol) * size
     # Once more, which moves nothing and carries the derivative: the matrix is held, the equations are not.
@@ -52,7 +59,7 @@ def collocated(field, z0, x, period, intervals, k, tol, max_steps) -> dict[str, 
     converged = solved & moving & (drift < DRIFT) & jnp.all(jnp.isfinite(logs.imag))
     rounding = 4 * jnp.finfo(flat.dtype).eps * profile.period
     return {
-        "state": unravel(moved.nodes[0]),
+        "state": unravel(without_phase(moved.nodes[0], closing)),
         "period": moved.period,
         "log_multipliers": logs,
         "residual": residual,
@@ -99,9 +106,7 @@ def floquet(force: Callable, profile: Profile, system: Linearised, q: Array, k: 
         finer = redrawn(profile, jnp.repeat(profile.widths / parts, parts))
         transfer = linearised(force, finer, q).transfer
         across, _ = along_the_flow(transfer, velocity(finer.nodes))
-    found = jnp.append(log_multipliers(across, k), along.astype(complex_of(along)))
-    return found[jnp.argsort(-found.real, stable=True)[:k]], jnp.abs(jnp.expm1(along))
-
-
-def complex_of(a: Array) -> Any:
-    return np.result_type(a.dtype, np.complex64)
+    found, drift = log_multipliers(across, k), jnp.abs(jnp.expm1(along))
+    if profile.closing is None:
+        found = jnp.append(found, along.astype(found.dtype))
+    return found[jnp.argsort(-found.real, stable=True)[:k]], drift

@@ -17,7 +17,7 @@ from .._files import whole
 from ._bifurcation import SpecialPoint
 from ._check import Check
 from ._classify import Classification
-from ._collocation import Profile
+from ._collocation import Closing, Profile
 from ._continuation import Branch
 from ._cycle_continuation import CycleBranch
 from ._cycle_points import CyclePoint
@@ -35,6 +35,7 @@ KINDS = {
         Branch,
         Check,
         Classification,
+        Closing,
         CycleBranch,
         CyclePoint,
         HopfNormalForm,
