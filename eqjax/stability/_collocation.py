@@ -203,6 +203,42 @@ def linearised(force: Callable[[Array, Array], Array], profile: Profile, q: Arra
     return system.towards(force, profile, q)
 
 
+# Why in parts: where it contracts strongly an interval is longer than its transfer matrix can tell, though the curve is
+# smooth there.
+def propagated(
+    force: Callable[[Array, Array], Array], profile: Profile, q: Array, parts: int
+) -> tuple[Array, Array]:
+    """Transfer matrices of so many parts of each interval, (N parts, n, n), and the velocity where these begin."""
+    _, m, n = profile.slopes.shape
+    c, A, b, coefficients = gauss(m)
+    powers = np.arange(1, m + 1)
+    times = (np.arange(parts)[:, None] + np.append(0, c)[None]) / parts
+    weights = (times[..., None] ** powers / powers) @ coefficients
+    A, b, weights = (jnp.asarray(a, profile.nodes.dtype) for a in (A, b, weights))
+    eye = jnp.eye(m * n, dtype=b.dtype)
+    stretch = profile.period * profile.widths
+    moved = jnp.einsum("pij,Njn->Npin", weights, profile.slopes)
+    z = profile.nodes[:, None, None] + stretch[:, None, None, None] * moved
+    z = z.reshape(-1, m + 1, n)
+
+    def part(length, z):
+        J = jax.vmap(jax.jacfwd(lambda z: force(z, q)))(z)
+        own = length * jnp.einsum("ij,ikl->ikjl", A, J).reshape(m * n, m * n)
+        inner = jnp.linalg.solve(eye - own, J.reshape(m * n, n)).reshape(m, n, n)
+        return jnp.eye(n, dtype=b.dtype) + length * jnp.einsum("i,ikl->kl", b, inner)
+
+    transfer = jax.vmap(part)(jnp.repeat(stretch / parts, parts), z[:, 1:])
+    return transfer, jax.vmap(lambda z: force(z, q))(z[:, 0])
+
+
+def defect(force: Callable[[Array, Array], Array], profile: Profile, q: Array) -> Array:
+    """By how much intervals miss the next one's beginning, the most."""
+    b = jnp.asarray(gauss(profile.slopes.shape[1])[2], profile.nodes.dtype)
+    velocity = jax.vmap(jax.vmap(lambda z: force(z, q)))(stages(profile))
+    ran = (profile.period * profile.widths)[:, None] * jnp.einsum("m,Nmn->Nn", b, velocity)
+    return jnp.max(jnp.linalg.norm(profile.nodes + ran - profile.ends, axis=1))
+
+
 class Condensed(NamedTuple):
     """`first dz₀ + columns s = 0`, and rows by which the other nodes follow from dz₀, from the last one backwards."""
 

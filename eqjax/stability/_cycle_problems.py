@@ -11,11 +11,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..relaxation import NewtonKrylov
-from ._collocation import Profile, better_mesh, linearised, redrawn, stages
+from ._collocation import Profile, better_mesh, defect, redrawn, stages
 from ._cycle_newton import Rows, across, corrected, ends_of, fastest, rolled, tangent
 from ._forced import flat_force, without_phase
 from ._krylov_schur import eigenpairs, resolve
-from ._multipliers import along_the_flow, log_multipliers
+from ._multipliers import floquet
 from ._parameter import Line
 from ._path import AbstractProblem, Correction, newton, product_at
 from ._propagation import turn
@@ -163,20 +163,17 @@ class Collocated(AbstractProblem):
         return _on_better_mesh(self, point)
 
     def findings(self, state, q, base):
-        system, period = linearised(self.force, state, q), state.period
-        flow = jax.vmap(lambda z: self.force(z, q))(state.nodes)
-        across, along = along_the_flow(system.transfer, flow)
-        logs = log_multipliers(across, self.k)
+        period, flow = state.period, self.force(state.nodes[0], q)
+        logs, drift = floquet(self.force, state, q, self.k)
         seen = jnp.concatenate([state.nodes[:, None], stages(state)], axis=1)
         seen = without_phase(seen, state.closing)
         low, high = jnp.min(seen, axis=(0, 1)), jnp.max(seen, axis=(0, 1))
         size = jnp.maximum(jnp.linalg.norm(state.nodes[0]), 1)
-        drift = jnp.abs(jnp.expm1(along))
         # A fixed point is a solution, too, of any period; and a step as long as the cycle is small may turn it round.
-        moving = jnp.linalg.norm(flow[0]) * period > jnp.sqrt(self.tol) * size
-        moving &= jnp.vdot(flow[0], self.force(base.nodes[0], q)) > 0
+        moving = jnp.linalg.norm(flow) * period > jnp.sqrt(self.tol) * size
+        moving &= jnp.vdot(flow, self.force(base.nodes[0], q)) > 0
         return (
-            jnp.max(jnp.linalg.norm(system.columns[:, :, -1], axis=1)) / size,
+            defect(self.force, state, q) / size,
             moving,
             Turn(
                 state=without_phase(state.nodes[0], state.closing),
