@@ -17,6 +17,7 @@ from ._cycle_continuation import (
 from ._cycle_points import CyclePoint as CyclePoint
 from ._cycles import PeriodicOrbit as PeriodicOrbit, periodic_orbit as periodic_orbit
 from ._eigenvalue import eigenvalue as eigenvalue, quotient as quotient
+from ._forced import Forced as Forced
 from ._hopf_point import HopfPoint as HopfPoint, hopf_point as hopf_point
 from ._jacobian import jacobian as jacobian, state_dtype as state_dtype
 from ._krylov_schur import (

@@ -62,7 +62,8 @@ def at(profile: Profile, times: Array) -> Array:
     m = profile.slopes.shape[1]
     coefficients = jnp.asarray(gauss(m)[3], profile.nodes.dtype)
     starts = jnp.cumsum(profile.widths) - profile.widths
-    i = jnp.clip(jnp.searchsorted(starts, times, side="right") - 1, 0, starts.size - 1)
+    i = jnp.sum(starts[None] <= times.ravel()[:, None], axis=1).reshape(times.shape)
+    i = jnp.clip(i - 1, 0, starts.size - 1)
     part = (times - starts[i]) / profile.widths[i]
     weights = jnp.stack([part**p / p for p in range(1, m + 1)], axis=-1) @ coefficients
     stretch = profile.period * profile.widths[i]
@@ -177,6 +178,11 @@ class Linearised(NamedTuple):
 # is left is as large as for multiple shooting (Ascher, Mattheij & Russell 1995, ch. 7).
 def linearised(force: Callable[[Array, Array], Array], profile: Profile, q: Array) -> Linearised:
     """The equations of collocation near a profile, with the Gauss points eliminated."""
+    return unreferred(force, profile, q).towards(force, profile, q)
+
+
+def unreferred(force: Callable[[Array, Array], Array], profile: Profile, q: Array) -> Linearised:
+    """The same without their defect."""
     _, m, n = profile.slopes.shape
     _, A, b, _ = (jnp.asarray(a, profile.nodes.dtype) for a in gauss(m))
     eye, own_at = jnp.eye(m * n, dtype=b.dtype), n + 1 + q.size
@@ -199,8 +205,7 @@ def linearised(force: Callable[[Array, Array], Array], profile: Profile, q: Arra
         rest = jnp.concatenate([solution[:, n:own_at], jnp.zeros((m * n, 1), b.dtype)], axis=1)
         return Linearised(transfer, columns, solution[:, :n], rest, solution[:, own_at:])
 
-    system = jax.vmap(interval)(profile.widths, profile.nodes, profile.slopes)
-    return system.towards(force, profile, q)
+    return jax.vmap(interval)(profile.widths, profile.nodes, profile.slopes)
 
 
 # Why in parts: where it contracts strongly an interval is longer than its transfer matrix can tell, though the curve is
@@ -208,18 +213,19 @@ def linearised(force: Callable[[Array, Array], Array], profile: Profile, q: Arra
 def propagated(
     force: Callable[[Array, Array], Array], profile: Profile, q: Array, parts: int
 ) -> tuple[Array, Array]:
-    """Transfer matrices of so many parts of each interval, (N parts, n, n), and the velocity where these begin."""
-    _, m, n = profile.slopes.shape
+    """Transfer matrices of so many parts of each interval, (N parts, n, n), and the velocity where these begin, as it comes
+    there from the interval's beginning, where the curve is known best."""
+    N, m, n = profile.slopes.shape
     c, A, b, coefficients = gauss(m)
     powers = np.arange(1, m + 1)
-    times = (np.arange(parts)[:, None] + np.append(0, c)[None]) / parts
+    times = (np.arange(parts)[:, None] + c[None]) / parts
     weights = (times[..., None] ** powers / powers) @ coefficients
     A, b, weights = (jnp.asarray(a, profile.nodes.dtype) for a in (A, b, weights))
     eye = jnp.eye(m * n, dtype=b.dtype)
     stretch = profile.period * profile.widths
     moved = jnp.einsum("pij,Njn->Npin", weights, profile.slopes)
     z = profile.nodes[:, None, None] + stretch[:, None, None, None] * moved
-    z = z.reshape(-1, m + 1, n)
+    z = z.reshape(-1, m, n)
 
     def part(length, z):
         J = jax.vmap(jax.jacfwd(lambda z: force(z, q)))(z)
@@ -227,8 +233,11 @@ def propagated(
         inner = jnp.linalg.solve(eye - own, J.reshape(m * n, n)).reshape(m, n, n)
         return jnp.eye(n, dtype=b.dtype) + length * jnp.einsum("i,ikl->kl", b, inner)
 
-    transfer = jax.vmap(part)(jnp.repeat(stretch / parts, parts), z[:, 1:])
-    return transfer, jax.vmap(lambda z: force(z, q))(z[:, 0])
+    transfer = jax.vmap(part)(jnp.repeat(stretch / parts, parts), z)
+    step = lambda v, matrix: (jnp.einsum("Nij,Nj->Ni", matrix, v), v)
+    start = jax.vmap(lambda z: force(z, q))(profile.nodes)
+    _, flow = jax.lax.scan(step, start, jnp.swapaxes(transfer.reshape(N, parts, n, n), 0, 1))
+    return transfer, jnp.swapaxes(flow, 0, 1).reshape(-1, n)
 
 
 def defect(force: Callable[[Array, Array], Array], profile: Profile, q: Array) -> Array:

@@ -20,6 +20,7 @@ from ._collocation import (
     extent,
     linearised,
     size_of,
+    unreferred,
 )
 
 
@@ -101,39 +102,37 @@ def corrected(
     root = jnp.sqrt(tol)
 
     def unfinished(carry):
-        _, size, before, length, steps = carry
+        trying, _, _, length, (size, before, steps) = carry
         done = (size <= tol) | ((size < root) & (size >= 0.5 * before))
-        return jnp.isfinite(size) & (length > 1e-3) & (steps < max_steps) & ~done
+        return trying | (jnp.isfinite(size) & (length > 1e-3) & (steps < max_steps) & ~done)
 
+    # Either a new step or the end of one that is tried: the equations are linearised in one place, and solved in one.
     def body(carry):
-        y, before, _, length, steps = carry
-        system = linearised(force, *y)
-        change = newton_step(system, *y, rows)  # pyright: ignore
-        size = size_of(y[0], change[0])
-
-        def moved(length):
-            return jax.tree.map(lambda a, d: a + length * d, y, change)
-
-        def rejected(carry):
-            length, following = carry
-            # Where steps are small, rounding would be the judge.
-            falls = (following <= (1 - 0.25 * length) * size) | (size < 1e3 * root)
-            return (length > 1) | (~falls & (length > 1e-3))
-
-        def shorter(carry):
-            length = 0.5 * carry[0]
-            end = moved(length)
-            return length, size_of(y[0], newton_step(system.towards(force, *end), *end, rows)[0])  # pyright: ignore
-
-        # Begun with up to four times the last length, so at half of that; above 1 it is no step.
-        begin = jnp.minimum(2.0, 4 * length), jnp.full_like(tol, jnp.nan)
-        length, _ = jax.lax.while_loop(rejected, shorter, begin)
+        trying, y, (system, change, full), length, (size, before, steps) = carry
+        moved = jax.tree.map(lambda a, d: a + length * d, y, change)
+        now = jax.tree.map(lambda a, b: jnp.where(trying, a, b), moved, y)
+        system = jax.lax.cond(trying, lambda: system, lambda: unreferred(force, *y))
+        following = newton_step(system.towards(force, *now), *now, rows)  # pyright: ignore
+        step = size_of(now[0], following[0])
+        # Where steps are small, rounding would be the judge.
+        falls = (step <= (1 - 0.25 * length) * full) | (full < 1e3 * root)
+        taken = trying & (falls | (length <= 1e-3))
         # One that was cut says nothing of how near the solution is.
-        return moved(length), jnp.where(length < 1, 1, size), before, length, steps + 1
+        told = jnp.where(length < 1, 1, full), size, steps + 1
+        told = jax.tree.map(lambda a, b: jnp.where(taken, a, b), told, (size, before, steps))
+        chosen = jax.tree.map(
+            lambda a, b: jnp.where(trying, a, b), (change, full), (following, step)
+        )
+        begin = jnp.minimum(1.0, 2 * length)
+        cut = jnp.where(trying, jnp.where(taken, length, 0.5 * length), begin)
+        y = jax.tree.map(lambda a, b: jnp.where(taken, a, b), moved, y)
+        return ~taken, y, (system, *chosen), cut, told
 
-    big = jnp.ones_like(tol)
-    start = (profile, q), big, big, big, jnp.asarray(0)
-    y, size, _, length, steps = jax.lax.while_loop(unfinished, body, start)
+    big, y = jnp.ones_like(tol), (profile, q)
+    nothing = lambda of: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), of)
+    system = nothing(jax.eval_shape(lambda: unreferred(force, *y)))
+    start = jnp.asarray(False), y, (system, nothing(y), big), big, (big, big, jnp.asarray(0))
+    _, y, _, length, (size, _, steps) = jax.lax.while_loop(unfinished, body, start)
     return Corrected(*y, (size <= root) & (length > 1e-3), steps, size)
 
 

@@ -195,7 +195,8 @@ def _decoded(value: Any, arrays: list[np.ndarray], path: Path) -> Any:
             return jax.tree.unflatten(outcome, [jnp.asarray(now, old.dtype)])
         case {"kind": name, "entries": entries}:
             kind = KINDS.get(name)
-            if kind is None or set(_names(kind)) != set(entries):
+            # What was added since has a default.
+            if kind is None or not _needed(kind) <= set(entries) <= set(_names(kind)):
                 raise ValueError(
                     f"{path} holds a {name} that this version of eqjax does not know. Load it with the version that "
                     "wrote it."
@@ -210,6 +211,18 @@ def _names(kind: Any) -> list[str]:
     if hasattr(kind, "_fields"):  # a named tuple
         return list(kind._fields)
     return [entry.name for entry in dataclasses.fields(kind)]
+
+
+def _needed(kind: Any) -> set[str]:
+    """What of it must be given."""
+    if hasattr(kind, "_fields"):
+        return set(kind._fields) - set(kind._field_defaults)
+    missing = dataclasses.MISSING
+    return {
+        entry.name
+        for entry in dataclasses.fields(kind)
+        if entry.default is missing and entry.default_factory is missing
+    }
 
 
 def _typed(array: np.ndarray, dtype: str) -> np.ndarray:
