@@ -209,35 +209,35 @@ def unreferred(force: Callable[[Array, Array], Array], profile: Profile, q: Arra
 
 
 # Why in parts: where it contracts strongly an interval is longer than its transfer matrix can tell, though the curve is
-# smooth there.
+# smooth there. Elsewhere that of the whole is better, since collocation is most accurate at the nodes.
 def propagated(
     force: Callable[[Array, Array], Array], profile: Profile, q: Array, parts: int
 ) -> tuple[Array, Array]:
-    """Transfer matrices of so many parts of each interval, (N parts, n, n), and the velocity where these begin, as it comes
-    there from the interval's beginning, where the curve is known best."""
-    N, m, n = profile.slopes.shape
+    """Transfer matrices (N, n, n) of intervals, and (N, parts, n, n) of their parts, where an interval is stiff; of others
+    that of the whole, and then ones."""
+    _, m, n = profile.slopes.shape
     c, A, b, coefficients = gauss(m)
     powers = np.arange(1, m + 1)
-    times = (np.arange(parts)[:, None] + c[None]) / parts
+    times = np.concatenate([c[None], (np.arange(parts)[:, None] + c[None]) / parts])
     weights = (times[..., None] ** powers / powers) @ coefficients
     A, b, weights = (jnp.asarray(a, profile.nodes.dtype) for a in (A, b, weights))
-    eye = jnp.eye(m * n, dtype=b.dtype)
+    eye, same = jnp.eye(m * n, dtype=b.dtype), jnp.eye(n, dtype=b.dtype)
     stretch = profile.period * profile.widths
     moved = jnp.einsum("pij,Njn->Npin", weights, profile.slopes)
     z = profile.nodes[:, None, None] + stretch[:, None, None, None] * moved
-    z = z.reshape(-1, m, n)
+    shares = jnp.asarray(np.append(1, np.full(parts, 1 / parts)), b.dtype)
 
     def part(length, z):
         J = jax.vmap(jax.jacfwd(lambda z: force(z, q)))(z)
         own = length * jnp.einsum("ij,ikl->ikjl", A, J).reshape(m * n, m * n)
         inner = jnp.linalg.solve(eye - own, J.reshape(m * n, n)).reshape(m, n, n)
-        return jnp.eye(n, dtype=b.dtype) + length * jnp.einsum("i,ikl->kl", b, inner)
+        return same + length * jnp.einsum("i,ikl->kl", b, inner), length * jnp.max(jnp.abs(J))
 
-    transfer = jax.vmap(part)(jnp.repeat(stretch / parts, parts), z)
-    step = lambda v, matrix: (jnp.einsum("Nij,Nj->Ni", matrix, v), v)
-    start = jax.vmap(lambda z: force(z, q))(profile.nodes)
-    _, flow = jax.lax.scan(step, start, jnp.swapaxes(transfer.reshape(N, parts, n, n), 0, 1))
-    return transfer, jnp.swapaxes(flow, 0, 1).reshape(-1, n)
+    lengths = stretch[:, None] * shares[None]
+    matrices, sizes = jax.vmap(jax.vmap(part))(lengths, z)
+    whole, fine = matrices[:, 0], matrices[:, 1:]
+    plain = jnp.broadcast_to(same, fine.shape).at[:, 0].set(whole)
+    return whole, jnp.where((sizes[:, 0] > 2)[:, None, None, None], fine, plain)
 
 
 def defect(force: Callable[[Array, Array], Array], profile: Profile, q: Array) -> Array:

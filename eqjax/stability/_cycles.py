@@ -125,7 +125,7 @@ def periodic_orbit(
     By orthogonal collocation: on a mesh that adapts to the cycle, polynomials of degree 6 satisfy the equations at Gauss
     points (de Boor & Swartz 1973; Doedel, Keller & Kernevez 1991); Newton's method on state and period together. The
     Floquet multipliers come from the transfer matrices of all intervals, by orthogonal iteration around the cycle and as
-    logarithms, so that all sizes are right beside one another. A state of more than 32 numbers, or
+    logarithms, so that sizes from e⁻²⁰⁰ to e²⁰⁰ are right beside one another. A state of more than 32 numbers, or
     `steps`, asks for single shooting instead: Newton–Krylov on `z(T; z) - z = 0`, with multipliers by Krylov–Schur; their
     absolute error is about that of the orbit, relative to the largest.
 

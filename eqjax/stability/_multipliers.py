@@ -31,8 +31,15 @@ def along_the_flow(transfer: Array, flow: Array) -> tuple[Array, Array]:
 
 def floquet(force: Callable, profile: Profile, q: Array, k: int) -> tuple[Array, Array]:
     """Logarithms of the k largest multipliers across a cycle, and by how much that along it, 1, is missed."""
-    transfer, flow = propagated(force, profile, q, max(1, 16 // profile.nodes.shape[1]))
-    across, along = along_the_flow(transfer, flow)
+    parts, n = max(1, 16 // profile.nodes.shape[1]), profile.nodes.shape[1]
+    flow = jax.vmap(lambda z: force(z, q))(profile.nodes)
+    whole, transfer = propagated(force, profile, q, parts)
+    _, along = along_the_flow(whole, flow)
+    # At the nodes the curve is known best: from there the velocity is carried along.
+    step = lambda v, matrix: (jnp.einsum("Nij,Nj->Ni", matrix, v), v)
+    _, between = jax.lax.scan(step, flow, jnp.swapaxes(transfer, 0, 1))
+    between = jnp.swapaxes(between, 0, 1).reshape(-1, n)
+    across, _ = along_the_flow(transfer.reshape(-1, n, n), between)
     return log_multipliers(across, k), jnp.abs(jnp.expm1(along))
 
 
