@@ -14,6 +14,7 @@ from ._cycle_continuation import (
     CycleBranch as CycleBranch,
     cycle_continuation as cycle_continuation,
 )
+from ._cycle_curves import CycleCurve as CycleCurve, cycle_curve as cycle_curve
 from ._cycle_points import CyclePoint as CyclePoint
 from ._cycles import PeriodicOrbit as PeriodicOrbit, periodic_orbit as periodic_orbit
 from ._eigenvalue import eigenvalue as eigenvalue, quotient as quotient
@@ -29,6 +30,10 @@ from ._lyapunov import (
     Lyapunov as Lyapunov,
     finite_time_exponents as finite_time_exponents,
     lyapunov as lyapunov,
+)
+from ._map_normal_form import (
+    MapNormalForm as MapNormalForm,
+    map_normal_form as map_normal_form,
 )
 from ._normal_form import HopfNormalForm as HopfNormalForm, hopf_normal_form as hopf_normal_form
 from ._normality import (

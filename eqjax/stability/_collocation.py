@@ -282,8 +282,10 @@ def condensed(system: Linearised, closing: Closing | None = None) -> Condensed:
     return Condensed(E + (G if closing is None else G * closing.signs[None]), X, rows)
 
 
-def expanded(profile: Profile, system: Linearised, rows, first: Array, s: Array) -> Profile:
-    """The change of a profile that goes with that of its first node and with s."""
+def expanded(
+    profile: Profile, system: Linearised, rows, first: Array, s: Array, last: Array | None = None
+) -> Profile:
+    """The change of a profile that goes with that of its first node and with s, and ends as it closes, or at `last`."""
 
     def back(following, row):
         R, others = row
@@ -292,7 +294,8 @@ def expanded(profile: Profile, system: Linearised, rows, first: Array, s: Array)
         return node, node
 
     closing = profile.closing
-    last = first if closing is None else closing.signs * first
+    if last is None:
+        last = first if closing is None else closing.signs * first
     _, nodes = jax.lax.scan(back, last, rows, reverse=True)
     nodes = jnp.concatenate([first[None], nodes])
     slopes = jnp.einsum("Nij,Nj->Ni", system.inner, nodes) + system.rest @ s

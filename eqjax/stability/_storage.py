@@ -20,10 +20,12 @@ from ._classify import Classification
 from ._collocation import Closing, Profile
 from ._continuation import Branch
 from ._cycle_continuation import CycleBranch
+from ._cycle_curves import CycleCurve
 from ._cycle_points import CyclePoint
 from ._cycles import PeriodicOrbit
 from ._hopf_point import HopfPoint
 from ._lyapunov import Lyapunov
+from ._map_normal_form import MapNormalForm
 from ._normal_form import HopfNormalForm
 from ._spectrum import Spectrum, SpectrumResults
 
@@ -37,10 +39,12 @@ KINDS = {
         Classification,
         Closing,
         CycleBranch,
+        CycleCurve,
         CyclePoint,
         HopfNormalForm,
         HopfPoint,
         Lyapunov,
+        MapNormalForm,
         PeriodicOrbit,
         Profile,
         SpecialPoint,
