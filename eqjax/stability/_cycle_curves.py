@@ -36,7 +36,7 @@ from ._path import (
     product_at,
 )
 
-KINDS = ("fold", "period doubling", "torus")
+CRITICAL_CYCLES = ("fold", "period doubling", "torus")
 
 
 class CycleCurve(eqx.Module):
@@ -248,9 +248,9 @@ def cycle_curve(
     **Returns:** a `CycleCurve`. **Raises:** `ValueError` if `point` is of another kind or was shot, the field is `Forced`, a
     parameter is no scalar float leaf, bounds do not hold it, or no curve begins there.
     """
-    if point.type not in KINDS:
+    if point.type not in CRITICAL_CYCLES:
         raise ValueError(
-            f'`point` must be of type {", ".join(map(repr, KINDS))}, got "{point.type}".'
+            f'`point` must be of type {", ".join(map(repr, CRITICAL_CYCLES))}, got "{point.type}".'
         )
     if point.profile is None or isinstance(field, Forced):
         raise ValueError(

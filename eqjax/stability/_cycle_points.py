@@ -66,7 +66,7 @@ class CycleSample(NamedTuple):
 
 
 # Why bounded: of 1e-80 and 1e40 no two are alike on the scale of the largest, and the largest may be no float at all.
-def bounded(logs: np.ndarray) -> np.ndarray:
+def bounded(logs: Any) -> np.ndarray:
     """Numbers of the phases of multipliers, and with sizes that rise with theirs, from 1/e to e; at 1 they agree."""
     with np.errstate(invalid="ignore"):
         rise = np.where(np.isinf(logs.real), np.sign(logs.real), logs.real / (1 + abs(logs.real)))
