@@ -162,7 +162,8 @@ def cycle_continuation(
         )
 
     def sample(point) -> CycleSample:
-        turn, logs = point.found, np.asarray(point.found.logs)
+        turn = point.found
+        logs: Any = np.asarray(turn.logs)
         whole = (None, None)
         if isinstance(problem, Collocated):
             ahead, pace = point.tangent
