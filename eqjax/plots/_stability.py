@@ -140,7 +140,8 @@ def cycles(branch: CycleBranch, *, label: str = "parameter") -> Figure:
     kind = lambda point: f"{point.type}, at {point.parameter:.6g}"
     _draw(amplitude, branch, np.asarray(branch.amplitudes), lambda point: point.amplitude, kind)
     _draw(period, branch, np.asarray(branch.periods), lambda point: point.period, kind)
-    sizes = np.abs(np.asarray(branch.multipliers))
+    # As many orders as a picture can hold.
+    sizes = np.exp(np.clip(np.asarray(branch.log_multipliers).real, -200, 200))
     for i in range(sizes.shape[1]):
         multipliers.plot(np.asarray(branch.parameters), sizes[:, i], color=f"C{i}")
     if np.max(sizes) > 10:  # linear around 1 all the same, where it matters

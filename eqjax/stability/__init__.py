@@ -15,11 +15,13 @@ from ._cycle_continuation import (
     CycleBranch as CycleBranch,
     cycle_continuation as cycle_continuation,
 )
+from ._cycle_curves import CycleCurve as CycleCurve, cycle_curve as cycle_curve
 from ._cycle_points import CyclePoint as CyclePoint
 from ._cycles import PeriodicOrbit as PeriodicOrbit, periodic_orbit as periodic_orbit
 from ._deflation import Equilibria as Equilibria, equilibria as equilibria
 from ._diagram import Diagram as Diagram
 from ._eigenvalue import eigenvalue as eigenvalue, quotient as quotient
+from ._forced import Forced as Forced
 from ._homoclinic import Homoclinic as Homoclinic, homoclinic as homoclinic
 from ._hopf_point import HopfPoint as HopfPoint, hopf_point as hopf_point
 from ._jacobian import jacobian as jacobian, state_dtype as state_dtype
@@ -32,6 +34,10 @@ from ._lyapunov import (
     Lyapunov as Lyapunov,
     finite_time_exponents as finite_time_exponents,
     lyapunov as lyapunov,
+)
+from ._map_normal_form import (
+    MapNormalForm as MapNormalForm,
+    map_normal_form as map_normal_form,
 )
 from ._normal_form import HopfNormalForm as HopfNormalForm, hopf_normal_form as hopf_normal_form
 from ._normal_forms import NormalForm as NormalForm, normal_form as normal_form

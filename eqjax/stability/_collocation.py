@@ -12,18 +12,38 @@ from jaxtyping import Array, Float
 from ..analytic import tree_held
 
 
+class Closing(NamedTuple):
+    """How the end of a turn follows from its beginning where it is not the same: `signs z₀ + jump`."""
+
+    signs: Float[Array, " n"]
+    jump: Float[Array, " n"]
+
+
 class Profile(NamedTuple):
     """A closed curve: N intervals of `widths (N,)`, in parts of a period, that begin at `nodes (N, n)` and on which
-    dz/dt takes the values `slopes (N, m, n)` at the m Gauss points. A tangent to such curves has the same structure."""
+    dz/dt takes the values `slopes (N, m, n)` at the m Gauss points. It closes as it is, or by `closing`. A tangent to such
+    curves has the same structure."""
 
     widths: Float[Array, " N"]
     nodes: Float[Array, "N n"]
     slopes: Float[Array, "N m n"]
     log_period: Float[Array, ""]
+    closing: Closing | None = None
 
     @property
     def period(self) -> Array:
         return jnp.exp(self.log_period)
+
+    @property
+    def ends(self) -> Array:
+        """Where each interval ends, (N, n)."""
+        after = self.later(self.nodes)
+        return after if self.closing is None else after.at[-1].add(self.closing.jump)
+
+    def later(self, rates: Array) -> Array:
+        """Of rates of change (N, n) on the intervals those on the next one."""
+        after = jnp.roll(rates, -1, 0)
+        return after if self.closing is None else after.at[-1].multiply(self.closing.signs)
 
 
 @functools.cache
@@ -37,12 +57,13 @@ def gauss(m: int):
 
 
 def at(profile: Profile, times: Array) -> Array:
-    """The curve at times in parts of its period."""
+    """The curve at times in parts of its period, before it closes by more than repeating itself."""
+    times = times % 1
     m = profile.slopes.shape[1]
     coefficients = jnp.asarray(gauss(m)[3], profile.nodes.dtype)
     starts = jnp.cumsum(profile.widths) - profile.widths
-    times = times % 1
-    i = jnp.clip(jnp.searchsorted(starts, times, side="right") - 1, 0, starts.size - 1)
+    i = jnp.sum(starts[None] <= times.ravel()[:, None], axis=1).reshape(times.shape)
+    i = jnp.clip(i - 1, 0, starts.size - 1)
     part = (times - starts[i]) / profile.widths[i]
     weights = jnp.stack([part**p / p for p in range(1, m + 1)], axis=-1) @ coefficients
     stretch = profile.period * profile.widths[i]
@@ -97,7 +118,8 @@ def worse_mesh(widths: Array) -> Array:
 def redrawn(profile: Profile, widths: Array) -> Profile:
     """The curve on another mesh, which is no function of it to whoever differentiates."""
     curve = lambda times: at(profile, times)
-    return curve_on(curve, tree_held(widths), profile.log_period, profile.slopes.shape[1])
+    drawn = curve_on(curve, tree_held(widths), profile.log_period, profile.slopes.shape[1])
+    return drawn._replace(closing=profile.closing)
 
 
 # On an interval of width h the error of a polynomial of degree m goes with h^(m+1) times the next derivative, whose size
@@ -109,10 +131,10 @@ def monitor(profile: Profile) -> Array:
     top = jnp.asarray(gauss(m)[3][m - 1], profile.nodes.dtype)
     h, scale = profile.widths, extent(profile)[None]
     highest = jnp.einsum("m,Nmn->Nn", top, profile.slopes) / (h[:, None] ** (m - 1) * scale)
-    jumps = jnp.linalg.norm(jnp.roll(highest, -1, 0) - highest, axis=1)
+    jumps = jnp.linalg.norm(profile.later(highest) - highest, axis=1)
     jumps = (jumps / (0.5 * (h + jnp.roll(h, -1)))) ** (1 / (m + 1))
     bent = 0.5 * (jumps + jnp.roll(jumps, 1))
-    moved = jnp.roll(profile.nodes, -1, 0) - profile.nodes
+    moved = profile.ends - profile.nodes
     length = 1 + jnp.linalg.norm(moved / scale, axis=1) / h
     # Of both, 1 in the mean.
     bent = bent + jnp.finfo(h.dtype).tiny
@@ -131,12 +153,12 @@ def equidistributed(widths: Array, density: Array, count: int) -> Array:
 
 class Linearised(NamedTuple):
     """Of each interval, `dz_next = transfer dz + columns s`, and `dK = inner dz + rest s` at its Gauss points, where s
-    are the logarithm of the period, the parameter, and 1 for the equations' own defect. `inverse`: of its own unknowns."""
+    are the logarithm of the period, the parameters, and 1 for the equations' own defect. `inverse`: of its own unknowns."""
 
     transfer: Float[Array, "N n n"]
-    columns: Float[Array, "N n 3"]
+    columns: Float[Array, "N n s"]
     inner: Float[Array, "N mn n"]
-    rest: Float[Array, "N mn 3"]
+    rest: Float[Array, "N mn s"]
     inverse: Float[Array, "N mn mn"]
 
     def towards(self, force: Callable, profile: Profile, q: Array) -> "Linearised":
@@ -147,8 +169,8 @@ class Linearised(NamedTuple):
         slopes = jnp.einsum("Nij,Nj->Ni", self.inverse, off.reshape(N, m * n))
         ran = jnp.einsum("m,Nmn->Nn", b, profile.slopes + slopes.reshape(profile.slopes.shape))
         ends = profile.nodes + (profile.period * profile.widths)[:, None] * ran
-        gaps = ends - jnp.roll(profile.nodes, -1, 0)
-        columns, rest = self.columns.at[:, :, 2].set(gaps), self.rest.at[:, :, 2].set(slopes)
+        gaps = ends - profile.ends
+        columns, rest = self.columns.at[:, :, -1].set(gaps), self.rest.at[:, :, -1].set(slopes)
         return self._replace(columns=columns, rest=rest)
 
 
@@ -156,44 +178,88 @@ class Linearised(NamedTuple):
 # is left is as large as for multiple shooting (Ascher, Mattheij & Russell 1995, ch. 7).
 def linearised(force: Callable[[Array, Array], Array], profile: Profile, q: Array) -> Linearised:
     """The equations of collocation near a profile, with the Gauss points eliminated."""
+    return unreferred(force, profile, q).towards(force, profile, q)
+
+
+def unreferred(force: Callable[[Array, Array], Array], profile: Profile, q: Array) -> Linearised:
+    """The same without their defect."""
     _, m, n = profile.slopes.shape
     _, A, b, _ = (jnp.asarray(a, profile.nodes.dtype) for a in gauss(m))
-    eye = jnp.eye(m * n, dtype=b.dtype)
+    eye, own_at = jnp.eye(m * n, dtype=b.dtype), n + 1 + q.size
 
     def interval(width, node, slopes):
         stretch = profile.period * width
         moved = stretch * (A @ slopes)
         z = node[None] + moved
-        along = jax.vmap(lambda z: jax.jvp(lambda q: force(z, q), (q,), (jnp.ones_like(q),))[1])(z)
+        along = jax.vmap(jax.jacfwd(lambda q, z: force(z, q)), (None, 0))(q, z)
         J = jax.vmap(jax.jacfwd(lambda z: force(z, q)))(z)
         own = stretch * jnp.einsum("ij,ikl->ikjl", A, J).reshape(m * n, m * n)
         late = jnp.einsum("ikl,il->ik", J, moved)
-        right = [J.reshape(m * n, n), *(v.reshape(m * n, 1) for v in (late, along)), eye]
+        right = [J.reshape(m * n, n), *(v.reshape(m * n, -1) for v in (late, along)), eye]
         solution = jnp.linalg.solve(eye - own, jnp.concatenate(right, axis=1))
         gathered = stretch * jnp.einsum("i,ikc->kc", b, solution.reshape(m, n, -1))
         transfer = jnp.eye(n, dtype=b.dtype) + gathered[:, :n]
-        zero = jnp.zeros((n, 2), b.dtype)
-        columns = jnp.concatenate([gathered[:, n : n + 2], zero[:, :1]], 1)
-        columns = columns + jnp.concatenate([(stretch * (b @ slopes))[:, None], zero], 1)
-        rest = jnp.concatenate([solution[:, n : n + 2], jnp.zeros((m * n, 1), b.dtype)], axis=1)
-        return Linearised(transfer, columns, solution[:, :n], rest, solution[:, n + 2 :])
+        ran = (stretch * (b @ slopes))[:, None]
+        late, others = gathered[:, n : n + 1] + ran, gathered[:, n + 1 : own_at]
+        columns = jnp.concatenate([late, others, jnp.zeros((n, 1), b.dtype)], axis=1)
+        rest = jnp.concatenate([solution[:, n:own_at], jnp.zeros((m * n, 1), b.dtype)], axis=1)
+        return Linearised(transfer, columns, solution[:, :n], rest, solution[:, own_at:])
 
-    system = jax.vmap(interval)(profile.widths, profile.nodes, profile.slopes)
-    return system.towards(force, profile, q)
+    return jax.vmap(interval)(profile.widths, profile.nodes, profile.slopes)
+
+
+# Why in parts: where it contracts strongly an interval is longer than its transfer matrix can tell, though the curve is
+# smooth there. Elsewhere that of the whole is better, since collocation is most accurate at the nodes.
+def propagated(
+    force: Callable[[Array, Array], Array], profile: Profile, q: Array, parts: int
+) -> tuple[Array, Array]:
+    """Transfer matrices (N, n, n) of intervals, and (N, parts, n, n) of their parts, where an interval is stiff; of others
+    that of the whole, and then ones."""
+    _, m, n = profile.slopes.shape
+    c, A, b, coefficients = gauss(m)
+    powers = np.arange(1, m + 1)
+    times = np.concatenate([c[None], (np.arange(parts)[:, None] + c[None]) / parts])
+    weights = (times[..., None] ** powers / powers) @ coefficients
+    A, b, weights = (jnp.asarray(a, profile.nodes.dtype) for a in (A, b, weights))
+    eye, same = jnp.eye(m * n, dtype=b.dtype), jnp.eye(n, dtype=b.dtype)
+    stretch = profile.period * profile.widths
+    moved = jnp.einsum("pij,Njn->Npin", weights, profile.slopes)
+    z = profile.nodes[:, None, None] + stretch[:, None, None, None] * moved
+    shares = jnp.asarray(np.append(1, np.full(parts, 1 / parts)), b.dtype)
+
+    def part(length, z):
+        J = jax.vmap(jax.jacfwd(lambda z: force(z, q)))(z)
+        own = length * jnp.einsum("ij,ikl->ikjl", A, J).reshape(m * n, m * n)
+        inner = jnp.linalg.solve(eye - own, J.reshape(m * n, n)).reshape(m, n, n)
+        return same + length * jnp.einsum("i,ikl->kl", b, inner), length * jnp.max(jnp.abs(J))
+
+    lengths = stretch[:, None] * shares[None]
+    matrices, sizes = jax.vmap(jax.vmap(part))(lengths, z)
+    whole, fine = matrices[:, 0], matrices[:, 1:]
+    plain = jnp.broadcast_to(same, fine.shape).at[:, 0].set(whole)
+    return whole, jnp.where((sizes[:, 0] > 2)[:, None, None, None], fine, plain)
+
+
+def defect(force: Callable[[Array, Array], Array], profile: Profile, q: Array) -> Array:
+    """By how much intervals miss the next one's beginning, the most."""
+    b = jnp.asarray(gauss(profile.slopes.shape[1])[2], profile.nodes.dtype)
+    velocity = jax.vmap(jax.vmap(lambda z: force(z, q)))(stages(profile))
+    ran = (profile.period * profile.widths)[:, None] * jnp.einsum("m,Nmn->Nn", b, velocity)
+    return jnp.max(jnp.linalg.norm(profile.nodes + ran - profile.ends, axis=1))
 
 
 class Condensed(NamedTuple):
     """`first dz₀ + columns s = 0`, and rows by which the other nodes follow from dz₀, from the last one backwards."""
 
     first: Float[Array, "n n"]
-    columns: Float[Array, "n 3"]
+    columns: Float[Array, "n s"]
     rows: Any
 
 
 # Why orthogonal: the product of the transfer matrices would lose whatever decays beside what grows. Rotations that
 # eliminate one node after another (Wright 1992) lose nothing, whatever the multipliers are.
-def condensed(system: Linearised) -> Condensed:
-    """The relation between the two ends of a turn, which are one point."""
+def condensed(system: Linearised, closing: Closing | None = None) -> Condensed:
+    """The relation between the two ends of a turn, which are one point or follow from one another."""
     n = system.transfer.shape[1]
     eye = jnp.eye(n, dtype=system.transfer.dtype)
 
@@ -213,11 +279,13 @@ def condensed(system: Linearised) -> Condensed:
     start = -system.transfer[0], eye, -system.columns[0]
     rest = system.transfer[1:], system.columns[1:]
     (E, G, X), rows = jax.lax.scan(eliminate, start, rest)
-    return Condensed(E + G, X, rows)
+    return Condensed(E + (G if closing is None else G * closing.signs[None]), X, rows)
 
 
-def expanded(profile: Profile, system: Linearised, rows, first: Array, s: Array) -> Profile:
-    """The change of a profile that goes with that of its first node and with s."""
+def expanded(
+    profile: Profile, system: Linearised, rows, first: Array, s: Array, last: Array | None = None
+) -> Profile:
+    """The change of a profile that goes with that of its first node and with s, and ends as it closes, or at `last`."""
 
     def back(following, row):
         R, others = row
@@ -225,11 +293,18 @@ def expanded(profile: Profile, system: Linearised, rows, first: Array, s: Array)
         node = -jax.scipy.linalg.solve_triangular(R, known)
         return node, node
 
-    _, nodes = jax.lax.scan(back, first, rows, reverse=True)
+    closing = profile.closing
+    if last is None:
+        last = first if closing is None else closing.signs * first
+    _, nodes = jax.lax.scan(back, last, rows, reverse=True)
     nodes = jnp.concatenate([first[None], nodes])
     slopes = jnp.einsum("Nij,Nj->Ni", system.inner, nodes) + system.rest @ s
     return Profile(
-        jnp.zeros_like(profile.widths), nodes, slopes.reshape(profile.slopes.shape), s[0]
+        jnp.zeros_like(profile.widths),
+        nodes,
+        slopes.reshape(profile.slopes.shape),
+        s[0],
+        jax.tree.map(jnp.zeros_like, closing),
     )
 
 

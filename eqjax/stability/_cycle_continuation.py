@@ -13,9 +13,10 @@ from jaxtyping import Array, Bool, Complex, Float, Int, PRNGKeyArray, PyTree
 
 from .._checks import check_count, check_key, given
 from ..relaxation import NewtonKrylov
-from ._cycle_points import CyclePoint, CycleSample, cycle_points, cycle_table
+from ._cycle_points import CyclePoint, CycleSample, bounded, cycle_points, cycle_table
 from ._cycle_problems import Collocated, Shooting
 from ._cycles import COLLOCATED, PeriodicOrbit, periodic_orbit
+from ._forced import Forced
 from ._hopf_point import hopf_point
 from ._jacobian import state_dtype
 from ._parameter import Line, replaced
@@ -27,7 +28,8 @@ class CycleBranch(eqx.Module):
 
     - `parameters (m,)`, `states` (leading axis m), `periods (m,)`: a point of each cycle, in order, and its period T.
     - `amplitudes (m,)`: half the largest peak-to-peak excursion of any component.
-    - `multipliers (m, k)`: the largest transverse Floquet multipliers, largest first; without the one along the cycle.
+    - `log_multipliers (m, k)`: logarithms of the largest transverse Floquet multipliers, largest first, without the one
+      along the cycle: `ln|μ| + i arg μ`, of any size. `multipliers (m, k)`: themselves.
     - `unstable (m,)`: how many of them lie outside the unit circle.
     - `residuals (m,)`: what is left of the equations, relative to `max(‖z‖, 1)`.
     - `drift (m,)`: by how much the multiplier along the cycle, which is 1, misses it: the error of the integration.
@@ -40,13 +42,18 @@ class CycleBranch(eqx.Module):
     states: PyTree[Array]
     periods: Float[Array, " m"]
     amplitudes: Float[Array, " m"]
-    multipliers: Complex[Array, "m k"]
+    log_multipliers: Complex[Array, "m k"]
     unstable: Int[np.ndarray, " m"]
     residuals: Float[Array, " m"]
     drift: Float[Array, " m"]
     reliable: Bool[Array, " m"]
     special_points: tuple[CyclePoint, ...]
     ended: str = eqx.field(static=True)
+
+    @property
+    def multipliers(self) -> Complex[Array, "m k"]:
+        """The multipliers themselves; 0 or infinite where they leave the range of the dtype."""
+        return jnp.exp(self.log_multipliers)
 
     def __str__(self) -> str:
         first, last = float(self.parameters[0]), float(self.parameters[-1])
@@ -79,7 +86,8 @@ def cycle_continuation(
     callback: Callable[[float, PeriodicOrbit], Any] | None = None,
     key: PRNGKeyArray | None = None,
 ) -> CycleBranch:
-    """Follow a periodic orbit of `field` through one of its parameters, and find where its stability changes and how.
+    """Follow a periodic orbit of `field` through one of its parameters, and find where its stability changes and how. Of a
+    `Forced` field that may be the frequency of the drive.
 
     The equations of `periodic_orbit`, collocation or shooting, bordered for pseudo-arclength in (state, ln period,
     parameter) (Keller 1977; Doedel, Keller & Kernevez 1991): folds of cycles are passed. The mesh goes along. The Floquet
@@ -113,14 +121,21 @@ def cycle_continuation(
         raise ValueError(
             "`orbit` is complex: wrap the field in `eqjax.Realified` and begin with its orbit."
         )
-    if z0.size < 2:
+    forced = isinstance(field, Forced)
+    if z0.size < 2 and not forced:
         raise ValueError("`orbit` is of one number: on a line nothing returns.")
+    if forced and (steps is not None or orbit.profile is None or orbit.profile.closing is None):
+        raise ValueError(
+            "Cycles of a `Forced` field are collocated: pass `orbit` as `periodic_orbit` returned it for that field, and "
+            "no `steps`."
+        )
     check_count(k=k, max_steps=max_steps, **given(steps=steps))
     check_key(**given(key=key))
     line, q = Line.of(field, where, bounds, real)
     key = jax.random.key(0) if key is None else key
     # One direction is the flow's own.
-    shared = {"line": line, "x": x, "key": key, "unravel": unravel, "k": min(k, z0.size - 1)}
+    k = min(k, z0.size if forced else z0.size - 1)
+    shared = {"line": line, "x": x, "key": key, "unravel": unravel, "k": k}
     if steps is None and z0.size <= COLLOCATED:
         if orbit.profile is None:
             orbit = periodic_orbit(field, orbit.state, x, period=orbit.period, throw=False)
@@ -148,15 +163,19 @@ def cycle_continuation(
 
     def sample(point) -> CycleSample:
         turn = point.found
-        multipliers = np.asarray(turn.multipliers)
+        logs: Any = np.asarray(turn.logs)
+        whole = (None, None)
+        if isinstance(problem, Collocated):
+            ahead, pace = point.tangent
+            whole = point.y[0], (ahead, pace * line.span)
         return CycleSample(
             parameter=float(line.value(point.y[1])),
-            state=(turn.state, turn.period, turn.amplitude, turn.centre),
+            state=(turn.state, turn.period, turn.amplitude, turn.centre, whole),
             slope=float(point.tangent[1]),
-            multipliers=multipliers[np.argsort(-abs(multipliers), kind="stable")],
+            multipliers=bounded(logs[np.argsort(-logs.real, kind="stable")]),
             converged=bool(point.converged & turn.reliable),
             # A multiplier that a symmetry keeps at 1 is there to within the error of the integration.
-            unstable=int(np.sum(abs(multipliers) > 1 + np.sqrt(np.finfo(multipliers.dtype).eps))),
+            unstable=int(np.sum(logs.real > np.sqrt(np.finfo(logs.dtype).eps))),
         )
 
     def stop(point, seen):
@@ -171,6 +190,8 @@ def cycle_continuation(
         special = cycle_points(leg, unravel)
         before, now = float(leg.first.state[2]), float(leg.last.state[2])
         largest = max(largest, now)
+        if forced:  # whose response need be no cycle around a fixed point
+            return special, ""
         # A small cycle may be just passing: only a Hopf point where it is heading ends the branch.
         if now < min(before, 0.05 * largest) and (hopf := _hopf(problem, leg, where)):
             return [*special, hopf], "the cycle shrank to a fixed point"
@@ -191,7 +212,7 @@ def cycle_continuation(
         states=jax.vmap(unravel)(stacked.found.state),
         periods=stacked.found.period,
         amplitudes=stacked.found.amplitude,
-        multipliers=stacked.found.multipliers,
+        log_multipliers=stacked.found.logs,
         unstable=np.asarray([seen.unstable for seen in samples]),
         residuals=stacked.residual,
         drift=stacked.found.drift,
@@ -205,7 +226,7 @@ def _hopf(problem, leg, where) -> CyclePoint | None:
     """The Hopf point to which a small cycle shrinks, if it is where that would be: the parameter goes with the square
     of the amplitude."""
     first, last, line = leg.first, leg.last, problem.line
-    _, period, after, centre = last.state
+    _, period, after, centre, _ = last.state
     before = first.state[2]
     change = last.parameter - first.parameter
     # Through the last two cycles, amplitude² as a line in the parameter, to where it is 0.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ._collocation import (
+    Closing,
     Condensed,
     Linearised,
     Profile,
@@ -19,67 +20,66 @@ from ._collocation import (
     extent,
     linearised,
     size_of,
+    unreferred,
 )
 
 
 class Rows(NamedTuple):
-    """What picks one of the solutions: `along (z₀ - anchor) = 0` along a cycle, `row (z₀, ln T, q) = target` along a
-    branch, or q itself."""
+    """What picks one of the solutions, `matrix (now - anchors) = 0` row by row for `now = (z₀, ln T, q)`: where along the
+    cycle it begins, and where along its branch it is."""
 
-    along: Float[Array, " n"]
-    anchor: Float[Array, " n"]
-    row: Float[Array, " n+2"]
-    target: Float[Array, ""]
+    matrix: Float[Array, "r s"]
+    anchors: Float[Array, "r s"]
 
     @classmethod
     def at(cls, force: Callable, profile: Profile, q: Array) -> "Rows":
         """The parameter stays, and the first node in a plane across the flow."""
-        start = profile.nodes[0]
-        row = jnp.zeros(start.size + 2, start.dtype).at[-1].set(1)
-        return cls(across(force, profile, q), start, row, q)
+        now = ends_of(profile, q)
+        last = jnp.zeros_like(now).at[-1].set(1)
+        phase = jnp.zeros_like(now).at[: now.size - 2].set(across(force, profile, q))
+        return cls(jnp.stack([phase, last]), jnp.stack([now, now]))
+
+
+def ends_of(profile: Profile, q: Array) -> Array:
+    """The first node, ln T and the parameters."""
+    return jnp.concatenate([profile.nodes[0], profile.log_period[None], jnp.ravel(q)])
 
 
 # In the units of the components: where a voltage is at its peak, gates alone tell which way a neuron goes.
 def across(force: Callable, profile: Profile, q: Array) -> Array:
-    """The normal of a plane across the flow at the first node."""
+    """The normal of a plane across the flow at the first node; of a drive, its phase."""
+    if profile.closing is not None:
+        return profile.closing.jump
     scale = extent(profile)
     v = force(profile.nodes[0], q) / scale
     return v / jnp.linalg.norm(v) / scale
 
 
 def solve_ends(ends: Condensed, rows: Rows, right: Array) -> Array:
-    """The changes of the first node, of ln T and of q."""
-    zero = jnp.zeros((2,), rows.along.dtype)
-    matrix = jnp.concatenate(
-        [
-            jnp.concatenate([ends.first, ends.columns[:, :2]], axis=1),
-            jnp.concatenate([rows.along, zero])[None],
-            rows.row[None],
-        ]
-    )
-    return jnp.linalg.solve(matrix, right)
+    """The changes of the first node, of ln T and of the parameters."""
+    first = jnp.concatenate([ends.first, ends.columns[:, :-1]], axis=1)
+    return jnp.linalg.solve(jnp.concatenate([first, rows.matrix]), right)
 
 
 def newton_step(
     system: Linearised, profile: Profile, q: Array, rows: Rows
 ) -> tuple[Profile, Array]:
-    """By how much a profile and the parameter are off."""
+    """By how much a profile and the parameters are off."""
     n = profile.nodes.shape[1]
-    ends, one = condensed(system), jnp.ones((1,), q.dtype)
-    now = jnp.concatenate([profile.nodes[0], jnp.stack([profile.log_period, q])])
-    gaps = jnp.stack([rows.along @ (profile.nodes[0] - rows.anchor), rows.row @ now - rows.target])
-    found = -solve_ends(ends, rows, jnp.concatenate([ends.columns[:, 2], gaps]))
+    ends, one = condensed(system, profile.closing), jnp.ones((1,), q.dtype)
+    gaps = jnp.sum(rows.matrix * (ends_of(profile, q)[None] - rows.anchors), axis=1)
+    found = -solve_ends(ends, rows, jnp.concatenate([ends.columns[:, -1], gaps]))
     change = expanded(profile, system, ends.rows, found[:n], jnp.concatenate([found[n:], one]))
-    return change, found[n + 1]
+    return change, found[n + 1 :].reshape(q.shape)
 
 
 def tangent(force: Callable, profile: Profile, q: Array, rows: Rows) -> tuple[Profile, Array]:
-    """How a profile moves along its branch, with `row (dz₀, d ln T, dq) = 1`."""
+    """How a profile moves along its branch, by 1 in the last of the rows."""
     n, system = profile.nodes.shape[1], linearised(force, profile, q)
-    ends = condensed(system)
-    found = solve_ends(ends, rows, jnp.zeros(n + 2, q.dtype).at[-1].set(1))
+    ends = condensed(system, profile.closing)
+    found = solve_ends(ends, rows, jnp.zeros(rows.matrix.shape[1], q.dtype).at[-1].set(1))
     s = jnp.concatenate([found[n:], jnp.zeros((1,), q.dtype)])
-    return expanded(profile, system, ends.rows, found[:n], s), found[n + 1]
+    return expanded(profile, system, ends.rows, found[:n], s), found[n + 1 :].reshape(q.shape)
 
 
 class Corrected(NamedTuple):
@@ -102,39 +102,37 @@ def corrected(
     root = jnp.sqrt(tol)
 
     def unfinished(carry):
-        _, size, before, length, steps = carry
+        trying, _, _, length, (size, before, steps) = carry
         done = (size <= tol) | ((size < root) & (size >= 0.5 * before))
-        return jnp.isfinite(size) & (length > 1e-3) & (steps < max_steps) & ~done
+        return trying | (jnp.isfinite(size) & (length > 1e-3) & (steps < max_steps) & ~done)
 
+    # Either a new step or the end of one that is tried: the equations are linearised in one place, and solved in one.
     def body(carry):
-        y, before, _, length, steps = carry
-        system = linearised(force, *y)
-        change = newton_step(system, *y, rows)  # pyright: ignore
-        size = size_of(y[0], change[0])
-
-        def moved(length):
-            return jax.tree.map(lambda a, d: a + length * d, y, change)
-
-        def rejected(carry):
-            length, following = carry
-            # Where steps are small, rounding would be the judge.
-            falls = (following <= (1 - 0.25 * length) * size) | (size < 1e3 * root)
-            return (length > 1) | (~falls & (length > 1e-3))
-
-        def shorter(carry):
-            length = 0.5 * carry[0]
-            end = moved(length)
-            return length, size_of(y[0], newton_step(system.towards(force, *end), *end, rows)[0])  # pyright: ignore
-
-        # Begun with up to four times the last length, so at half of that; above 1 it is no step.
-        begin = jnp.minimum(2.0, 4 * length), jnp.full_like(q, jnp.nan)
-        length, _ = jax.lax.while_loop(rejected, shorter, begin)
+        trying, y, (system, change, full), length, (size, before, steps) = carry
+        moved = jax.tree.map(lambda a, d: a + length * d, y, change)
+        now = jax.tree.map(lambda a, b: jnp.where(trying, a, b), moved, y)
+        system = jax.lax.cond(trying, lambda: system, lambda: unreferred(force, *y))
+        following = newton_step(system.towards(force, *now), *now, rows)  # pyright: ignore
+        step = size_of(now[0], following[0])
+        # Where steps are small, rounding would be the judge.
+        falls = (step <= (1 - 0.25 * length) * full) | (full < 1e3 * root)
+        taken = trying & (falls | (length <= 1e-3))
         # One that was cut says nothing of how near the solution is.
-        return moved(length), jnp.where(length < 1, 1, size), before, length, steps + 1
+        told = jnp.where(length < 1, 1, full), size, steps + 1
+        told = jax.tree.map(lambda a, b: jnp.where(taken, a, b), told, (size, before, steps))
+        chosen = jax.tree.map(
+            lambda a, b: jnp.where(trying, a, b), (change, full), (following, step)
+        )
+        begin = jnp.minimum(1.0, 2 * length)
+        cut = jnp.where(trying, jnp.where(taken, length, 0.5 * length), begin)
+        y = jax.tree.map(lambda a, b: jnp.where(taken, a, b), moved, y)
+        return ~taken, y, (system, *chosen), cut, told
 
-    big = jnp.ones_like(q)
-    start = (profile, q), big, big, big, jnp.asarray(0)
-    y, size, _, length, steps = jax.lax.while_loop(unfinished, body, start)
+    big, y = jnp.ones_like(tol), (profile, q)
+    nothing = lambda of: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), of)
+    system = nothing(jax.eval_shape(lambda: unreferred(force, *y)))
+    start = jnp.asarray(False), y, (system, nothing(y), big), big, (big, big, jnp.asarray(0))
+    _, y, _, length, (size, _, steps) = jax.lax.while_loop(unfinished, body, start)
     return Corrected(*y, (size <= root) & (length > 1e-3), steps, size)
 
 
@@ -186,7 +184,9 @@ def sketched(force: Callable, z0: Array, t1: Array, steps: int) -> tuple[Array, 
     )
 
 
-def first_turn(force: Callable, z0: Array, period: Array, count: int, m: int) -> Profile:
+def first_turn(
+    force: Callable, z0: Array, period: Array, count: int, m: int, closing: Closing | None
+) -> Profile:
     """A profile near a cycle: of the first two turns of a trajectory the one that closes better."""
     times, states, last = sketched(force, z0, 2.8 * period, 8192)
     end = times[last]
@@ -197,6 +197,12 @@ def first_turn(force: Callable, z0: Array, period: Array, count: int, m: int) ->
         i = jnp.clip(i, 0, jnp.maximum(last - 1, 0))
         part = ((t - times[i]) / (times[i + 1] - times[i]))[:, None]
         return (1 - part) * states[i] + part * states[i + 1]
+
+    # A drive says by itself how long a turn takes.
+    def driven(start, _):
+        first, last = curve(jnp.stack([start, start + period]))
+        gap = jnp.linalg.norm((last - first - closing.jump) / scale[0])  # pyright: ignore
+        return start + period, (start, period, gap)
 
     def turn(start, _):
         """When it returns nearest to where it is at `start`, and how near."""
@@ -215,6 +221,7 @@ def first_turn(force: Callable, z0: Array, period: Array, count: int, m: int) ->
         span, _, gap = jax.lax.fori_loop(0, 2, closer, wide)
         return start + span, (start, span, gap)
 
+    turn = turn if closing is None else driven
     _, (starts, spans, gaps) = jax.lax.scan(turn, jnp.zeros_like(period), None, length=2)
     best = jnp.argmin(gaps)
     start = starts[best]
@@ -224,24 +231,33 @@ def first_turn(force: Callable, z0: Array, period: Array, count: int, m: int) ->
     moved = jnp.linalg.norm(jnp.diff(curve(start + span * fine) / scale, axis=0), axis=1)
     widths = equidistributed(jnp.diff(fine), 1 + moved * (fine.size - 1), count)
     profile = curve_on(lambda t: curve(start + span * t), widths, jnp.log(span), m)
+    if closing is not None:
+        late = jnp.where(closing.jump != 0, profile.nodes[0], 0)
+        return profile._replace(nodes=profile.nodes - late[None], closing=closing)
     return rolled(profile, fastest(profile))
 
 
 # The phase is fixed at the first node, and there it must be plain which way the cycle runs: on a slow stretch of a stiff
 # field the velocity of a state that is a little off points elsewhere.
 def fastest(profile: Profile) -> Array:
-    """The interval on which most happens in a time."""
-    moved = jnp.roll(profile.nodes, -1, 0) - profile.nodes
+    """The interval on which most happens in a time; where the beginning is given, that one."""
+    if profile.closing is not None:
+        return jnp.asarray(0)
+    moved = profile.ends - profile.nodes
     return jnp.argmax(jnp.linalg.norm(moved / extent(profile)[None], axis=1) / profile.widths)
 
 
 def rolled(profile: Profile, first: Array) -> Profile:
     """The profile as it begins with another interval."""
+    if profile.closing is not None:
+        return profile
     return Profile(*(jnp.roll(a, -first, 0) for a in profile[:3]), profile.log_period)  # pyright: ignore
 
 
 def once(profile: Profile) -> tuple[Profile, Array]:
     """A cycle run through once, and whether it had been more often."""
+    if profile.closing is not None:
+        return profile, jnp.asarray(False)
     parts = jnp.asarray([2, 3, 5], profile.nodes.dtype)
     times = jnp.linspace(0.0, 1.0, 16, endpoint=False, dtype=parts.dtype)
     later = times[None] + jnp.append(0 * parts[:1], 1 / parts)[:, None]

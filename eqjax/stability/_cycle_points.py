@@ -1,13 +1,14 @@
 """Where and how a cycle changes its stability along a branch."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from ._bifurcation import Stretch, crossings, interpolate, locate, log_modulus, slope
+from ._bifurcation import Stretch, crossings, interpolate, locate, slope
+from ._collocation import Profile
 from ._spectrum import aligned
 
 
@@ -24,6 +25,8 @@ class CyclePoint(eqx.Module):
     - `multiplier`: the one that crosses. `frequency`: angular, of the oscillation that is born beside that of the
       cycle, within ±π/T of it, or of the Hopf bifurcation; 0 if none.
     - `index`: of the last point of the branch before it.
+    - `profile`, `tangent`: the cycle as collocated, and how it and the parameter move along the branch, from which
+      `switch` sets out; None by single shooting.
     """
 
     parameter: float
@@ -37,6 +40,8 @@ class CyclePoint(eqx.Module):
     multiplier: complex
     frequency: float
     index: int = eqx.field(static=True)
+    profile: Profile | None = None
+    tangent: tuple[Profile, Any] | None = None
 
 
 def cycle_table(points: Sequence[CyclePoint]) -> str:
@@ -49,8 +54,8 @@ def cycle_table(points: Sequence[CyclePoint]) -> str:
 
 
 class CycleSample(NamedTuple):
-    """A cycle as the search for special points sees it: `state` is (z, T, amplitude, centre), `multipliers` by falling
-    size."""
+    """A cycle as the search for special points sees it: `state` is (z, T, amplitude, centre, profile and tangent),
+    `multipliers` are `bounded`, by falling size."""
 
     parameter: float
     state: PyTree[Array]
@@ -58,6 +63,20 @@ class CycleSample(NamedTuple):
     multipliers: np.ndarray
     converged: bool
     unstable: int
+
+
+# Why bounded: of 1e-80 and 1e40 no two are alike on the scale of the largest, and the largest may be no float at all.
+def bounded(logs: Any) -> np.ndarray:
+    """Numbers of the phases of multipliers, and with sizes that rise with theirs, from 1/e to e; at 1 they agree."""
+    with np.errstate(invalid="ignore"):
+        rise = np.where(np.isinf(logs.real), np.sign(logs.real), logs.real / (1 + abs(logs.real)))
+    return np.exp(rise + 1j * logs.imag)
+
+
+def log_size(value: complex) -> float:
+    """The logarithm of the modulus of the multiplier for which a bounded number stands."""
+    rise = np.log(abs(value))
+    return float(rise / max(1 - abs(rise), 1e-15))
 
 
 # Why the angle decides. What is born depends only on where the circle is crossed (Kuznetsov 2004, ch. 5): at
@@ -68,7 +87,7 @@ def cycle_points(leg: Stretch, unravel: Callable[[Array], PyTree]) -> list[Cycle
 
     def add(found, kind, change, multiplier, turns):
         s, there, interval, status = found
-        z, period, amplitude, _ = there.state
+        z, period, amplitude, _, (profile, tangent) = there.state
         period = float(period)
         point = CyclePoint(
             parameter=there.parameter,
@@ -82,6 +101,8 @@ def cycle_points(leg: Stretch, unravel: Callable[[Array], PyTree]) -> list[Cycle
             multiplier=complex(multiplier),
             frequency=float(turns) / period,
             index=leg.number,
+            profile=profile,
+            tangent=tangent,
         )
         points.append((s, point))
 
@@ -89,7 +110,7 @@ def cycle_points(leg: Stretch, unravel: Callable[[Array], PyTree]) -> list[Cycle
     # multiplier passes 1 in the same place, but only as well as the turn was integrated.
     folds, counts = leg.turns, (leg.first.unstable, leg.last.unstable)
     for growth, found, multiplier, change in crossings(
-        leg, lambda p: p.multipliers, log_modulus, *counts
+        leg, lambda p: p.multipliers, log_size, *counts
     ):
         if multiplier.imag:
             add(found, "torus", change, multiplier, abs(np.angle(multiplier)))

@@ -11,10 +11,11 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..relaxation import NewtonKrylov
-from ._collocation import better_mesh, linearised, redrawn, stages
-from ._cycle_newton import Rows, across, corrected, fastest, rolled, tangent
+from ._collocation import Profile, better_mesh, defect, redrawn, stages
+from ._cycle_newton import Rows, across, corrected, ends_of, fastest, rolled, tangent
+from ._forced import flat_force, without_phase
 from ._krylov_schur import eigenpairs, resolve
-from ._multipliers import along_the_flow, log_multipliers
+from ._multipliers import floquet
 from ._parameter import Line
 from ._path import AbstractProblem, Correction, newton, product_at
 from ._propagation import turn
@@ -22,13 +23,14 @@ from ._shooting import DRIFT, multipliers_resolved
 
 
 class Turn(NamedTuple):
-    """What is told of a cycle, with a point of it; `centre` is amid what its components reach."""
+    """What is told of a cycle, with a point of it; `centre` is amid what its components reach, `logs` are those of the
+    multipliers across it."""
 
     state: Array
     period: Array
     amplitude: Array
     centre: Array
-    multipliers: Array
+    logs: Array
     reliable: Array
     drift: Array
 
@@ -112,7 +114,7 @@ class Shooting(AbstractProblem):
                 period=period,
                 amplitude=0.5 * jnp.max(high - low),
                 centre=0.5 * (high + low),
-                multipliers=pairs.values,
+                logs=jnp.log(pairs.values),
                 reliable=multipliers_resolved(pairs) & (drift < DRIFT),
                 drift=drift,
             ),
@@ -131,20 +133,22 @@ class Collocated(AbstractProblem):
     max_steps: int = eqx.field(static=True)
 
     def force(self, z, q):
-        return ravel_pytree(self.line.at(q)(0.0, self.unravel(z), self.x))[0]
+        return flat_force(self.line.at(q), self.unravel, self.x)(z)
 
     def correct(self, predicted, base, normal):
         profile, q = predicted
-        size = profile.nodes.shape[1]
-        begin, inner = base[0].nodes[0], self.inner(base[0])
+        size, inner = profile.nodes.shape[1], self.inner(base[0])
 
         def overlap(v):
             ends = profile._replace(nodes=v[None, :size], log_period=v[size])
             return inner(normal, (ends, v[size + 1]))
 
-        now = jnp.concatenate([profile.nodes[0], jnp.stack([profile.log_period, q])])
-        row = jax.grad(overlap)(jnp.zeros_like(now))
-        rows = Rows(across(self.force, *base), begin, row, row @ now)
+        now = ends_of(*predicted)
+        phase = Rows.at(self.force, *base)
+        rows = Rows(
+            phase.matrix.at[1].set(jax.grad(overlap)(jnp.zeros_like(now))),
+            phase.anchors.at[1].set(now),
+        )
         found = corrected(self.force, profile, q, rows, self.tol, self.max_steps)
         ahead = tangent(self.force, found.profile, found.q, rows)
         return Correction((found.profile, found.q), ahead, found.converged, found.steps)
@@ -159,26 +163,24 @@ class Collocated(AbstractProblem):
         return _on_better_mesh(self, point)
 
     def findings(self, state, q, base):
-        system, period = linearised(self.force, state, q), state.period
-        flow = jax.vmap(lambda z: self.force(z, q))(state.nodes)
-        across, along = along_the_flow(system.transfer, flow)
-        logs = log_multipliers(across, self.k)
+        period, flow = state.period, self.force(state.nodes[0], q)
+        logs, drift = floquet(self.force, state, q, self.k)
         seen = jnp.concatenate([state.nodes[:, None], stages(state)], axis=1)
+        seen = without_phase(seen, state.closing)
         low, high = jnp.min(seen, axis=(0, 1)), jnp.max(seen, axis=(0, 1))
         size = jnp.maximum(jnp.linalg.norm(state.nodes[0]), 1)
-        drift = jnp.abs(jnp.expm1(along))
         # A fixed point is a solution, too, of any period; and a step as long as the cycle is small may turn it round.
-        moving = jnp.linalg.norm(flow[0]) * period > jnp.sqrt(self.tol) * size
-        moving &= jnp.vdot(flow[0], self.force(base.nodes[0], q)) > 0
+        moving = jnp.linalg.norm(flow) * period > jnp.sqrt(self.tol) * size
+        moving &= jnp.vdot(flow, self.force(base.nodes[0], q)) > 0
         return (
-            jnp.max(jnp.linalg.norm(system.columns[:, :, 2], axis=1)) / size,
+            defect(self.force, state, q) / size,
             moving,
             Turn(
-                state=state.nodes[0],
+                state=without_phase(state.nodes[0], state.closing),
                 period=period,
                 amplitude=0.5 * jnp.max(high - low),
                 centre=0.5 * (high + low),
-                multipliers=jnp.exp(logs),
+                logs=logs,
                 reliable=jnp.all(jnp.isfinite(logs.imag)) & (drift < DRIFT),
                 drift=drift,
             ),
@@ -194,15 +196,20 @@ def _on_better_mesh(problem, point):
     widths, turn = better_mesh(profile), fastest(profile)
     redraw = lambda p: rolled(redrawn(p, widths), turn)
     profile, ahead = jax.jvp(redraw, (profile,), (ahead,))
+    ahead = in_phase(problem, profile, q, ahead)
+    inner, tangent = problem.inner(profile), (ahead, slope)
+    size = jnp.sqrt(inner(tangent, tangent))
+    return point._replace(y=(profile, q), tangent=jax.tree.map(lambda a: a / size, tangent))
+
+
+def in_phase(problem: Collocated, profile: Profile, q: Array, ahead: Profile) -> Profile:
+    """A tangent shifted along the cycle, to leave the phase at the first node as it is."""
     z = jnp.concatenate([profile.nodes[:, None], stages(profile)], axis=1)
     force = lambda z: jax.vmap(jax.vmap(lambda z: problem.force(z, q)))(z)
     velocity = force(z)
     _, growth = jax.jvp(force, (z,), (velocity,))
     normal = across(problem.force, profile, q)
     late = jnp.vdot(normal, ahead.nodes[0]) / jnp.vdot(normal, velocity[0, 0])
-    ahead = ahead._replace(
+    return ahead._replace(
         nodes=ahead.nodes - late * velocity[:, 0], slopes=ahead.slopes - late * growth[:, 1:]
     )
-    inner, tangent = problem.inner(profile), (ahead, slope)
-    size = jnp.sqrt(inner(tangent, tangent))
-    return point._replace(y=(profile, q), tangent=jax.tree.map(lambda a: a / size, tangent))

@@ -6,15 +6,15 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from ..analytic import tree_held
-from ._collocation import Linearised, Profile, better_mesh, linearised, redrawn, worse_mesh
+from ._collocation import Profile, better_mesh, defect, linearised, redrawn, worse_mesh
 from ._cycle_newton import Rows, corrected, first_turn, newton_step, once
+from ._forced import Forced, closing_of, flat_force, without_phase
 from ._jacobian import check_autonomous
-from ._multipliers import along_the_flow, log_multipliers
+from ._multipliers import floquet
 from ._path import after
 from ._shooting import DRIFT
 
@@ -26,34 +26,38 @@ ROUNDS = 4
 @eqx.filter_jit
 def collocated(field, z0, x, period, intervals, k, tol, max_steps) -> dict[str, Any]:
     """The entries of a `PeriodicOrbit`."""
-    check_autonomous(field, z0, x)  # here, so that a second call does not trace the field
     flat, unravel = ravel_pytree(z0)
-    held = tree_held((field, x))
-
-    def force(z, q, problem=held):
-        field, x = problem
-        return ravel_pytree(field(0.0, unravel(z), x))[0]
-
+    closing = None
+    if isinstance(field, Forced):
+        length = field.length.astype(flat.dtype)
+        turns = jnp.maximum(jnp.round(tree_held(period / length)), 1)
+        flat, period = jnp.append(flat, jnp.zeros_like(turns)), turns * length
+        closing = tree_held(closing_of(turns, flat.size))
+    else:
+        check_autonomous(field, z0, x)  # here, so that a second call does not trace the field
+    # Whatever the field closes over becomes visible to differentiation.
+    flow = eqx.filter_closure_convert(flat_force(field, unravel, x), flat)
+    held = tree_held(flow)
+    force = lambda z, q: held(z)
     zero = jnp.zeros_like(period)
-    start = first_turn(lambda z: force(z, zero), flat, period, intervals, DEGREE)
+    start = first_turn(lambda z: force(z, zero), flat, period, intervals, DEGREE, closing)
     profile, solved, error = tree_held(adapted(force, tree_held(start), zero, tol, max_steps))
-    rows = Rows.at(force, profile, zero)
-    system = linearised(force, profile, zero)
     size = jnp.maximum(jnp.linalg.norm(profile.nodes[0]), 1)
-    residual = jnp.max(jnp.linalg.norm(system.columns[:, :, 2], axis=1)) / size
+    residual = defect(force, profile, zero) / size
     # A fixed point also returns, but does not move on the way.
     moving = jnp.linalg.norm(force(profile.nodes[0], zero)) * profile.period > jnp.sqrt(tol) * size
-    # Once more, which moves nothing and carries the derivative: the matrix is held, the equations are not.
-    live = system.towards(lambda z, q: force(z, q, (field, x)), profile, zero)
-    step, _ = newton_step(live, profile, zero, rows)
-    moved = jax.tree.map(jnp.add, profile, step)
-    known, exact = tree_held(after((profile, system), step))
-    logs, drift = floquet(force, known, exact, zero, k, max(1, 16 // flat.size))
+    known = tree_held(after(profile, residual))
+    logs, drift = floquet(force, known, zero, k)
+    if closing is None:
+        # Of the one along the cycle `drift` tells what is not 0.
+        logs = jnp.append(logs, jnp.zeros(1, logs.dtype))
+    logs = logs[jnp.argsort(-logs.real, stable=True)[:k]]
+    live = solution(flow, known)
     converged = solved & moving & (drift < DRIFT) & jnp.all(jnp.isfinite(logs.imag))
     rounding = 4 * jnp.finfo(flat.dtype).eps * profile.period
     return {
-        "state": unravel(moved.nodes[0]),
-        "period": moved.period,
+        "state": unravel(without_phase(live.nodes[0], closing)),
+        "period": live.period,
         "log_multipliers": logs,
         "residual": residual,
         "converged": converged,
@@ -61,6 +65,27 @@ def collocated(field, z0, x, period, intervals, k, tol, max_steps) -> dict[str, 
         "drift": jnp.where(moving & solved, drift, jnp.nan),
         "profile": profile,
     }
+
+
+@eqx.filter_custom_jvp
+def solution(flow: Callable, profile: Profile) -> Profile:
+    """A profile that solves its equations, as a function of the force."""
+    return profile
+
+
+# One Newton step more, which moves nothing, carries the derivative: its matrix is held, the equations are not.
+@solution.def_jvp
+def _(primals, tangents):
+    flow, profile = primals
+    zero = jnp.zeros_like(profile.log_period)
+    force = lambda z, q: flow(z)
+    rows, system = Rows.at(force, profile, zero), linearised(force, profile, zero)
+
+    def step(flow):
+        live = system.towards(lambda z, q: flow(z), profile, zero)
+        return newton_step(live, profile, zero, rows)[0]
+
+    return profile, eqx.filter_jvp(step, (flow,), (tangents[0],))[1]
 
 
 def adapted(force: Callable, start: Profile, q: Array, tol: Array, max_steps: int):
@@ -88,20 +113,3 @@ def adapted(force: Callable, start: Profile, q: Array, tol: Array, max_steps: in
     carry = start, start, jnp.asarray(False), jnp.asarray(ROUNDS), jnp.zeros_like(q)
     _, best, solved, _, change = jax.lax.while_loop(lambda carry: carry[3] > 0, body, carry)
     return best, solved, change
-
-
-def floquet(force: Callable, profile: Profile, system: Linearised, q: Array, k: int, parts: int):
-    """Logarithms of the k largest multipliers, that along the cycle among them, and by how much this one misses 1."""
-    velocity = jax.vmap(lambda z: force(z, q))
-    across, along = along_the_flow(system.transfer, velocity(profile.nodes))
-    if parts > 1:
-        # Where it contracts strongly a turn is taken in smaller parts than its curve needs.
-        finer = redrawn(profile, jnp.repeat(profile.widths / parts, parts))
-        transfer = linearised(force, finer, q).transfer
-        across, _ = along_the_flow(transfer, velocity(finer.nodes))
-    found = jnp.append(log_multipliers(across, k), along.astype(complex_of(along)))
-    return found[jnp.argsort(-found.real, stable=True)[:k]], jnp.abs(jnp.expm1(along))
-
-
-def complex_of(a: Array) -> Any:
-    return np.result_type(a.dtype, np.complex64)

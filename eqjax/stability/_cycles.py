@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarL
 from .._checks import check_count, check_key, check_kind, check_positive, given
 from ._collocation import Profile
 from ._cycle_search import collocated
+from ._forced import Forced, check_drive
 from ._jacobian import real_dtype
 from ._shooting import shot
 
@@ -24,7 +25,8 @@ class PeriodicOrbit(eqx.Module):
 
     - `state`: a point of the cycle; `period`: T. Both are differentiable, once, where the cycle was collocated.
     - `log_multipliers (k,)`: logarithms of the largest eigenvalues of the monodromy matrix `∂z(T)/∂z(0)`, largest first; a
-      Floquet exponent is one of them divided by T. One is 0, along the cycle. `multipliers (k,)`: the eigenvalues.
+      Floquet exponent is one of them divided by T. One is 0, along the cycle, unless the field is driven. `multipliers
+      (k,)`: the eigenvalues.
     - `residual`: what is left of the equations, relative to `max(‖z‖, 1)`.
     - `period_error`: about what the discretisation adds to the period: the change by halving it. NaN on a branch.
     - `drift`: by how much the multiplier along the cycle, which is 1, misses it: the error of the integration.
@@ -44,8 +46,9 @@ class PeriodicOrbit(eqx.Module):
     @classmethod
     def at(cls, point: Any, unravel: Callable[[Array], PyTree]) -> "PeriodicOrbit":
         """The orbit of a point of a branch of cycles."""
-        turn, profile = point.found, point.y[0]
-        logs = jnp.append(jnp.log(turn.multipliers), jnp.zeros(1, turn.multipliers.dtype))
+        turn, profile, logs = point.found, point.y[0], point.found.logs
+        if not (isinstance(profile, Profile) and profile.closing):
+            logs = jnp.append(logs, jnp.zeros(1, logs.dtype))
         return cls(
             state=unravel(turn.state),
             period=turn.period,
@@ -64,7 +67,9 @@ class PeriodicOrbit(eqx.Module):
 
     @property
     def transverse(self) -> Complex[Array, " m"]:
-        """The multipliers without the one along the cycle, the nearest to 1."""
+        """The multipliers without the one along the cycle, the nearest to 1; of a driven field, all."""
+        if self.profile is not None and self.profile.closing is not None:
+            return self.multipliers
         # By value, not by rank: on an unstable cycle it is not the largest.
         along = jnp.argmin(jnp.abs(self.log_multipliers))
         order = jnp.arange(self.log_multipliers.size - 1)
@@ -115,7 +120,7 @@ def periodic_orbit(
     key: PRNGKeyArray | None = None,
     throw: bool = True,
 ) -> PeriodicOrbit:
-    """A periodic orbit of an autonomous field, stable or not, stiff or not.
+    """A periodic orbit of an autonomous field, or of a `Forced` one, stable or not, stiff or not.
 
     By orthogonal collocation: on a mesh that adapts to the cycle, polynomials of degree 6 satisfy the equations at Gauss
     points (de Boor & Swartz 1973; Doedel, Keller & Kernevez 1991); Newton's method on state and period together. The
@@ -126,8 +131,9 @@ def periodic_orbit(
 
     **Arguments:**
 
-    - `field`: callable `field(t, z, x) -> dz/dt`, evaluated near t = 0: autonomous. `x`: clamped input.
-    - `z0`, `period`: a real state near the cycle, and a guess of T, right to a third: what a simulation shows.
+    - `field`: callable `field(t, z, x) -> dz/dt`, evaluated near t = 0: autonomous, or `Forced`. `x`: clamped input.
+    - `z0`, `period`: a real state near the cycle, and a guess of T, right to a third: what a simulation shows. Of a
+      driven field: the state at t = 0, and T to the nearest multiple of the drive's, which it then is.
     - `intervals`: of the mesh, an even number; by default 80, and up to 320 if these do not do (80 under `jit`).
     - `steps`: single shooting, with so many steps of `solver`, an explicit Diffrax solver, of fixed length T/steps; its
       order sets the error. By default 1000 where it is used.
@@ -140,8 +146,8 @@ def periodic_orbit(
     falls on a fixed point, which is a cycle of any period, it counts as not converged, and so does a cycle whose
     multiplier along itself is not found near 1. Multipliers have no derivative.
 
-    **Raises:** `ValueError` on a complex state, one of a single number, a period or count that is not positive, or a
-    field that depends on t.
+    **Raises:** `ValueError` on a complex state, one of a single number, a period or count that is not positive, a field
+    that depends on t, or a `Forced` one that is not periodic or is to be shot.
     """
     check_count(k=k, max_steps=max_steps, **given(steps=steps, intervals=intervals))
     check_positive(period=period, **given(tol=tol))
@@ -153,6 +159,13 @@ def periodic_orbit(
     period = jnp.asarray(period, dtype)
     # Well above eps, for the rounding of all the steps of a turn enters z(T) - z(0).
     tol = jnp.asarray(float(jnp.finfo(dtype).eps) ** 0.75 if tol is None else tol, dtype)
+    if isinstance(field, Forced):
+        if steps is not None or size >= COLLOCATED:
+            raise ValueError(
+                f"Cycles of a `Forced` field are collocated: no `steps`, and a state of less than {COLLOCATED} numbers. "
+                f"Got {size} numbers and `steps` {steps}."
+            )
+        check_drive(field, z0, x)
     if steps is not None or size > COLLOCATED:
         key = jax.random.key(0) if key is None else key
         steps = 1000 if steps is None else steps
@@ -161,7 +174,7 @@ def periodic_orbit(
         )
         remedy = "more `steps` of the integration, or none, for collocation"
     else:
-        if size < 2:
+        if size < 2 and not isinstance(field, Forced):
             raise ValueError("`z0` is of one number: on a line nothing returns.")
         found: Any = None
         counts = (80, 160, 320) if intervals is None else (intervals + intervals % 2,)

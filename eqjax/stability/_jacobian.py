@@ -82,7 +82,7 @@ def check_autonomous(field: Callable[..., Any], z: PyTree[Array], x: PyTree) -> 
     if any(_feels(program, [True])):
         raise ValueError(
             "`field` depends on t, and only autonomous fields are treated here. Make the phase of the drive a part of the "
-            "state: z = (z, φ) with φ̇ = ω, and read φ in place of ωt."
+            "state: z = (z, φ) with φ̇ = ω, and read φ in place of ωt. For cycles pass `stability.Forced(field, period)`."
         )
 
 

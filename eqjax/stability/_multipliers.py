@@ -1,6 +1,7 @@
 """Floquet multipliers from the transfer matrices of a cycle, whatever their sizes."""
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
+from ._collocation import Profile, propagated
 from ._host import on_host
 
 
@@ -25,6 +27,20 @@ def along_the_flow(transfer: Array, flow: Array) -> tuple[Array, Array]:
     # Step by step: over a whole turn what grows beside it would drown it.
     ratio = jnp.sum(after * carried, axis=1) / jnp.sum(after * after, axis=1)
     return across, jnp.sum(jnp.log(jnp.abs(ratio)))
+
+
+def floquet(force: Callable, profile: Profile, q: Array, k: int) -> tuple[Array, Array]:
+    """Logarithms of the k largest multipliers across a cycle, and by how much that along it, 1, is missed."""
+    parts, n = max(1, 16 // profile.nodes.shape[1]), profile.nodes.shape[1]
+    flow = jax.vmap(lambda z: force(z, q))(profile.nodes)
+    whole, transfer = propagated(force, profile, q, parts)
+    _, along = along_the_flow(whole, flow)
+    # At the nodes the curve is known best: from there the velocity is carried along.
+    step = lambda v, matrix: (jnp.einsum("Nij,Nj->Ni", matrix, v), v)
+    _, between = jax.lax.scan(step, flow, jnp.swapaxes(transfer, 0, 1))
+    between = jnp.swapaxes(between, 0, 1).reshape(-1, n)
+    across, _ = along_the_flow(transfer.reshape(-1, n, n), between)
+    return log_multipliers(across, k), jnp.abs(jnp.expm1(along))
 
 
 # Why not the eigenvalues of the product: the smallest of 1e-80 and 1 would be rounding. Orthogonal iteration around the
@@ -76,7 +92,11 @@ def blocks(turn, product, sizes):
     """Logarithms of the eigenvalues of `turn diag(exp(sizes)) product`, block by block of similar sizes."""
     if not all(np.all(np.isfinite(a)) for a in (turn, product, sizes)):
         return np.full(len(sizes), np.nan, complex)
-    cuts = [0, *(np.flatnonzero(np.diff(sizes) < -1) + 1), len(sizes)]
+    # Of a pair, too, one direction may grow far more in a turn than the other, but which one changes from turn to turn:
+    # what has parted stays so. Beyond that ratio there is nothing to keep together.
+    coupled = [np.max(abs(turn[b:, :b])) for b in range(1, len(sizes))]
+    apart = np.diff(sizes) < np.where(np.array(coupled) < 1e-12, -1, -25)
+    cuts = [0, *(np.flatnonzero(apart) + 1), len(sizes)]
     values = []
     for a, b in itertools.pairwise(cuts):
         top = sizes[a]

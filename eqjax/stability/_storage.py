@@ -18,10 +18,11 @@ from ._bifurcation import SpecialPoint
 from ._check import Check
 from ._classify import Classification
 from ._codim_two import CurvePoint
-from ._collocation import Profile
+from ._collocation import Closing, Profile
 from ._continuation import Branch
 from ._critical_curves import Curve
 from ._cycle_continuation import CycleBranch
+from ._cycle_curves import CycleCurve
 from ._cycle_points import CyclePoint
 from ._cycles import PeriodicOrbit
 from ._deflation import Equilibria
@@ -29,6 +30,7 @@ from ._diagram import Diagram
 from ._homoclinic import Homoclinic
 from ._hopf_point import HopfPoint
 from ._lyapunov import Lyapunov
+from ._map_normal_form import MapNormalForm
 from ._normal_form import HopfNormalForm
 from ._normal_forms import NormalForm
 from ._spectrum import Spectrum, SpectrumResults
@@ -41,9 +43,11 @@ KINDS = {
         Branch,
         Check,
         Classification,
+        Closing,
         Curve,
         CurvePoint,
         CycleBranch,
+        CycleCurve,
         CyclePoint,
         Diagram,
         Equilibria,
@@ -51,6 +55,7 @@ KINDS = {
         HopfNormalForm,
         HopfPoint,
         Lyapunov,
+        MapNormalForm,
         NormalForm,
         PeriodicOrbit,
         Profile,
@@ -206,7 +211,8 @@ def _decoded(value: Any, arrays: list[np.ndarray], path: Path) -> Any:
             return jax.tree.unflatten(outcome, [jnp.asarray(now, old.dtype)])
         case {"kind": name, "entries": entries}:
             kind = KINDS.get(name)
-            if kind is None or set(_names(kind)) != set(entries):
+            # What was added since has a default.
+            if kind is None or not _needed(kind) <= set(entries) <= set(_names(kind)):
                 raise ValueError(
                     f"{path} holds a {name} that this version of eqjax does not know. Load it with the version that "
                     "wrote it."
@@ -221,6 +227,18 @@ def _names(kind: Any) -> list[str]:
     if hasattr(kind, "_fields"):  # a named tuple
         return list(kind._fields)
     return [entry.name for entry in dataclasses.fields(kind)]
+
+
+def _needed(kind: Any) -> set[str]:
+    """What of it must be given."""
+    if hasattr(kind, "_fields"):
+        return set(kind._fields) - set(kind._field_defaults)
+    missing = dataclasses.MISSING
+    return {
+        entry.name
+        for entry in dataclasses.fields(kind)
+        if entry.default is missing and entry.default_factory is missing
+    }
 
 
 def _typed(array: np.ndarray, dtype: str) -> np.ndarray:

@@ -14,8 +14,11 @@ from jaxtyping import PRNGKeyArray, PyTree
 from ._bifurcation import SpecialPoint
 from ._collocation import curve_on
 from ._continuation import Branch, Problem
+from ._cycle_continuation import CycleBranch
+from ._cycle_points import CyclePoint
 from ._cycle_problems import Collocated, Shooting
 from ._cycle_search import DEGREE
+from ._cycle_switch import off_cycle
 from ._cycles import COLLOCATED, PeriodicOrbit
 from ._jacobian import state_dtype
 from ._linear_solver import solver_of
@@ -28,8 +31,8 @@ from ._transforms import Rightmost
 
 def switch(
     field: Callable[..., Any],
-    branch: Branch,
-    point: SpecialPoint,
+    branch: Branch | CycleBranch,
+    point: SpecialPoint | CyclePoint,
     x: PyTree = None,
     *,
     where: Callable[[Any], Any],
@@ -38,26 +41,31 @@ def switch(
     linear_solver: Any = None,
     key: PRNGKeyArray | None = None,
 ) -> tuple[Any, Any]:
-    """What branches off from `branch` in a special point, from which to continue: at a branch point the fixed points of
-    the other branch, at a Hopf point a small cycle.
+    """What branches off from `branch` in a special point, from which to continue: at a branch point the fixed points, or
+    the cycles, of the other branch, at a Hopf point a small cycle, at a period doubling a cycle of twice the period.
 
     Both branches of fixed points leave along the plane of the tangent and the null vector of J; the step is taken in it,
     square to the branch that is known (Keller 1977). The cycle is predicted by the critical eigenvector q, as
     `z + Re(q exp iωt)`, and corrected at that amplitude, with the parameter as an unknown: it comes out on the side where
-    there are cycles, stable or not.
+    there are cycles, stable or not. From a cycle the step is taken along the null vector of its collocation equations; at a
+    period doubling it is run through twice, and this is the eigenvector of the multiplier -1.
 
     **Arguments:**
 
-    - `field`, `x`, `where`: as they were given to `continuation`, which returned `branch`, real.
-    - `point`: one of its special points, with `flow` "branch point" or "Hopf".
+    - `field`, `x`, `where`: as they were given to `continuation`, or `cycle_continuation`, which returned `branch`, real.
+    - `point`: one of its special points, with `flow` "branch point" or "Hopf"; of a branch of collocated cycles, with
+      `type` "branch point" or "period doubling".
     - `size`: of the step, or of the cycle at most, in units of the path; at a branch point its sign chooses the side.
-    - `k`: modes searched for the critical one. `linear_solver`: as for `continuation`. `key`: of the first Krylov vector, `jax.random.key(0)` by default.
+    - `k`: modes searched for the critical one; multipliers of a new cycle. `linear_solver`: as for `continuation`, of fixed
+      points. `key`: of the first Krylov vector, `jax.random.key(0)` by default.
 
     **Returns:** the field, with the parameter of the new point, and its state, or a `PeriodicOrbit`:
     `continuation(*switch(...), where=where, bounds=bounds)` follows the one, `cycle_continuation` the other.
 
-    **Raises:** `ValueError` if `point` is neither, the state is complex, or nothing is found that branches off.
+    **Raises:** `ValueError` if `point` is none of these, the state is complex, or nothing is found that branches off.
     """
+    if isinstance(point, CyclePoint):
+        return off_cycle(field, branch, point, x, where=where, size=size, k=k, key=key)
     if point.flow not in ("branch point", "Hopf"):
         raise ValueError(
             f'`point` must be a special point with flow "branch point" or "Hopf", got "{point.flow}": no branches cross '

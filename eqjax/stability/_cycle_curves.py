@@ -1,0 +1,307 @@
+"""`cycle_curve`: where a cycle is critical, followed through two parameters."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from .._checks import check_count
+from ._collocation import (
+    Closing,
+    Profile,
+    condensed,
+    defect,
+    expanded,
+    extent,
+    gauss,
+    linearised,
+    stages,
+)
+from ._cycle_newton import Rows, across, corrected, ends_of, tangent
+from ._cycle_points import CyclePoint
+from ._forced import Forced
+from ._jacobian import real_dtype
+from ._parameter import Line, find, replaced
+from ._path import (
+    AbstractPath,
+    AbstractProblem,
+    Correction,
+    PseudoArclength,
+    first_point,
+    follow_path,
+    product_at,
+)
+
+CRITICAL_CYCLES = ("fold", "period doubling", "torus")
+
+
+class CycleCurve(eqx.Module):
+    """A curve of critical cycles, as `cycle_curve` returns it.
+
+    - `parameters (m, 2)`, `states` (leading axis m), `periods (m,)`: its cycles, in order, a point of each.
+    - `frequencies (m,)`: of what is born beside the cycle: half that of the cycle at a period doubling, 0 at a fold.
+    - `residuals (m,)`: what is left of the equations, relative to `max(‖z‖, 1)`. `ended`: in words, why the curve ends.
+    """
+
+    parameters: Float[Array, "m 2"]
+    states: PyTree[Array]
+    periods: Float[Array, " m"]
+    frequencies: Float[Array, " m"]
+    residuals: Float[Array, " m"]
+    ended: str = eqx.field(static=True)
+
+    def __str__(self) -> str:
+        (a, b), (c, d) = (map(float, self.parameters[i]) for i in (0, -1))
+        return (
+            f"{len(self.periods)} cycles from ({a:.6g}, {b:.6g}) to ({c:.6g}, {d:.6g}); {self.ended}; largest residual "
+            f"{float(jnp.max(self.residuals)):.1e}"
+        )
+
+
+# Why fully extended (Doedel, Keller & Kernevez 1991): the cycle and its critical vector together are a cycle again, of a
+# field of twice or three times the size, and every part of collocation serves it as it is.
+class Extended(AbstractProblem):
+    """Critical cycles: the profile of (z, v), or (z, Re v, Im v), and (q₁, extra), along the second parameter.
+
+    `v̇ = J v + σ F` and v periodic at a fold, `v̇ = J v` and v(T) = -v(0) at a period doubling, `v̇ = J v - iω v` and v
+    periodic at a torus."""
+
+    line: Line
+    first: Line
+    x: PyTree
+    tol: Float[Array, ""]
+    unravel: Callable[[Array], PyTree] = eqx.field(static=True)
+    kind: str = eqx.field(static=True)
+    size: int = eqx.field(static=True)
+    max_steps: int = eqx.field(static=True)
+
+    def plain(self, z, q1, q2):
+        """The force on z alone."""
+        field = replaced(self.line.at(q2), self.first.index, self.first.value(q1))
+        return ravel_pytree(field(0.0, self.unravel(z), self.x))[0]
+
+    def force(self, Z, s):
+        flow = lambda z: self.plain(z, s[0], s[-1])
+        z, *vectors = jnp.split(Z, Z.size // self.size)
+        now = flow(z)
+        moved = [jax.jvp(flow, (z,), (v,))[1] for v in vectors]
+        if self.kind == "fold":
+            moved = [moved[0] + s[1] * now]
+        elif self.kind == "torus":
+            moved = [moved[0] + s[1] * vectors[1], moved[1] - s[1] * vectors[0]]
+        return jnp.concatenate([now, *moved])
+
+    def rows(self, base):
+        """The phase of the cycle, the length of its vector, and that vector's phase."""
+        (profile, rest), q = base
+        n, now = self.size, ends_of(profile, jnp.append(rest, q))
+        cycle = profile._replace(nodes=profile.nodes[:, :n], slopes=profile.slopes[:, :, :n])
+        normal = across(
+            lambda z, s: self.plain(z, s[0], s[1]),
+            cycle._replace(closing=None),
+            jnp.stack([rest[0], q]),
+        )
+        zero = jnp.zeros_like(now)
+        vector = now[n : profile.nodes.shape[1]]
+        length = zero.at[n : profile.nodes.shape[1]].set(vector)
+        found = [(zero.at[:n].set(normal), now), (length / (vector @ vector), now)]
+        if self.kind == "fold":
+            found.append((zero.at[n : 2 * n].set(normal), zero))
+        if self.kind == "torus":
+            turned = jnp.concatenate([-vector[n:], vector[:n]])
+            found.append((zero.at[n : 3 * n].set(turned / (vector @ vector)), now))
+        return found
+
+    def correct(self, predicted, base, normal):
+        (profile, rest), q = predicted
+        now, inner, count = (
+            ends_of(profile, jnp.append(rest, q)),
+            self.inner(base[0]),
+            profile.nodes.shape[1],
+        )
+
+        def overlap(v):
+            ends = profile._replace(nodes=v[None, :count], log_period=v[count])
+            return inner(normal, ((ends, v[count + 1 : -1]), v[-1]))
+
+        found = [*self.rows(base), (jax.grad(overlap)(jnp.zeros_like(now)), now)]
+        rows = Rows(*(jnp.stack(part) for part in zip(*found, strict=True)))
+        s = jnp.append(rest, q)
+        end = corrected(self.force, profile, s, rows, self.tol, self.max_steps)
+        ahead, slope = tangent(self.force, end.profile, end.q, rows)
+        y = (end.profile, end.q[:-1]), end.q[-1]
+        return Correction(y, ((ahead, slope[:-1]), slope[-1]), end.converged, end.steps)
+
+    def inner(self, base):
+        n = self.size
+        inner = product_at(base[0].nodes[0, :n])
+        ends = lambda pair: (pair[0][0].nodes[0, :n], pair[1])
+        return lambda a, b: (
+            inner(ends(a), ends(b))
+            + a[0][0].log_period * b[0][0].log_period
+            + a[0][1][0] * b[0][1][0]
+        )
+
+    def settled(self, point):
+        return point
+
+    def findings(self, state, q, base):
+        (profile, rest), n = state, self.size
+        size = jnp.maximum(jnp.linalg.norm(profile.nodes[0, :n]), 1)
+        residual = defect(self.force, profile, jnp.append(rest, q)) / size
+        return residual, jnp.asarray(True), None
+
+
+@eqx.filter_jit
+def _critical(problem, profile, q1, q2, angle):
+    """The profile of a critical cycle with its vector, and what else is unknown but the first parameter."""
+    n, kind = problem.size, problem.kind
+    force = lambda z, s: problem.plain(z, s[0], s[1])
+    s = jnp.stack([q1, q2])
+    system, none = linearised(force, profile, s), jnp.zeros((4,), q1.dtype)
+    signs = jnp.ones(n, q1.dtype)
+    plus, minus = (condensed(system, Closing(sign * signs, 0 * signs)) for sign in (1, -1))
+    of = lambda dz: (dz.nodes, dz.slopes)
+    if kind == "fold":
+        units, phase = jnp.append(extent(profile), 1), jnp.append(across(force, profile, s), 0)
+        matrix = jnp.concatenate([plus.first, plus.columns[:, :1]], axis=1)
+        matrix = jnp.concatenate([matrix / units[:n, None], phase[None]]) * units[None]
+        vector = jnp.linalg.svd(matrix)[2][-1] * units
+        nodes, slopes = of(
+            expanded(profile, system, plus.rows, vector[:n], none.at[0].set(vector[n]))
+        )
+        return _joined(profile, [(nodes, slopes + vector[n] * profile.slopes)], None), vector[n:]
+    if kind == "period doubling":
+        units = extent(profile)
+        vector = jnp.linalg.svd(minus.first * units[None] / units[:, None])[2][-1] * units
+        twisted = Closing(-signs, 0 * signs)
+        pair = of(expanded(profile._replace(closing=twisted), system, minus.rows, vector, none))
+        closing = Closing(jnp.concatenate([signs, -signs]), jnp.zeros(2 * n, q1.dtype))
+        return _joined(profile, [pair], closing), none[:0]
+    begin, end = 0.5 * (plus.first + minus.first), 0.5 * (plus.first - minus.first)
+    units, turn = extent(profile), lambda angle: jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
+    around = turn(angle)
+    matrix = jax.lax.complex(begin + around.real * end, around.imag * end)
+    matrix = jax.lax.complex(
+        *(part * units[None] / units[:, None] for part in (matrix.real, matrix.imag))
+    )
+    vector = jnp.linalg.svd(matrix)[2][-1].conj()
+    vector = jax.lax.complex(vector.real * units, vector.imag * units)
+    last = around * vector
+    parts = [
+        of(expanded(profile, system, plus.rows, a, none, b))
+        for a, b in ((vector.real, last.real), (vector.imag, last.imag))
+    ]
+    # In a frame that turns with it: there it is periodic.
+    rate = angle / profile.period
+    nodes, slopes = (jax.lax.complex(a, b) for a, b in zip(*parts, strict=True))
+    starts = jnp.cumsum(profile.widths) - profile.widths
+    points = jnp.asarray(gauss(profile.slopes.shape[1])[0], q1.dtype)
+    inner = starts[:, None] + profile.widths[:, None] * points[None]
+    real, imaginary = (stages(profile._replace(nodes=a, slopes=b)) for a, b in parts)
+    slopes = slopes + jax.lax.complex(rate * imaginary, -rate * real)
+    nodes = nodes * turn(-angle * starts)[:, None]
+    slopes = slopes * turn(-angle * inner)[:, :, None]
+    pairs = [(nodes.real, slopes.real), (nodes.imag, slopes.imag)]
+    return _joined(profile, pairs, None), rate[None]
+
+
+def _joined(profile, vectors, closing) -> Profile:
+    nodes = jnp.concatenate([profile.nodes, *(a for a, _ in vectors)], axis=1)
+    slopes = jnp.concatenate([profile.slopes, *(b for _, b in vectors)], axis=2)
+    # Of length 1, where it begins.
+    n = profile.nodes.shape[1]
+    size = jnp.linalg.norm(nodes[0, n:])
+    nodes, slopes = nodes.at[:, n:].divide(size), slopes.at[:, :, n:].divide(size)
+    return profile._replace(nodes=nodes, slopes=slopes, closing=closing)
+
+
+def cycle_curve(
+    field: Callable[..., Any],
+    point: CyclePoint,
+    x: PyTree = None,
+    *,
+    where: Any,
+    bounds: Any,
+    backwards: bool = False,
+    path: AbstractPath = PseudoArclength(),
+    max_points: int = 400,
+    max_steps: int = 12,
+) -> CycleCurve:
+    """Follow a fold of cycles, a period doubling or a torus (Neimark–Sacker) point through two parameters.
+
+    The cycle and its critical vector are collocated together, as AUTO does (Doedel, Keller & Kernevez 1991), and continued
+    by pseudo-arclength in (state, ln period, both parameters), on the mesh of `point`.
+
+    **Arguments:**
+
+    - `field`, `x`: as for `cycle_continuation`, autonomous. `point`: one of the special points of a branch by collocation,
+      of `type` "fold", "period doubling" or "torus".
+    - `where`: a pair of functions: the parameter in which `point` was found, and a second one. `bounds`: a pair of pairs
+      `(low, high)`; the curve ends where it leaves them.
+    - `backwards`: whether it sets out down the second parameter. `path`, `max_points`, `max_steps`: as for `continuation`.
+
+    **Returns:** a `CycleCurve`. **Raises:** `ValueError` if `point` is of another kind or was shot, the field is `Forced`, a
+    parameter is no scalar float leaf, bounds do not hold it, or no curve begins there.
+    """
+    if point.type not in CRITICAL_CYCLES:
+        raise ValueError(
+            f'`point` must be of type {", ".join(map(repr, CRITICAL_CYCLES))}, got "{point.type}".'
+        )
+    if point.profile is None or isinstance(field, Forced):
+        raise ValueError(
+            "`point` must be of a branch of autonomous cycles by collocation, without `steps`."
+        )
+    for name, value in (("where", where), ("bounds", bounds)):
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            raise ValueError(f"`{name}` must be a pair, one for each of the two parameters.")
+    check_count(max_points=max_points, max_steps=max_steps)
+    real = real_dtype(point.state, "point.state")
+    flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, point.state))
+    index, _ = find(field, where[0])
+    field = replaced(field, index, jnp.asarray(point.parameter, jnp.result_type(float)))
+    first, q1 = Line.of(field, where[0], bounds[0], real)
+    second, q2 = Line.of(first.field, where[1], bounds[1], real)
+    tol = jnp.asarray(float(jnp.finfo(real).eps) ** 0.75, real)
+    problem = Extended(second, first, x, tol, unravel, point.type, flat.size, max_steps)
+    angle = jnp.asarray(point.frequency * point.period, real)
+    profile, extra = _critical(problem, jax.tree.map(jnp.asarray, point.profile), q1, q2, angle)
+    start = first_point(problem, (profile, jnp.append(q1, extra)), q2, backwards)
+    if not start.converged:
+        raise ValueError(
+            f"No curve begins at `point`: Newton's method ended at residual {float(start.residual):.1e}. Pass the special "
+            "point as `cycle_continuation` returned it, and the same field."
+        )
+
+    def examine(leg):
+        return [], "" if 0 <= float(leg.last[0]) <= 1 else "left the bounds"
+
+    stacked, _, _, ended = follow_path(
+        problem,
+        path,
+        start,
+        sample=lambda point: point.y[0][1],
+        examine=examine,
+        stop=lambda point, seen: False,
+        max_points=max_points,
+        tol=None,
+    )
+    (profile, rest), q = stacked.y
+    periods = jnp.exp(profile.log_period)
+    told = {
+        "fold": lambda: 0 * q,
+        "period doubling": lambda: jnp.pi / periods,
+        "torus": lambda: jnp.abs(rest[:, 1]),
+    }
+    return CycleCurve(
+        parameters=jnp.stack([first.value(rest[:, 0]), second.value(q)], axis=1),
+        states=jax.vmap(unravel)(profile.nodes[:, 0, : flat.size]),
+        periods=periods,
+        frequencies=told[point.type](),
+        residuals=stacked.residual,
+        ended=ended,
+    )
