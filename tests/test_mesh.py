@@ -116,6 +116,15 @@ again = Run.open(settings("parts").out, [GPT2Settings])
 for a, b in zip(weights(run), weights(again), strict=True):
     np.testing.assert_array_equal(a, b)
 ids = run.validation_ids
+
+# Two groups of two devices, each of which shares the tokens of its windows out.
+refused(["`length` of 8", "`context_devices`"], lambda: Run.start(settings("bad", context_devices=3)))
+refused(["`context_devices` asks for 16"], lambda: Run.start(settings("bad", devices=4, context_devices=4)))
+ring = Run.start(settings("ring", devices=2, context_devices=2))
+ring.train()
+for a, b in zip(weights(ring), weights(whole), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+np.testing.assert_allclose(ring.evaluate(ids).cross_entropy, whole.evaluate(ids).cross_entropy, rtol=1e-5)
 np.testing.assert_allclose(run.evaluate(ids).cross_entropy, again.evaluate(ids).cross_entropy, rtol=1e-5)
 print("same")
 """

@@ -7,6 +7,11 @@ from ._folder import (
     plain as plain,
     read_metrics as read_metrics,
 )
+from ._mesh import (
+    by_tokens as by_tokens,
+    check_pieces as check_pieces,
+    with_context as with_context,
+)
 from ._recipe import (
     AbstractRecipe as AbstractRecipe,
     Evaluation as Evaluation,

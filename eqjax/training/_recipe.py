@@ -27,7 +27,7 @@ from .._checks import (
 )
 from .._extras import require
 from .._files import write_text
-from ._mesh import as_mesh, check_shares, placed
+from ._mesh import as_mesh, check_shares, placed, shares
 from ._step import Step, TrainState
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def in_chunks(
 
     The last chunk is filled up, so that one compiled shape serves all. The devices of a `mesh` share each chunk out.
     """
-    found, devices = [], 1 if mesh is None else mesh.size
+    found, devices = [], shares(mesh)
     chunk = -(-chunk // devices) * devices
     for first in range(0, len(windows[0]), chunk):
         parts = [part[first : first + chunk] for part in windows]

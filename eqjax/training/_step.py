@@ -141,7 +141,8 @@ def make_step(
     **Arguments:** `estimator`; `optimiser`: any Optax transformation; `homeostat`: what keeps the field settled while it
     learns, such as `eqjax.homeostasis.growth_homeostat()`; `loss(outputs, targets)`: scalar of one sample, by default
     the token-mean cross-entropy; `mesh`: a `jax.sharding.Mesh` with one axis, or how many devices of this host: each settles its share of the
-    batch by itself, parameters are the same on all, and mean, acceptance and metrics are of the whole batch, to rounding.
+    batch by itself, parameters are the same on all, and mean, acceptance and metrics are of the whole batch, to rounding. With a second axis, `sequence`, its
+    devices share the tokens of every sample out (`Backprop(context="sequence")`, `eqjax.fields.in_ring`).
 
     **Returns:** a `Step`. `metrics` are arrays, scalar but for some `signals`: those of `Report.summary`, `gradient_norm` (of the task, before
     homeostat and optimiser), `updated`, the estimate's `signals`, and those of the homeostat; with a `mesh` also `slowest`,
