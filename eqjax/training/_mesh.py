@@ -1,18 +1,28 @@
 """Several devices of one host: each settles its share of a batch, and what is told of it is of the whole batch."""
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 from .._checks import check_count, given, refuse
-from ..gradients import BPTT, AbstractEstimator, Averaged, GradientEstimate, check_call
+from ..gradients import (
+    BPTT,
+    AbstractEstimator,
+    Averaged,
+    GradientEstimate,
+    batch_keys,
+    check_call,
+)
 
 CONTEXT = "sequence"  # the axis of a mesh that shares the tokens of a sample out
 
@@ -32,7 +42,8 @@ def as_mesh(name: str, asked: Any) -> Mesh | None:
                 f"{len(there)}. For a trial a CPU can stand for several: set JAX_NUM_CPU_DEVICES={asked} in the environment, or "
                 f'`jax.config.update("jax_num_cpu_devices", {asked})` before anything is computed.'
             )
-        return None if asked == 1 else Mesh(there[:asked], ("batch",), axis_types=(AxisType.Auto,))
+        found = [d for host in _hosts(jax.devices()) for d in host[:asked]]
+        return None if len(found) == 1 else Mesh(found, ("batch",), axis_types=(AxisType.Auto,))
     axes = asked.axis_names
     if axes == (CONTEXT,):
         asked, axes = Mesh(asked.devices[None], ("batch", CONTEXT)), ("batch", CONTEXT)
@@ -41,6 +52,37 @@ def as_mesh(name: str, asked: Any) -> Mesh | None:
         refuse(name, allowed, axes, "Pass `jax.make_mesh((2,), ('batch',))`, say.")
     devices = asked.devices.T if axes[0] == CONTEXT else asked.devices
     return Mesh(devices, sorted(axes), axis_types=(AxisType.Auto,) * len(axes))
+
+
+def _hosts(devices: Iterable[jax.Device]) -> list[list[jax.Device]]:
+    """Devices by the process that they belong to."""
+    found = {}
+    for device in devices:
+        found.setdefault(device.process_index, []).append(device)
+    return [found[process] for process in sorted(found)]
+
+
+def hosts(mesh: Mesh | None) -> int:
+    """How many processes the devices of a mesh belong to, each of which gives its own rows of a batch."""
+    return 1 if mesh is None else len(_hosts(mesh.devices.flat))
+
+
+def check_hosts(mesh: Mesh | None, *told: Any) -> None:
+    """`ValueError` on all of them unless the processes of a mesh are about to compile the same."""
+    if mesh is None or hosts(mesh) == 1:
+        return
+    named = jax.tree_util.tree_leaves_with_path(told)
+    arrays = [
+        (jax.tree_util.keystr(k), jnp.shape(a), str(a.dtype)) for k, a in named if eqx.is_array(a)
+    ]
+    text = f"{jax.__version__} {arrays} {mesh.shape}".encode()
+    ours = np.frombuffer(hashlib.sha256(text).digest(), np.uint8)
+    every = multihost_utils.process_allgather(ours)
+    if wrong := [i for i, theirs in enumerate(every) if not np.array_equal(theirs, every[0])]:
+        raise ValueError(
+            f"`mesh`: process {wrong[0]} is not about to train what process 0 is. Give all the same model, optimiser, shapes of "
+            "a `batch`, devices and version of JAX."
+        )
 
 
 def with_context(name: str, mesh: Mesh | None, asked: int | None) -> Mesh | None:
@@ -66,13 +108,16 @@ def context(mesh: Mesh | None) -> int:
     return 1 if mesh is None else mesh.shape.get(CONTEXT, 1)
 
 
-def check_shares(mesh: Mesh | None, size: int, batch: str, devices: str) -> None:
-    """`ValueError`, which names both arguments, for a batch of which not every device gets as much."""
+def check_shares(
+    mesh: Mesh | None, size: int, batch: str, devices: str, accumulate: int = 1
+) -> None:
+    """`ValueError`, which names the arguments, for a batch of which not every device gets as much, in every part."""
     parts = shares(mesh)
-    if size % parts:
-        near = parts * max(1, round(size / parts))
+    if size % (parts * accumulate):
+        near = parts * accumulate * max(1, round(size / parts / accumulate))
+        times = "" if accumulate == 1 else f"`accumulate` {accumulate} times "
         raise ValueError(
-            f"`{batch}` of {size} samples is not divisible by the {parts} devices of `{devices}`, of which each takes as "
+            f"`{batch}` of {size} samples is not divisible by {times}the {parts} devices of `{devices}`, of which each takes as "
             f"many. Take {near} samples, say."
         )
 
@@ -109,6 +154,9 @@ class Sharded(AbstractEstimator):
     def trains(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self.estimator.trains
 
+    def per_sample(self):
+        return self.estimator.per_sample()
+
     def settle(self, field, z0, x):
         return self.estimator.settle(field, z0, x)
 
@@ -123,7 +171,7 @@ class Sharded(AbstractEstimator):
         if isinstance(self.estimator, BPTT) or hasattr(self.estimator, "start") or alone:
             batch = constrained(self.mesh, batch, rows=True)
             return self.estimator(model, loss, batch, key=key, subset=subset, **remembered)
-        keys = None if key is None else jax.random.split(key, size)
+        keys = batch_keys(key, size)
         each = {id(value) for value in self.estimator.per_sample() if jnp.ndim(value)}
         own, shared = eqx.partition(self.estimator, lambda leaf: id(leaf) in each)
         arrays, rest = eqx.partition((shared, model, loss), eqx.is_array)
@@ -197,9 +245,10 @@ def sharded(estimator: AbstractEstimator, mesh: Mesh | None) -> AbstractEstimato
     return Sharded(estimator, mesh)  # pyright: ignore[reportCallIssue]
 
 
-def slowest(mesh: Mesh, evaluations: Array) -> Array:
-    """How many evaluations the slowest sample of every device took: what the other devices waited for."""
-    return jnp.max(evaluations.reshape(shares(mesh), -1), axis=1)
+def slowest(mesh: Mesh, evaluations: Array, parts: int) -> Array:
+    """How many evaluations the slowest sample of every device took, in each of so many parts of a batch, in all: what the other
+    devices waited for."""
+    return jnp.sum(jnp.max(evaluations.reshape(parts, shares(mesh), -1), axis=2), axis=0)
 
 
 def by_tokens(mesh: Mesh | None, compute: Callable, model: PyTree, *windows: Array) -> Array:
@@ -212,7 +261,13 @@ def by_tokens(mesh: Mesh | None, compute: Callable, model: PyTree, *windows: Arr
     return jax.shard_map(own, mesh=mesh, check_vma=False, **specs)(arrays, *windows)
 
 
-def _sharding(mesh: Mesh, rows: bool, leaf: Any) -> NamedSharding:
+def _sharding(mesh: Mesh, leaf: Any, rows: bool, split: bool) -> NamedSharding:
+    if split:
+        # Along its longest axis of those that the devices divide; what has none is small.
+        fits = [i for i, length in enumerate(jnp.shape(leaf)) if length and length % mesh.size == 0]
+        if fits:
+            longest = max(fits, key=lambda i: jnp.shape(leaf)[i])
+            return NamedSharding(mesh, P(*[None] * longest, mesh.axis_names))
     if not rows:
         return NamedSharding(mesh, P())
     axes, shape = mesh.axis_names, jnp.shape(leaf)
@@ -220,24 +275,51 @@ def _sharding(mesh: Mesh, rows: bool, leaf: Any) -> NamedSharding:
     return NamedSharding(mesh, P(*axes) if both else P(axes[0]))
 
 
-def constrained(mesh: Mesh | None, tree: PyTree, *, rows: bool) -> PyTree:
-    """Within `jit`: shared out over the devices by rows, or the same on all of them."""
+def _of_hosts(leaf: Any, target: NamedSharding, rows: bool) -> jax.Array:
+    """An array on the devices of several processes, from the rows that this one has, or from what all have."""
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        data = _of_hosts(jax.random.key_data(leaf), target, rows)
+        return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    here = np.asarray(leaf)
+    if rows:
+        return jax.make_array_from_process_local_data(target, here)
+    return jax.make_array_from_callback(here.shape, target, lambda part: here[part])
+
+
+def constrained(
+    mesh: Mesh | None, tree: PyTree, *, rows: bool = False, split: bool = False
+) -> PyTree:
+    """Within `jit`: shared out over the devices by rows, or split among them, or the same on all of them."""
     if mesh is None:
         return tree
-    put = lambda a: jax.lax.with_sharding_constraint(a, _sharding(mesh, rows, a))
+    put = lambda a: jax.lax.with_sharding_constraint(a, _sharding(mesh, a, rows, split))
     return jax.tree.map(lambda leaf: put(leaf) if eqx.is_array(leaf) else leaf, tree)
 
 
-def placed(mesh: Mesh | None, tree: PyTree, *, rows: bool, donate: bool = False) -> PyTree:
+def placed(
+    mesh: Mesh | None,
+    tree: PyTree,
+    *,
+    rows: bool = False,
+    split: bool = False,
+    donate: bool = False,
+) -> PyTree:
     """Outside of `jit`: the same, as arrays that lie there. Those that do already are taken as they are."""
     if mesh is None:
         return tree
 
+    several = hosts(mesh) > 1
+
     def put(leaf):
         if not eqx.is_array(leaf) or isinstance(leaf, Tracer):
             return leaf
-        target = _sharding(mesh, rows, leaf)
-        there = isinstance(leaf, jax.Array) and leaf.sharding == target
-        return leaf if there else jax.device_put(leaf, target, donate=donate)
+        target = _sharding(mesh, leaf, rows, split)
+        if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(target, leaf.ndim):
+            return leaf
+        return (
+            _of_hosts(leaf, target, rows)
+            if several
+            else jax.device_put(leaf, target, donate=donate)
+        )
 
     return jax.tree.map(put, tree)

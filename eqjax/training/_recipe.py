@@ -177,16 +177,29 @@ class AbstractRecipe(Settings, abc.ABC):
     """Folder of the run: configuration, metrics and checkpoints."""
     devices: int | None = None
     """Devices of this host that share a batch out. If not given one, and of a run that goes on those that it had."""
+    shard_parameters: bool = False
+    """Each device keeps its part only of parameters and optimiser, for models that fill a device's memory."""
+    accumulate: int = 1
+    """Parts of a batch that are taken one after the other, for less memory; an update is that of the whole batch."""
 
     def check_start(self) -> None:
         """`ValueError`, before a run starts, for settings without effect, devices that are not there, or sizes that no memory
         holds. Not for a run that goes on, whatever an earlier version took."""
+        self.check_above_zero("accumulate")
+        if self.shard_parameters and self.mesh() is None:
+            raise ValueError("`shard_parameters` needs several `devices` to keep the parts.")
         self.mesh()
+
+    def over_devices(self, step: Step, mesh: Mesh | None) -> Step:
+        """The step as these settings have it, on the devices of a mesh."""
+        split = self.shard_parameters and mesh is not None
+        how = {"shard_parameters": split, "accumulate": self.accumulate}
+        return dataclasses.replace(step, mesh=mesh, **how)
 
     def mesh(self: Any) -> Mesh | None:
         """The devices, which are there and get equal shares of a `batch`, or `ValueError`."""
         found = as_mesh("devices", self.devices)
-        check_shares(found, self.batch, "batch", "devices")
+        check_shares(found, self.batch, "batch", "devices", self.accumulate)
         return found
 
     @abc.abstractmethod

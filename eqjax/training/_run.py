@@ -23,6 +23,7 @@ from ._folder import (
     Interrupt,
     Metrics,
     alone,
+    blamed_on,
     checkpoints,
     claimed,
     kept_text,
@@ -30,10 +31,19 @@ from ._folder import (
     read_beside,
     text_file,
 )
+from ._mesh import shares
 from ._recipe import AbstractRecipe, Evaluation, Material
+from ._room import Memory
 from ._step import Step, TrainState, check_finite
 
 _REPORTED = {field.name for field in dataclasses.fields(Report)} - {"loss"}
+
+
+def _rates(values: dict[str, Any], inputs: jax.Array, seconds: float) -> dict[str, float]:
+    """How much was done in a second."""
+    told = {"tokens_per_second": inputs.size / seconds}
+    calls = values.get("field_evaluations", 0) * len(inputs)
+    return told | ({"evaluations_per_second": calls / seconds} if calls else {})
 
 
 @dataclasses.dataclass
@@ -77,7 +87,7 @@ class Run:
         with claimed(recipe.out):
             material = recipe.gather(fallback=fallback)
             run = cls(recipe, material, *recipe.build(material))
-            run.step = dataclasses.replace(run.step, mesh=recipe.mesh())
+            run.step = recipe.over_devices(run.step, recipe.mesh())
         recipe.save(recipe.out / "config.yaml")
         # The text stays with the run: a moved folder, or a corpus that is out of reach later, does no harm.
         write_text(text_file(recipe.out), material.text)
@@ -112,7 +122,7 @@ class Run:
                 material = recipe.recall(kept_text(path, about), about["source"], about)
                 run = cls(recipe, material, *recipe.build(material))
                 run.state = kept.restore(run.state, step)
-                run.step = dataclasses.replace(run.step, mesh=mesh)
+                run.step = recipe.over_devices(run.step, mesh)
             run.data.set_state(about["data"])
             return run
 
@@ -153,22 +163,27 @@ class Run:
         return self.recipe.evaluate(self, model, ids)
 
     def train(
-        self, *, on_step: Callable[[int, dict[str, Any]], None] | None = None
+        self,
+        *,
+        on_step: Callable[[int, dict[str, Any]], None] | None = None,
+        on_memory: Callable[[Memory], None] | None = None,
     ) -> TrainingReport:
         """Train until `recipe.steps`, writing metrics and checkpoints into the run's folder.
 
         A run that is killed at any moment goes on by `Run.open` and `train`, to bit-identical parameters. On Ctrl-C the
         step is finished and kept first; a second Ctrl-C acts at once.
 
-        **Arguments:** `on_step(step, metrics)` is called after every logged step (for a progress bar).
+        **Arguments:** `on_step(step, metrics)` is called after every logged step (for a progress bar); `on_memory(memory)` before the
+        first update, with what it needs of each device.
 
-        **Raises:** `ValueError` if another process writes there, or the folder has a newer checkpoint. `OSError` where the
+        **Raises:** `ValueError` if another process writes there, the folder has a newer checkpoint, or a step does not fit into the
+        memory of its devices: with what would. An error in a step is told with its batch (`crash.json`). `OSError` where the
         disk is full, with how to go on.
         `KeyboardInterrupt` after Ctrl-C, with how to go on.
         """
         recipe, first, outcome = self.recipe, int(self.state.step), TrainingReport()
         check_finite(self.model)
-        self.step = dataclasses.replace(self.step, mesh=recipe.mesh())
+        self.step = recipe.over_devices(self.step, recipe.mesh())
 
         def report(step: int, values: dict[str, Any]) -> None:
             # What the report of an estimator does not have (NaN) is left out of the file: in a GPT-2 nothing settles.
@@ -197,19 +212,27 @@ class Run:
                 report(0, values)
             durations, compiled = [], None
             for step in range(first + 1, recipe.steps + 1):
+                place = self.data.get_state()
                 inputs, targets = map(jnp.asarray, next(self.data))
                 start = time.perf_counter()
                 if compiled is None:
                     compiled = self.step.compile(self.state, (inputs, targets))
                     outcome.compile_seconds = time.perf_counter() - start
                     outcome.memory_bytes = compiled.memory_bytes
+                    memory, mesh = compiled.memory, self.step.mesh
+                    if on_memory is not None:
+                        on_memory(memory)
+                    memory.check(len(inputs), recipe.accumulate, shares(mesh))
                     start = time.perf_counter()
-                self.state, found = jax.block_until_ready(compiled(self.state, (inputs, targets)))
+                with blamed_on(recipe.out, step, place, inputs, self.tokenizer):
+                    found = compiled(self.state, (inputs, targets))
+                    self.state, found = jax.block_until_ready(found)
                 durations.append(time.perf_counter() - start)
                 outcome.skipped += not bool(found["updated"])
                 if step == recipe.steps or any(n and step % n == 0 for n in recipe.cadences()):
                     values = {k: v.tolist() if v.ndim else float(v) for k, v in found.items()}
-                    report(step, values | {"seconds": durations[-1]} | recipe.diagnose(self, step))
+                    values |= {"seconds": durations[-1], **_rates(values, inputs, durations[-1])}
+                    report(step, values | recipe.diagnose(self, step))
                 if step % recipe.save_every == 0 or step == recipe.steps or interrupt.asked:
                     kept.save(step, self.state, self.about())
                 if interrupt.asked and step < recipe.steps:
