@@ -2,12 +2,14 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from eqjax.language import CharTokenizer
 from eqjax.recipes import GPT2Settings
-from eqjax.training import Memory, Run
+from eqjax.training import Checkpoints, Memory, Run
 from eqjax.training._folder import blamed_on
 
 
@@ -48,3 +50,13 @@ def test_a_run_says_what_memory_it_needs_and_does_not_begin_where_there_is_none(
     with pytest.raises(ValueError, match=r"`batch` 4 needs .* on each device"):
         run.train(on_memory=said.append)
     assert said[0].kept > 0 and said[0].there == 10_000 and run.state.step == 0
+
+
+def test_a_checkpoint_in_the_background_is_of_the_state_that_was_given(tmp_path):
+    taken = jax.jit(lambda a: a + 1, donate_argnums=0)
+    with Checkpoints(tmp_path, wait=False) as kept:
+        a = jnp.arange(1000.0)
+        kept.save(0, a, {})
+        for _ in range(3):
+            a = taken(a)
+        assert jnp.array_equal(kept.restore(a), jnp.arange(1000.0))

@@ -120,11 +120,11 @@ class AbstractGPT2Recipe(AbstractRecipe):
     def evaluate(self, run: Run, model: Any, ids: np.ndarray) -> Evaluation:
         """Cross-entropy on windows spread over `ids`."""
         windows = language.tiles(ids, length=self.window, count=self.evaluate_windows)
-        how = self.length, self._attends(), run.step.mesh
+        how = self.length, self._attends(), run.mesh
         compute = lambda inputs, targets: _losses(model, *how, inputs, targets)
         # As many at a time as keep their activations small.
         chunk = max(1, min(64 * self.length // self.window, 2**16 // self.window))
-        losses = training.in_chunks(compute, windows, chunk, run.step.mesh)
+        losses = training.in_chunks(compute, windows, chunk, run.mesh)
         return Evaluation(float(losses.mean()), windows[1].size)
 
     def finish(self, run: Run) -> None:

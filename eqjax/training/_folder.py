@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from .._files import append_line, write_text
@@ -138,7 +139,8 @@ def blamed_on(folder: Path, step: int, place: Any, inputs: Any, tokenizer: Any) 
     try:
         yield
     except Exception as error:
-        path = folder / "crash.json"
+        host = f"-{jax.process_index()}" if jax.process_index() else ""
+        path = folder / f"crash{host}.json"
         told = {"step": step, "error": f"{type(error).__name__}: {error}", "data": place}
         with contextlib.suppress(OSError, ValueError):  # what it is about is the first error
             told["batch"] = [tokenizer.decode(row) for row in np.asarray(inputs)]

@@ -67,22 +67,24 @@ def hosts(mesh: Mesh | None) -> int:
     return 1 if mesh is None else len(_hosts(mesh.devices.flat))
 
 
-def check_hosts(mesh: Mesh | None, *told: Any) -> None:
-    """`ValueError` on all of them unless the processes of a mesh are about to compile the same."""
-    if mesh is None or hosts(mesh) == 1:
+def check_hosts(what: str, told: Any) -> None:
+    """`ValueError` on all processes unless all are told the same; `what` it is, an argument."""
+    if jax.process_count() == 1:
         return
-    named = jax.tree_util.tree_leaves_with_path(told)
-    arrays = [
-        (jax.tree_util.keystr(k), jnp.shape(a), str(a.dtype)) for k, a in named if eqx.is_array(a)
-    ]
-    text = f"{jax.__version__} {arrays} {mesh.shape}".encode()
+    text = f"{jax.__version__} {told}".encode()
     ours = np.frombuffer(hashlib.sha256(text).digest(), np.uint8)
     every = multihost_utils.process_allgather(ours)
     if wrong := [i for i, theirs in enumerate(every) if not np.array_equal(theirs, every[0])]:
         raise ValueError(
-            f"`mesh`: process {wrong[0]} is not about to train what process 0 is. Give all the same model, optimiser, shapes of "
-            "a `batch`, devices and version of JAX."
+            f"`{what}`: process {wrong[0]} has others than process 0. Give all hosts the same settings, shapes of a batch, devices "
+            "and version of JAX."
         )
+
+
+def shapes(tree: PyTree) -> list[tuple]:
+    """The arrays of a tree, by name: what a program is compiled for."""
+    named = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(k), a.shape, str(a.dtype)) for k, a in named if eqx.is_array(a)]
 
 
 def with_context(name: str, mesh: Mesh | None, asked: int | None) -> Mesh | None:
@@ -273,6 +275,34 @@ def _sharding(mesh: Mesh, leaf: Any, rows: bool, split: bool) -> NamedSharding:
     axes, shape = mesh.axis_names, jnp.shape(leaf)
     both = len(axes) == 2 and len(shape) > 1 and shape[1] % context(mesh) == 0
     return NamedSharding(mesh, P(*axes) if both else P(axes[0]))
+
+
+def own_rows(tree: PyTree) -> PyTree:
+    """Of a batch that all processes know, the rows that this one gives."""
+    me, count = jax.process_index(), jax.process_count()
+    share = lambda leaf: leaf[me * len(leaf) // count : (me + 1) * len(leaf) // count]
+    return jax.tree.map(share, tree)
+
+
+def gathered(tree: PyTree) -> PyTree:
+    """Arrays of several processes, whole on each of them: all must ask."""
+
+    def whole(leaf):
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+            return leaf
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = whole(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        return jnp.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+
+    return jax.tree.map(whole, tree)
+
+
+def any_process(asked: bool) -> bool:
+    """Whether one of the processes asks: the same on all, or they would wait for each other."""
+    if jax.process_count() == 1:
+        return asked
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(asked))))
 
 
 def _of_hosts(leaf: Any, target: NamedSharding, rows: bool) -> jax.Array:

@@ -179,6 +179,8 @@ class AbstractRecipe(Settings, abc.ABC):
     """Devices of this host that share a batch out. If not given one, and of a run that goes on those that it had."""
     shard_parameters: bool = False
     """Each device keeps its part only of parameters and optimiser, for models that fill a device's memory."""
+    save_async: bool = False
+    """Go on while a checkpoint is being written."""
     accumulate: int = 1
     """Parts of a batch that are taken one after the other, for less memory; an update is that of the whole batch."""
 
@@ -189,6 +191,8 @@ class AbstractRecipe(Settings, abc.ABC):
         if self.shard_parameters and self.mesh() is None:
             raise ValueError("`shard_parameters` needs several `devices` to keep the parts.")
         self.mesh()
+        if jax.process_count() > 1 and getattr(self, "context_devices", None) not in (None, 1):
+            raise ValueError("`context_devices` are of one host. Leave them out, or train on one.")
 
     def over_devices(self, step: Step, mesh: Mesh | None) -> Step:
         """The step as these settings have it, on the devices of a mesh."""

@@ -1,5 +1,6 @@
 """A training run: started from a recipe, or opened from its folder alone."""
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from .._checks import check_kind, given
@@ -31,7 +33,7 @@ from ._folder import (
     read_beside,
     text_file,
 )
-from ._mesh import shares
+from ._mesh import any_process, check_hosts, gathered, own_rows, shares
 from ._recipe import AbstractRecipe, Evaluation, Material
 from ._room import Memory
 from ._step import Step, TrainState, check_finite
@@ -41,8 +43,9 @@ _REPORTED = {field.name for field in dataclasses.fields(Report)} - {"loss"}
 
 def _rates(values: dict[str, Any], inputs: jax.Array, seconds: float) -> dict[str, float]:
     """How much was done in a second."""
-    told = {"tokens_per_second": inputs.size / seconds}
-    calls = values.get("field_evaluations", 0) * len(inputs)
+    count = jax.process_count()
+    told = {"tokens_per_second": count * inputs.size / seconds}
+    calls = values.get("field_evaluations", 0) * count * len(inputs)
     return told | ({"evaluations_per_second": calls / seconds} if calls else {})
 
 
@@ -84,13 +87,15 @@ class Run:
         """
         check_kind(AbstractRecipe, "a recipe, such as `TrainConfig()`", recipe=recipe)
         recipe.check_start()
-        with claimed(recipe.out):
+        lead = jax.process_index() == 0
+        with claimed(recipe.out) if lead else contextlib.nullcontext():
             material = recipe.gather(fallback=fallback)
             run = cls(recipe, material, *recipe.build(material))
             run.step = recipe.over_devices(run.step, recipe.mesh())
-        recipe.save(recipe.out / "config.yaml")
-        # The text stays with the run: a moved folder, or a corpus that is out of reach later, does no harm.
-        write_text(text_file(recipe.out), material.text)
+        if lead:
+            recipe.save(recipe.out / "config.yaml")
+            # The text stays with the run: a moved folder, or a corpus that is out of reach later, does no harm.
+            write_text(text_file(recipe.out), material.text)
         return run
 
     @classmethod
@@ -135,6 +140,11 @@ class Run:
         return self.state.model
 
     @property
+    def mesh(self) -> Mesh | None:
+        """The devices that share an evaluation out; of several hosts each evaluates by itself."""
+        return self.step.mesh if jax.process_count() == 1 else None
+
+    @property
     def estimator(self) -> AbstractEstimator:
         return self.step.estimator
 
@@ -158,9 +168,18 @@ class Run:
 
         Windows that did not settle count like the others: the model answers with the state it has.
         """
-        model = self.model if model is None else model
+        model = gathered(self.model if model is None else model)
         check_finite(model)
         return self.recipe.evaluate(self, model, ids)
+
+    def _writer(self, stack: contextlib.ExitStack) -> Checkpoints | None:
+        """The checkpoints, of the one process that writes; None on other hosts."""
+        recipe = self.recipe
+        if jax.process_index() > 0:
+            return None
+        stack.enter_context(alone(recipe.out))
+        how = {"keep": recipe.keep, "wait": not recipe.save_async}
+        return stack.enter_context(Checkpoints(checkpoints(recipe.out), **how))
 
     def train(
         self,
@@ -183,37 +202,46 @@ class Run:
         """
         recipe, first, outcome = self.recipe, int(self.state.step), TrainingReport()
         check_finite(self.model)
+        settings = recipe.to_dict()
+        check_hosts("settings", {name: settings[name] for name in settings if name != "out"})
         self.step = recipe.over_devices(self.step, recipe.mesh())
 
         def report(step: int, values: dict[str, Any]) -> None:
             # What the report of an estimator does not have (NaN) is left out of the file: in a GPT-2 nothing settles.
             there = {k: v for k, v in values.items() if k not in _REPORTED or not math.isnan(v)}
-            metrics.write(step, **there)
+            if kept is not None:
+                metrics.write(step, **there)
             if on_step is not None:
                 on_step(step, values)
+
+        def save(step: int) -> None:
+            whole = gathered(self.state)
+            if kept is not None:
+                kept.save(step, whole, self.about())
 
         again = f"`eqjax {recipe.command} --resume {recipe.out}`"
         with (
             space_for(recipe.out, f"Free space, then go on with {again}."),
-            alone(recipe.out),
-            Checkpoints(checkpoints(recipe.out), keep=recipe.keep) as kept,
+            contextlib.ExitStack() as stack,
             Interrupt() as interrupt,
         ):
-            latest = kept.latest()
-            if latest is None:
+            kept = self._writer(stack)
+            latest = first if kept is None else kept.latest()
+            if kept is not None and latest is None:
                 kept.save(0, self.state, self.about())
             elif latest != first:
                 raise ValueError(
                     f"{recipe.out}: the run is at step {first}, but its newest checkpoint is {latest}. Open the newest, or "
                     "copy the folder and delete the later checkpoints there."
                 )
-            metrics = Metrics(recipe.out / "metrics.jsonl", after=first)
+            if kept is not None:
+                metrics = Metrics(recipe.out / "metrics.jsonl", after=first)
             if first == 0 and (values := recipe.diagnose(self, 0)):
                 report(0, values)
             durations, compiled = [], None
             for step in range(first + 1, recipe.steps + 1):
                 place = self.data.get_state()
-                inputs, targets = map(jnp.asarray, next(self.data))
+                inputs, targets = map(jnp.asarray, own_rows(next(self.data)))
                 start = time.perf_counter()
                 if compiled is None:
                     compiled = self.step.compile(self.state, (inputs, targets))
@@ -222,7 +250,7 @@ class Run:
                     memory, mesh = compiled.memory, self.step.mesh
                     if on_memory is not None:
                         on_memory(memory)
-                    memory.check(len(inputs), recipe.accumulate, shares(mesh))
+                    memory.check(recipe.batch, recipe.accumulate, shares(mesh))
                     start = time.perf_counter()
                 with blamed_on(recipe.out, step, place, inputs, self.tokenizer):
                     found = compiled(self.state, (inputs, targets))
@@ -233,13 +261,16 @@ class Run:
                     values = {k: v.tolist() if v.ndim else float(v) for k, v in found.items()}
                     values |= {"seconds": durations[-1], **_rates(values, inputs, durations[-1])}
                     report(step, values | recipe.diagnose(self, step))
-                if step % recipe.save_every == 0 or step == recipe.steps or interrupt.asked:
-                    kept.save(step, self.state, self.about())
-                if interrupt.asked and step < recipe.steps:
+                asked = any_process(interrupt.asked)
+                if step % recipe.save_every == 0 or step == recipe.steps or asked:
+                    save(step)
+                if asked and step < recipe.steps:
                     raise KeyboardInterrupt(
                         f"Stopped after step {step}, which is kept. Go on with it by {again}."
                     )
-            recipe.finish(self)
+            self.state = gathered(self.state)
+            if kept is not None:
+                recipe.finish(self)
         if durations:
             outcome.seconds_per_step = statistics.median(durations)
         return outcome

@@ -18,7 +18,17 @@ from ..fields import trainable
 from ..gradients import AbstractEstimator
 from ..homeostasis import AbstractHomeostat
 from ._accumulate import accumulated
-from ._mesh import as_mesh, check_hosts, check_shares, constrained, hosts, placed, sharded, slowest
+from ._mesh import (
+    as_mesh,
+    check_hosts,
+    check_shares,
+    constrained,
+    hosts,
+    placed,
+    shapes,
+    sharded,
+    slowest,
+)
 from ._room import Memory, needed
 
 
@@ -94,7 +104,8 @@ class Step(eqx.Module):
     def compile(self, state: TrainState, batch: tuple) -> "CompiledStep":
         """Compile ahead of time for the shapes of these arguments; the result can never recompile."""
         self._check(state)
-        check_hosts(self.mesh, state, batch)
+        if hosts(self.mesh) > 1:
+            check_hosts("batch", shapes((state, batch)))
         arguments = self._placed(state, batch, donate=False)
         lowered = _update.lower(*arguments)  # pyright: ignore[reportFunctionMemberAccess]
         return CompiledStep(self, lowered.compile())
