@@ -38,7 +38,12 @@ class Material:
     """Windows of text, or of noise where there is no text: it takes as long to learn."""
 
     def __init__(self, path):
-        self.text = Text(path) if path is not None or not lean.missing else None
+        self.text = None
+        if path is not None or not lean.missing:
+            try:
+                self.text = Text(path)
+            except (OSError, ValueError) as error:
+                print(f"noise for text: {error}", flush=True)
         self.size = 65 if self.text is None else self.text.tokenizer.size
 
     def batch(self, size, length, seed=0):
@@ -237,7 +242,7 @@ def parsed():
     parser.add_argument("--updates", type=int, default=20)
     parser.add_argument("--only", nargs="+", help="AsymEP, oracle, GPT-2")
     parser.add_argument("--ring", action="store_true", help="long windows in a ring")
-    parser.add_argument("--windows", type=int, nargs="+", default=[16384, 65536, 131072])
+    parser.add_argument("--windows", type=int, nargs="+", default=[16384, 65536])
     parser.add_argument(
         "--block", type=int, default=512, help="tokens whose scores are there at a time"
     )
