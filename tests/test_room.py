@@ -9,7 +9,7 @@ import pytest
 
 from eqjax.language import CharTokenizer
 from eqjax.recipes import GPT2Settings
-from eqjax.training import Checkpoints, Memory, Run
+from eqjax.training import Checkpoints, Run, StepMemory
 from eqjax.training._folder import blamed_on
 
 
@@ -18,7 +18,7 @@ from eqjax.training._folder import blamed_on
     [(1300, None), (None, None), (700, "`batch` 6, or `accumulate` 2"), (150, "Not one sample")],
 )
 def test_a_step_that_does_not_fit_is_refused_with_what_would(there, told):
-    memory = Memory(kept=100, passing=1200, there=there)
+    memory = StepMemory(kept=100, passing=1200, there=there)
     if told is None:
         memory.check(12, 1, 2)
         return

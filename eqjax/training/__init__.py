@@ -20,7 +20,7 @@ from ._recipe import (
     Settings as Settings,
     in_chunks as in_chunks,
 )
-from ._room import Memory as Memory
+from ._room import StepMemory as StepMemory
 from ._run import Run as Run, TrainingReport as TrainingReport
 from ._step import (
     Step as Step,

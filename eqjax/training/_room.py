@@ -8,7 +8,7 @@ import jax
 
 
 @dataclasses.dataclass(frozen=True)
-class Memory:
+class StepMemory:
     """Bytes of one device: `kept` by parameters, optimiser and batch, `passing` through one update, and `there` on the device (None:
     it does not say)."""
 
@@ -40,12 +40,12 @@ class Memory:
         )
 
 
-def needed(program: Any, device: jax.Device) -> Memory:
+def needed(program: Any, device: jax.Device) -> StepMemory:
     """What a compiled program needs of each device that it runs on."""
     found = program.memory_analysis()
     kept = found.argument_size_in_bytes
     passing = found.temp_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
-    return Memory(kept, max(0, passing), _there(device))
+    return StepMemory(kept, max(0, passing), _there(device))
 
 
 def _there(device: jax.Device) -> int | None:

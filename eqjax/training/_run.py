@@ -35,7 +35,7 @@ from ._folder import (
 )
 from ._mesh import any_process, check_hosts, gathered, own_rows, shares
 from ._recipe import AbstractRecipe, Evaluation, Material
-from ._room import Memory
+from ._room import StepMemory
 from ._step import Step, TrainState, check_finite
 
 _REPORTED = {field.name for field in dataclasses.fields(Report)} - {"loss"}
@@ -185,7 +185,7 @@ class Run:
         self,
         *,
         on_step: Callable[[int, dict[str, Any]], None] | None = None,
-        on_memory: Callable[[Memory], None] | None = None,
+        on_memory: Callable[[StepMemory], None] | None = None,
     ) -> TrainingReport:
         """Train until `recipe.steps`, writing metrics and checkpoints into the run's folder.
 

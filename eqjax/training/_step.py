@@ -29,7 +29,7 @@ from ._mesh import (
     sharded,
     slowest,
 )
-from ._room import Memory, needed
+from ._room import StepMemory, needed
 
 
 class TrainState(eqx.Module):
@@ -149,7 +149,7 @@ class CompiledStep:
         return self.program(*self.step._placed(state, batch))
 
     @property
-    def memory(self) -> Memory:
+    def memory(self) -> StepMemory:
         """What it needs of each device, and what is there."""
         mesh = self.step.mesh
         device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
