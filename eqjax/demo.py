@@ -63,7 +63,8 @@ def train_with_bar(run: Run, progress: Progress, name: str) -> Any:
             loss = f"{values['loss']:.3f}"
             progress.update(task, completed=step, loss=loss, residual=residual)
 
-    return run.train(on_step=on_step)
+    told = lambda memory: progress.console.print(f"{name}: {memory}.")
+    return run.train(on_step=on_step, on_memory=told)
 
 
 def float64_probe(run: Run) -> dict[str, float]:

@@ -139,7 +139,14 @@ def test_layers_computed_anew_give_the_same_run_and_metrics_say_what_there_is(te
     lines = read_metrics(config.out / "metrics.jsonl")
     assert [line["step"] for line in lines] == [2, 4]
     assert all(value is not None for line in lines for value in line.values())
-    assert {"loss", "gradient_norm", "accepted", "updated", "seconds"} <= lines[-1].keys()
+    assert {
+        "loss",
+        "gradient_norm",
+        "accepted",
+        "updated",
+        "seconds",
+        "tokens_per_second",
+    } <= lines[-1].keys()
     assert not {"free_residual", "nudged_residual", "displacement"} & lines[-1].keys()
     with pytest.raises(ValueError, match="`gradient_checkpointing` is for a GPT-2 without memory"):
         settings(text, tmp_path, memory="slots", gradient_checkpointing=True)

@@ -50,8 +50,8 @@ nudged = {"nudged": ej.Anderson(1e-11), "radius": jnp.linspace(0.01, 0.03, 16), 
 asymep = ej.AsymEP(free=ej.Anderson(1e-12), **nudged)
 
 
-def trained(devices, batch=batch, steps=2):
-    step = make_step(asymep, optimiser, homeostat, loss=ej.squared_error, mesh=devices)
+def trained(devices, batch=batch, steps=2, **how):
+    step = make_step(asymep, optimiser, homeostat, loss=ej.squared_error, mesh=devices, **how)
     state = TrainState.create(model, optimiser, key=jax.random.key(1), homeostat=homeostat)
     for _ in range(steps):
         state, metrics = step(state, batch)
@@ -68,6 +68,12 @@ for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(want), strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
 for name in "accepted loss gradient_norm penalty penalty_weight penalty_signal".split():
     np.testing.assert_allclose(said[name], told[name], rtol=1e-9, err_msg=name)
+# Parameters in parts on two devices, and the batch in four parts one after the other.
+ours, said = trained(2, shard_parameters=True, accumulate=4)
+assert said["slowest"].shape == (2,) and said["accepted"] == 0.875
+for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(want), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+refused(["`batch` of 16", "`accumulate` 3"], lambda: trained(2, accumulate=3))
 _, said = trained(mesh, (jnp.full((16, 6), jnp.nan), batch[1]), steps=1)
 assert said["accepted"] == 0 and np.isnan(said["loss"])
 
@@ -101,12 +107,13 @@ def stop(step, values):
         raise InterruptedError
 
 
-run = Run.start(settings("parts", devices=2))
+run = Run.start(settings("parts", devices=2, shard_parameters=True, accumulate=1))
 try:
     run.train(on_step=stop)
 except InterruptedError:
     pass
 run = Run.open(settings("parts").out, [GPT2Settings], devices=4)
+assert run.recipe.shard_parameters
 assert run.state.step == 2 and run.recipe.devices == 4
 run.train()
 weights = lambda run: jax.tree.leaves(jax.device_get(eqx.filter(run.model, eqx.is_array)))
@@ -116,6 +123,15 @@ again = Run.open(settings("parts").out, [GPT2Settings])
 for a, b in zip(weights(run), weights(again), strict=True):
     np.testing.assert_array_equal(a, b)
 ids = run.validation_ids
+
+# Two groups of two devices, each of which shares the tokens of its windows out.
+refused(["`length` of 8", "`context_devices`"], lambda: Run.start(settings("bad", context_devices=3)))
+refused(["`context_devices` asks for 16"], lambda: Run.start(settings("bad", devices=4, context_devices=4)))
+ring = Run.start(settings("ring", devices=2, context_devices=2))
+ring.train()
+for a, b in zip(weights(ring), weights(whole), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+np.testing.assert_allclose(ring.evaluate(ids).cross_entropy, whole.evaluate(ids).cross_entropy, rtol=1e-5)
 np.testing.assert_allclose(run.evaluate(ids).cross_entropy, again.evaluate(ids).cross_entropy, rtol=1e-5)
 print("same")
 """

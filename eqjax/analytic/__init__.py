@@ -36,3 +36,8 @@ from ._losses import (
     rows as rows,
     squared_error as squared_error,
 )
+from ._ring import (
+    TokenRing as TokenRing,
+    ring_attention as ring_attention,
+    ring_size as ring_size,
+)

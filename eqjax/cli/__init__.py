@@ -21,6 +21,7 @@ import tyro
 from ..language import cache_folder
 from . import _equilibrium, _gpt2
 from ._common import as_flags, check_alone
+from ._hosts import joined
 
 _RUN = _equilibrium.COMMANDS | _gpt2.GPT2_COMMANDS
 _NAMES = {kind.__name__.removesuffix("Command").lower(): kind for kind in _equilibrium.COMMANDS}
@@ -60,7 +61,7 @@ def _parse(argv: list[str]):
         args=argv,
         prog="eqjax",
         description="Equilibrium models that settle, and learn by settling again. Any command takes --no-cache: to keep "
-        "no compiled programs.",
+        "no compiled programs. Training on several hosts: --coordinator, --hosts and --host (docs/devices.md).",
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
 
@@ -78,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         try:
             with contextlib.redirect_stderr(parsing):
-                command = _parse(argv)
+                command = _parse(joined(argv))
         finally:
             print(_in_flags(parsing.getvalue(), command), file=sys.stderr, end="")
         if kept:

@@ -69,7 +69,7 @@ from ._oscillators import (
     StuartLandau as StuartLandau,
     VanDerPol as VanDerPol,
 )
-from ._parts import check_heads as check_heads
+from ._parts import check_heads as check_heads, in_ring as in_ring
 from ._recurrent import RecurrentField as RecurrentField
 from ._spiking import (
     AbstractSynapse as AbstractSynapse,

@@ -3,10 +3,10 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Inexact, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Inexact, PRNGKeyArray, PyTree
 
 from .. import analytic
-from .._checks import check_count, check_finite_number, check_key, check_memory
+from .._checks import check_count, check_finite_number, check_key, check_memory, refuse
 
 
 def normal(key: PRNGKeyArray, shape: tuple[int, ...], std: float) -> Float[Array, "..."]:
@@ -51,6 +51,7 @@ class Attention(eqx.Module):
     output: Float[Array, "c c"]
     heads: int = eqx.field(static=True)
     qknorm: bool = eqx.field(static=True)
+    ring: analytic.TokenRing | None
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class Attention(eqx.Module):
         check_finite_number(residual_scale=residual_scale)
         q, k, v, o = (normal(s, (width, width), width**-0.5) for s in jax.random.split(key, 4))
         self.query, self.key, self.value, self.output = q, k, v, residual_scale * o
-        self.heads, self.qknorm = heads, qknorm
+        self.heads, self.qknorm, self.ring = heads, qknorm, None
 
     def remember(self, g: Inexact[Array, "n c"]) -> tuple[Array, Array]:
         """Keys and values, `(n, C)` each."""
@@ -80,11 +81,15 @@ class Attention(eqx.Module):
         inverse_temperature: float | None = None,
     ) -> Inexact[Array, "n c"]:
         """What n tokens read of those remembered that they have `seen`; by default of one another, causally."""
+        whole = memory is None and seen is None
         memory = self.remember(g) if memory is None else memory
-        seen = analytic.causal_mask(g.shape[0]) if seen is None else seen
         query = self._normed(analytic.matmul(g, self.query))
         q, k, v = (analytic.heads(rows, self.heads) for rows in (query, *memory))
-        mixed = analytic.attention(q, k, v, seen, inverse_temperature)
+        if whole and self.ring is not None:
+            mixed = self.ring(q, k, v, inverse_temperature)
+        else:
+            seen = analytic.causal_mask(g.shape[0]) if seen is None else seen
+            mixed = analytic.attention(q, k, v, seen, inverse_temperature)
         return analytic.matmul(analytic.unheads(mixed), self.output)
 
     def _normed(self, rows: Inexact[Array, "n c"]) -> Inexact[Array, "n c"]:
@@ -92,6 +97,23 @@ class Attention(eqx.Module):
             return rows
         split = rows.reshape(rows.shape[0], self.heads, -1)
         return analytic.rms_norm(split).reshape(rows.shape)
+
+
+def in_ring(model: PyTree, ring: analytic.TokenRing | None) -> PyTree:
+    """`model`, or a field, whose causal attention shares its tokens out over the devices of `ring`; None: over none.
+
+    The same to rounding, and in all derivatives. What is remembered token by token (`TokenOrder`) stays on one device.
+
+    **Raises:** `ValueError` if there is no `Attention` in it.
+    """
+    mine = lambda node: isinstance(node, Attention)
+    if not any(map(mine, jax.tree.leaves(model, is_leaf=mine))):
+        refuse("model", "have causal attention, as `ThickBlock` has", model)
+    none = lambda leaf: leaf is None
+    put = lambda node: (
+        eqx.tree_at(lambda a: a.ring, node, ring, is_leaf=none) if mine(node) else node
+    )
+    return jax.tree.map(put, model, is_leaf=mine)
 
 
 class MLP(eqx.Module):

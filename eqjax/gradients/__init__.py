@@ -23,6 +23,7 @@ from ._estimate import (
     GradientEstimate as GradientEstimate,
     Report as Report,
     accepted_mean as accepted_mean,
+    batch_keys as batch_keys,
     borrow as borrow,
     check_call as check_call,
 )

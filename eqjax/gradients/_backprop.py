@@ -48,12 +48,16 @@ class Backprop(AbstractEstimator):
     - `dtype`: of model and inputs in the forward and backward pass, such as bfloat16; loss and gradients stay in full
       precision, and outputs are cast to it, but for `FactoredLogits`, whose factors are meant to be short. None
       leaves all as it is.
+    - `context`: for `make_step(..., mesh=...)`, an axis of the mesh whose devices share the tokens of every sample out: `call` gets
+      those of its device, and meets the others by attention in a ring (`eqjax.language.RingAttention`). The loss must be a mean over
+      tokens, of which no two devices count differently many.
     """
 
     objective: ClassVar[str] = "output"
     call: Callable[..., Any] = called
     trains: Callable = trainable
     dtype: DTypeLike | None = eqx.field(static=True, default=None)
+    context: str | None = eqx.field(static=True, default=None)
 
     def settle(self, field: Any, z0: PyTree[Array], x: PyTree) -> Any:
         """**Raises:** `ValueError`: there is nothing to settle."""

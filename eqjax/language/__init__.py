@@ -10,6 +10,7 @@ from ._attend import (
     Cached as Cached,
     DotProduct as DotProduct,
     Heads as Heads,
+    RingAttention as RingAttention,
     weights as weights,
 )
 from ._bpe import BPETokenizer as BPETokenizer, train_bpe as train_bpe

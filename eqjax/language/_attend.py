@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from .. import analytic
+from .._checks import check_count
 
 
 class Heads(NamedTuple):
@@ -84,6 +85,40 @@ class DotProduct(eqx.Module):
         arrays = heads.query, heads.key, heads.value
         with jax.numpy_dtype_promotion("standard"):  # inside, half precision meets float32
             return jax.nn.dot_product_attention(*arrays, implementation=kind, **how), None
+
+
+class RingAttention(eqx.Module):
+    """Softmax attention among tokens that the devices of a mesh axis share out (`eqjax.analytic.ring_attention`): exact, and no
+    device holds more than its own share. Within `jax.shard_map`; causal only; takes and returns no extra.
+
+    **Arguments:** `axis`: of the mesh. `block`: tokens whose scores are there at a time.
+
+    **Raises:** `ValueError` outside of `jax.shard_map`, for a mask, or an odd share of tokens.
+    """
+
+    axis: str = eqx.field(default="sequence", static=True)
+    block: int = eqx.field(default=512, static=True)
+
+    def __check_init__(self):
+        check_count(block=self.block)
+
+    def __call__(self, heads: Heads, extra: None = None) -> tuple[Float[Array, "t h d"], None]:
+        if heads.mask is not None:
+            raise ValueError(
+                "`mask`: tokens in a ring see those before them, and no others. Leave it out."
+            )
+        q, k, v = (jnp.swapaxes(a, 0, 1) for a in (heads.query, heads.key, heads.value))
+        how = {"inverse_temperature": 1.0, "block": self.block}
+        return jnp.swapaxes(analytic.ring_attention(q, k, v, self.axis, **how), 0, 1), None
+
+    def positions(self, tokens: int) -> Int[Array, " t"]:
+        """Those of the device's own tokens."""
+        analytic.ring_size(self.axis)
+        return lax.axis_index(self.axis) * tokens + jnp.arange(tokens, dtype=jnp.int32)
+
+    def own(self, key: PRNGKeyArray) -> PRNGKeyArray:
+        """A random key of the device's own, since its tokens are."""
+        return jax.random.fold_in(key, lax.axis_index(self.axis))
 
 
 class DroppedOut(eqx.Module):

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from .. import analytic
 from .._checks import check_key, check_kind, check_memory, check_tokens
 from ..analytic import FactoredLogits
-from ._attend import Attend, Cache, Cached, DotProduct, DroppedOut, Heads, dropout
+from ._attend import Attend, Cache, Cached, DotProduct, DroppedOut, Heads, RingAttention, dropout
 from ._gpt2_config import ACTIVATIONS, GPT2Config
 
 
@@ -262,8 +262,12 @@ class GPT2(eqx.Module):
 
         - `tokens`: `(t,)`, t ≤ P. `mask (t,)`: false for padding, which no token sees; its own logits mean nothing.
         - `positions`: by default the number of valid tokens before each (0, 1, … without padding).
-        - `attend`, `gradient_checkpointing`: as in `run`, with no extra. `key`: turns dropout on.
+        - `attend`, `gradient_checkpointing`: as in `run`, with no extra. `key`: turns dropout on. With `RingAttention()` these
+          are the tokens of one device of several, and their logits.
         """
+        if isinstance(attend, RingAttention):
+            positions = self._positions(attend, tokens.shape[0]) if positions is None else positions
+            key = None if key is None else attend.own(key)
         drop, key = (None, None) if key is None else jax.random.split(key)
         seen = None
         if mask is not None:
@@ -273,6 +277,14 @@ class GPT2(eqx.Module):
         h = dropout(self.embed(tokens, positions), self.config.embd_pdrop, drop)
         how = {"key": key, "gradient_checkpointing": gradient_checkpointing}
         return self.readout(self.run(h, attend, mask=seen, **how)[0])
+
+    def _positions(self, ring: RingAttention, tokens: int) -> Int[Array, " t"]:
+        whole, limit = tokens * analytic.ring_size(ring.axis), self.config.n_positions
+        if whole > limit:
+            raise ValueError(
+                f"`tokens` are {whole} on all devices of `{ring.axis}`, and the model's context is n_positions={limit}."
+            )
+        return ring.positions(tokens)
 
     def hidden(self, tokens: Int[Array, " t"]) -> Float[Array, "n t c"]:
         """The hidden states that enter each of the L blocks, and those that leave the last: `(L + 1, t, C)`."""

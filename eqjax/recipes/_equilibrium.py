@@ -256,7 +256,7 @@ class TrainConfig(AbstractRecipe):
         inputs, targets = tiles(ids, length=self.length, count=self.evaluate_windows)
         settle = run.estimator.settle
         compute = lambda inputs, targets: _window_losses(model, settle, inputs, targets)
-        loss, residual = training.in_chunks(compute, (inputs, targets), 64, run.step.mesh)
+        loss, residual = training.in_chunks(compute, (inputs, targets), 64, run.mesh)
         unsettled = np.nan if self.estimator == "bptt" else np.mean(~(residual <= self.accept_free))
         entropy, middle = float(loss.mean()), float(np.median(residual))
         return Evaluation(entropy, int(targets.size), middle, float(unsettled))

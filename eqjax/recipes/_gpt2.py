@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from .. import language, training
@@ -17,9 +18,20 @@ from .._checks import check_memory, check_number
 from ..analytic import FactoredLogits, cross_entropy
 from ..fields import trainable
 from ..gradients import Backprop
-from ..language import GPT2, BPETokenizer, CharTokenizer, GPT2Config
+from ..language import GPT2, BPETokenizer, CharTokenizer, GPT2Config, RingAttention
 from ..memory import MemoryGPT2, memory_parameters
-from ..training import AbstractRecipe, Evaluation, Material, Parts, Run, TrainState, make_step
+from ..training import (
+    AbstractRecipe,
+    Evaluation,
+    Material,
+    Parts,
+    Run,
+    TrainState,
+    by_tokens,
+    check_pieces,
+    make_step,
+    with_context,
+)
 from ._schedule import build_optimiser
 from ._tokens import TokensName, check_vocabulary, kept, learned, recalled
 
@@ -100,12 +112,19 @@ class AbstractGPT2Recipe(AbstractRecipe):
         """Tokens that one sample reads."""
         return self.length
 
+    def _attends(self: Any) -> RingAttention | None:
+        """How tokens meet that several devices share out."""
+        shared = getattr(self, "context_devices", None) not in (None, 1)
+        return RingAttention() if shared else None
+
     def evaluate(self, run: Run, model: Any, ids: np.ndarray) -> Evaluation:
         """Cross-entropy on windows spread over `ids`."""
         windows = language.tiles(ids, length=self.window, count=self.evaluate_windows)
-        compute = lambda inputs, targets: _losses(model, self.length, inputs, targets)
-        chunk = max(1, 64 * self.length // self.window)
-        losses = training.in_chunks(compute, windows, chunk, run.step.mesh)
+        how = self.length, self._attends(), run.mesh
+        compute = lambda inputs, targets: _losses(model, *how, inputs, targets)
+        # As many at a time as keep their activations small.
+        chunk = max(1, min(64 * self.length // self.window, 2**16 // self.window))
+        losses = training.in_chunks(compute, windows, chunk, run.mesh)
         return Evaluation(float(losses.mean()), windows[1].size)
 
     def finish(self, run: Run) -> None:
@@ -157,6 +176,8 @@ class GPT2Settings(AbstractGPT2Recipe):
     """Forward and backward passes in bfloat16; weights stay in float32."""
     gradient_checkpointing: bool = False
     """Compute every layer anew in the backward pass, for less memory (segments of a memory always are)."""
+    context_devices: int | None = None
+    """Devices that share the tokens of every window out, for long windows; --devices counts groups of so many."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -177,6 +198,15 @@ class GPT2Settings(AbstractGPT2Recipe):
                 "`gradient_checkpointing` is for a GPT-2 without memory: with one, every segment is computed anew in "
                 "the backward pass as it is. Leave it out."
             )
+        if self.context_devices not in (None, 1) and (self.dropout or self.memory != "none"):
+            raise ValueError(
+                "`context_devices` share the tokens of a GPT-2 without memory and dropout. Leave those out."
+            )
+
+    def mesh(self) -> Mesh | None:
+        found = with_context("context_devices", super().mesh(), self.context_devices)
+        check_pieces(found, self.length, "length", "context_devices")
+        return found
 
     def check_start(self) -> None:
         if self.start:
@@ -233,9 +263,10 @@ class GPT2Settings(AbstractGPT2Recipe):
             )
         trains, optimiser = eqx.Partial(_trained, self), gpt2_optimiser(self)
         estimator = Backprop(
-            call=eqx.Partial(_read, self.length, self.gradient_checkpointing),
+            call=eqx.Partial(_read, self.length, self.gradient_checkpointing, self._attends()),
             trains=trains,
             dtype=jnp.bfloat16 if self.bfloat16 else None,
+            context=None if self._attends() is None else "sequence",
         )
         return Parts(
             make_step(estimator, optimiser),
@@ -269,12 +300,13 @@ def _trained(config: GPT2Settings, model: GPT2 | MemoryGPT2) -> Any:
     return jax.tree.map(lambda *mark: any(mark), *marks)
 
 
-def _read(length: int, checkpointing: bool, model: GPT2 | MemoryGPT2, tokens, key):
+def _read(length: int, checkpointing: bool, attend, model: GPT2 | MemoryGPT2, tokens, key):
     """The logits after every token, in factors; with memory, read segment by segment."""
     if isinstance(model, GPT2):
         rates = (model.config.resid_pdrop, model.config.embd_pdrop, model.config.attn_pdrop)
         key = key if any(rates) else None
-        return model.factored(tokens, key=key, gradient_checkpointing=checkpointing)
+        how = {"key": key, "gradient_checkpointing": checkpointing, "attend": attend}
+        return model.factored(tokens, **how)
 
     @jax.checkpoint
     def segment(memory, tokens):
@@ -298,6 +330,9 @@ def gpt2_optimiser(config: AbstractGPT2Recipe) -> optax.GradientTransformation:
 
 
 @eqx.filter_jit
-def _losses(model, length, inputs, targets):
-    one = lambda u, y: cross_entropy(_read(length, False, model, u, None), y)
-    return jax.vmap(one)(inputs, targets)
+def _losses(model, length, attend, mesh, inputs, targets):
+    def compute(model, inputs, targets):
+        one = lambda u, y: cross_entropy(_read(length, False, attend, model, u, None), y)
+        return jax.vmap(one)(inputs, targets)
+
+    return by_tokens(mesh, compute, model, inputs, targets)

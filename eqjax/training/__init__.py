@@ -7,6 +7,11 @@ from ._folder import (
     plain as plain,
     read_metrics as read_metrics,
 )
+from ._mesh import (
+    by_tokens as by_tokens,
+    check_pieces as check_pieces,
+    with_context as with_context,
+)
 from ._recipe import (
     AbstractRecipe as AbstractRecipe,
     Evaluation as Evaluation,
@@ -15,6 +20,7 @@ from ._recipe import (
     Settings as Settings,
     in_chunks as in_chunks,
 )
+from ._room import StepMemory as StepMemory
 from ._run import Run as Run, TrainingReport as TrainingReport
 from ._step import (
     Step as Step,

@@ -67,22 +67,32 @@ class Checkpoints(contextlib.AbstractContextManager):
     Written by Orbax, atomically: a crash at any moment leaves the older ones as they were. Every array and
     the description carry a SHA-256, since Orbax restores a flipped byte as wrong numbers without a word.
 
-    **Arguments:** `folder`; `keep`: how many to keep, 0 for all.
+    **Arguments:** `folder`; `keep`: how many to keep, 0 for all; `wait`: until one is written. If not, what fails of it is raised
+    by the next `save`, or at the end, and until then the one before it is the newest.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 2):
+    def __init__(self, folder: str | Path, *, keep: int = 2, wait: bool = True):
         require("training")
         import orbax.checkpoint as ocp  # here, since it is an extra
 
         self._args = ocp.args
         self.folder = Path(folder).absolute()
+        self._wait, me, several = wait, jax.process_index(), jax.process_count() > 1
+        # One process writes, whatever others there are, and each reads by itself.
+        alone = ocp.options.MultiprocessingOptions
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep or None, enable_async_checkpointing=False
+            max_to_keep=keep or None,
+            enable_async_checkpointing=not wait,
+            create=not several,
+            multiprocessing_options=alone(me, {me}, f"process_{me}") if several else alone(),
         )
+        if several:
+            self.folder.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
     def close(self) -> None:
-        self._manager.close()
+        with _quiet(), space_for(self.folder):
+            self._manager.close()
 
     def __exit__(self, *_: Any) -> None:
         self.close()
@@ -98,6 +108,8 @@ class Checkpoints(contextlib.AbstractContextManager):
     def save(self, step: int, state: PyTree, about: dict[str, Any]) -> None:
         """Store the arrays of `state` and the JSON value `about`: whatever is needed to rebuild the rest."""
         arrays = _named_arrays(state)
+        if not self._wait:  # what the step goes on to write over
+            arrays = {name: np.array(array) for name, array in arrays.items()}
         manifest = {
             "format": _FORMAT,
             "step": step,
@@ -161,6 +173,8 @@ class Checkpoints(contextlib.AbstractContextManager):
         return jax.tree_util.tree_map_with_path(fill, template)
 
     def _which(self, step: int | None) -> int:
+        if not self._wait:
+            self._manager.wait_until_finished()
         step = self.latest() if step is None else step
         if step is None:
             raise UnreadableError(f"{self.folder}: no complete checkpoint here.")

@@ -13,6 +13,9 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from .._files import append_line, write_text
 from ._checkpoint import CheckpointError, Checkpoints, UnreadableError
 
@@ -128,6 +131,22 @@ def read_beside(
                 ) from error
             time.sleep(wait)
     raise AssertionError
+
+
+@contextlib.contextmanager
+def blamed_on(folder: Path, step: int, place: Any, inputs: Any, tokenizer: Any) -> Iterator[None]:
+    """An error in here is told with the batch that it met: in `crash.json`, and in a note that the error carries."""
+    try:
+        yield
+    except Exception as error:
+        host = f"-{jax.process_index()}" if jax.process_index() else ""
+        path = folder / f"crash{host}.json"
+        told = {"step": step, "error": f"{type(error).__name__}: {error}", "data": place}
+        with contextlib.suppress(OSError, ValueError):  # what it is about is the first error
+            told["batch"] = [tokenizer.decode(row) for row in np.asarray(inputs)]
+            write_text(path, json.dumps(told, ensure_ascii=False, indent=1))
+            error.add_note(f"In step {step}; its batch is in {path}.")
+        raise
 
 
 class Interrupt:

@@ -27,7 +27,7 @@ from .._checks import (
 )
 from .._extras import require
 from .._files import write_text
-from ._mesh import as_mesh, check_shares, placed
+from ._mesh import as_mesh, check_shares, placed, shares
 from ._step import Step, TrainState
 
 if TYPE_CHECKING:
@@ -177,16 +177,33 @@ class AbstractRecipe(Settings, abc.ABC):
     """Folder of the run: configuration, metrics and checkpoints."""
     devices: int | None = None
     """Devices of this host that share a batch out. If not given one, and of a run that goes on those that it had."""
+    shard_parameters: bool = False
+    """Each device keeps its part only of parameters and optimiser, for models that fill a device's memory."""
+    save_async: bool = False
+    """Go on while a checkpoint is being written."""
+    accumulate: int = 1
+    """Parts of a batch that are taken one after the other, for less memory; an update is that of the whole batch."""
 
     def check_start(self) -> None:
         """`ValueError`, before a run starts, for settings without effect, devices that are not there, or sizes that no memory
         holds. Not for a run that goes on, whatever an earlier version took."""
+        self.check_above_zero("accumulate")
+        if self.shard_parameters and self.mesh() is None:
+            raise ValueError("`shard_parameters` needs several `devices` to keep the parts.")
         self.mesh()
+        if jax.process_count() > 1 and getattr(self, "context_devices", None) not in (None, 1):
+            raise ValueError("`context_devices` are of one host. Leave them out, or train on one.")
+
+    def over_devices(self, step: Step, mesh: Mesh | None) -> Step:
+        """The step as these settings have it, on the devices of a mesh."""
+        split = self.shard_parameters and mesh is not None
+        how = {"shard_parameters": split, "accumulate": self.accumulate}
+        return dataclasses.replace(step, mesh=mesh, **how)
 
     def mesh(self: Any) -> Mesh | None:
         """The devices, which are there and get equal shares of a `batch`, or `ValueError`."""
         found = as_mesh("devices", self.devices)
-        check_shares(found, self.batch, "batch", "devices")
+        check_shares(found, self.batch, "batch", "devices", self.accumulate)
         return found
 
     @abc.abstractmethod
@@ -229,7 +246,7 @@ def in_chunks(
 
     The last chunk is filled up, so that one compiled shape serves all. The devices of a `mesh` share each chunk out.
     """
-    found, devices = [], 1 if mesh is None else mesh.size
+    found, devices = [], shares(mesh)
     chunk = -(-chunk // devices) * devices
     for first in range(0, len(windows[0]), chunk):
         parts = [part[first : first + chunk] for part in windows]

@@ -1,5 +1,6 @@
 """A training run: started from a recipe, or opened from its folder alone."""
 
+import contextlib
 import dataclasses
 import hashlib
 import math
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from .._checks import check_kind, given
@@ -23,6 +25,7 @@ from ._folder import (
     Interrupt,
     Metrics,
     alone,
+    blamed_on,
     checkpoints,
     claimed,
     kept_text,
@@ -30,10 +33,20 @@ from ._folder import (
     read_beside,
     text_file,
 )
+from ._mesh import any_process, check_hosts, gathered, own_rows, shares
 from ._recipe import AbstractRecipe, Evaluation, Material
+from ._room import StepMemory
 from ._step import Step, TrainState, check_finite
 
 _REPORTED = {field.name for field in dataclasses.fields(Report)} - {"loss"}
+
+
+def _rates(values: dict[str, Any], inputs: jax.Array, seconds: float) -> dict[str, float]:
+    """How much was done in a second."""
+    count = jax.process_count()
+    told = {"tokens_per_second": count * inputs.size / seconds}
+    calls = values.get("field_evaluations", 0) * count * len(inputs)
+    return told | ({"evaluations_per_second": calls / seconds} if calls else {})
 
 
 @dataclasses.dataclass
@@ -74,13 +87,15 @@ class Run:
         """
         check_kind(AbstractRecipe, "a recipe, such as `TrainConfig()`", recipe=recipe)
         recipe.check_start()
-        with claimed(recipe.out):
+        lead = jax.process_index() == 0
+        with claimed(recipe.out) if lead else contextlib.nullcontext():
             material = recipe.gather(fallback=fallback)
             run = cls(recipe, material, *recipe.build(material))
-            run.step = dataclasses.replace(run.step, mesh=recipe.mesh())
-        recipe.save(recipe.out / "config.yaml")
-        # The text stays with the run: a moved folder, or a corpus that is out of reach later, does no harm.
-        write_text(text_file(recipe.out), material.text)
+            run.step = recipe.over_devices(run.step, recipe.mesh())
+        if lead:
+            recipe.save(recipe.out / "config.yaml")
+            # The text stays with the run: a moved folder, or a corpus that is out of reach later, does no harm.
+            write_text(text_file(recipe.out), material.text)
         return run
 
     @classmethod
@@ -112,7 +127,7 @@ class Run:
                 material = recipe.recall(kept_text(path, about), about["source"], about)
                 run = cls(recipe, material, *recipe.build(material))
                 run.state = kept.restore(run.state, step)
-                run.step = dataclasses.replace(run.step, mesh=mesh)
+                run.step = recipe.over_devices(run.step, mesh)
             run.data.set_state(about["data"])
             return run
 
@@ -123,6 +138,11 @@ class Run:
     @property
     def model(self) -> Any:
         return self.state.model
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices that share an evaluation out; of several hosts each evaluates by itself."""
+        return self.step.mesh if jax.process_count() == 1 else None
 
     @property
     def estimator(self) -> AbstractEstimator:
@@ -148,75 +168,109 @@ class Run:
 
         Windows that did not settle count like the others: the model answers with the state it has.
         """
-        model = self.model if model is None else model
+        model = gathered(self.model if model is None else model)
         check_finite(model)
         return self.recipe.evaluate(self, model, ids)
 
+    def _writer(self, stack: contextlib.ExitStack) -> Checkpoints | None:
+        """The checkpoints, of the one process that writes; None on other hosts."""
+        recipe = self.recipe
+        if jax.process_index() > 0:
+            return None
+        stack.enter_context(alone(recipe.out))
+        how = {"keep": recipe.keep, "wait": not recipe.save_async}
+        return stack.enter_context(Checkpoints(checkpoints(recipe.out), **how))
+
     def train(
-        self, *, on_step: Callable[[int, dict[str, Any]], None] | None = None
+        self,
+        *,
+        on_step: Callable[[int, dict[str, Any]], None] | None = None,
+        on_memory: Callable[[StepMemory], None] | None = None,
     ) -> TrainingReport:
         """Train until `recipe.steps`, writing metrics and checkpoints into the run's folder.
 
         A run that is killed at any moment goes on by `Run.open` and `train`, to bit-identical parameters. On Ctrl-C the
         step is finished and kept first; a second Ctrl-C acts at once.
 
-        **Arguments:** `on_step(step, metrics)` is called after every logged step (for a progress bar).
+        **Arguments:** `on_step(step, metrics)` is called after every logged step (for a progress bar); `on_memory(memory)` before the
+        first update, with what it needs of each device.
 
-        **Raises:** `ValueError` if another process writes there, or the folder has a newer checkpoint. `OSError` where the
+        **Raises:** `ValueError` if another process writes there, the folder has a newer checkpoint, or a step does not fit into the
+        memory of its devices: with what would. An error in a step is told with its batch (`crash.json`). `OSError` where the
         disk is full, with how to go on.
         `KeyboardInterrupt` after Ctrl-C, with how to go on.
         """
         recipe, first, outcome = self.recipe, int(self.state.step), TrainingReport()
         check_finite(self.model)
-        self.step = dataclasses.replace(self.step, mesh=recipe.mesh())
+        settings = recipe.to_dict()
+        check_hosts("settings", {name: settings[name] for name in settings if name != "out"})
+        self.step = recipe.over_devices(self.step, recipe.mesh())
 
         def report(step: int, values: dict[str, Any]) -> None:
             # What the report of an estimator does not have (NaN) is left out of the file: in a GPT-2 nothing settles.
             there = {k: v for k, v in values.items() if k not in _REPORTED or not math.isnan(v)}
-            metrics.write(step, **there)
+            if kept is not None:
+                metrics.write(step, **there)
             if on_step is not None:
                 on_step(step, values)
+
+        def save(step: int) -> None:
+            whole = gathered(self.state)
+            if kept is not None:
+                kept.save(step, whole, self.about())
 
         again = f"`eqjax {recipe.command} --resume {recipe.out}`"
         with (
             space_for(recipe.out, f"Free space, then go on with {again}."),
-            alone(recipe.out),
-            Checkpoints(checkpoints(recipe.out), keep=recipe.keep) as kept,
+            contextlib.ExitStack() as stack,
             Interrupt() as interrupt,
         ):
-            latest = kept.latest()
-            if latest is None:
+            kept = self._writer(stack)
+            latest = first if kept is None else kept.latest()
+            if kept is not None and latest is None:
                 kept.save(0, self.state, self.about())
             elif latest != first:
                 raise ValueError(
                     f"{recipe.out}: the run is at step {first}, but its newest checkpoint is {latest}. Open the newest, or "
                     "copy the folder and delete the later checkpoints there."
                 )
-            metrics = Metrics(recipe.out / "metrics.jsonl", after=first)
+            if kept is not None:
+                metrics = Metrics(recipe.out / "metrics.jsonl", after=first)
             if first == 0 and (values := recipe.diagnose(self, 0)):
                 report(0, values)
             durations, compiled = [], None
             for step in range(first + 1, recipe.steps + 1):
-                inputs, targets = map(jnp.asarray, next(self.data))
+                place = self.data.get_state()
+                inputs, targets = map(jnp.asarray, own_rows(next(self.data)))
                 start = time.perf_counter()
                 if compiled is None:
                     compiled = self.step.compile(self.state, (inputs, targets))
                     outcome.compile_seconds = time.perf_counter() - start
                     outcome.memory_bytes = compiled.memory_bytes
+                    memory, mesh = compiled.memory, self.step.mesh
+                    if on_memory is not None:
+                        on_memory(memory)
+                    memory.check(recipe.batch, recipe.accumulate, shares(mesh))
                     start = time.perf_counter()
-                self.state, found = jax.block_until_ready(compiled(self.state, (inputs, targets)))
+                with blamed_on(recipe.out, step, place, inputs, self.tokenizer):
+                    found = compiled(self.state, (inputs, targets))
+                    self.state, found = jax.block_until_ready(found)
                 durations.append(time.perf_counter() - start)
                 outcome.skipped += not bool(found["updated"])
                 if step == recipe.steps or any(n and step % n == 0 for n in recipe.cadences()):
                     values = {k: v.tolist() if v.ndim else float(v) for k, v in found.items()}
-                    report(step, values | {"seconds": durations[-1]} | recipe.diagnose(self, step))
-                if step % recipe.save_every == 0 or step == recipe.steps or interrupt.asked:
-                    kept.save(step, self.state, self.about())
-                if interrupt.asked and step < recipe.steps:
+                    values |= {"seconds": durations[-1], **_rates(values, inputs, durations[-1])}
+                    report(step, values | recipe.diagnose(self, step))
+                asked = any_process(interrupt.asked)
+                if step % recipe.save_every == 0 or step == recipe.steps or asked:
+                    save(step)
+                if asked and step < recipe.steps:
                     raise KeyboardInterrupt(
                         f"Stopped after step {step}, which is kept. Go on with it by {again}."
                     )
-            recipe.finish(self)
+            self.state = gathered(self.state)
+            if kept is not None:
+                recipe.finish(self)
         if durations:
             outcome.seconds_per_step = statistics.median(durations)
         return outcome

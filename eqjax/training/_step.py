@@ -12,12 +12,24 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
-from .._checks import check_callable, check_key, check_kind, given, refuse
+from .._checks import check_callable, check_count, check_flags, check_key, check_kind, given, refuse
 from ..analytic import cross_entropy, tree_where
 from ..fields import trainable
 from ..gradients import AbstractEstimator
 from ..homeostasis import AbstractHomeostat
-from ._mesh import as_mesh, check_shares, constrained, placed, sharded, slowest
+from ._accumulate import accumulated
+from ._mesh import (
+    as_mesh,
+    check_hosts,
+    check_shares,
+    constrained,
+    hosts,
+    placed,
+    shapes,
+    sharded,
+    slowest,
+)
+from ._room import StepMemory, needed
 
 
 class TrainState(eqx.Module):
@@ -72,6 +84,17 @@ class Step(eqx.Module):
     homeostat: AbstractHomeostat | None
     loss: Callable
     mesh: Mesh | None = eqx.field(static=True, default=None)
+    shard_parameters: bool = eqx.field(static=True, default=False)
+    accumulate: int = eqx.field(static=True, default=1)
+
+    def __check_init__(self):
+        check_flags(shard_parameters=self.shard_parameters)
+        check_count(accumulate=self.accumulate)
+        if self.accumulate > 1 and hasattr(self.estimator, "start"):
+            raise ValueError(
+                f"`accumulate` takes a batch in parts, and `{type(self.estimator).__name__}` remembers from batch to batch. "
+                "Leave `accumulate` out."
+            )
 
     def __call__(self, state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, Any]]:
         self._check(state)
@@ -81,23 +104,29 @@ class Step(eqx.Module):
     def compile(self, state: TrainState, batch: tuple) -> "CompiledStep":
         """Compile ahead of time for the shapes of these arguments; the result can never recompile."""
         self._check(state)
+        if hosts(self.mesh) > 1:
+            check_hosts("batch", shapes((state, batch)))
         arguments = self._placed(state, batch, donate=False)
         lowered = _update.lower(*arguments)  # pyright: ignore[reportFunctionMemberAccess]
         return CompiledStep(self, lowered.compile())
 
     def _placed(self, state: TrainState, batch: tuple, *, donate: bool = True) -> tuple:
         """The arguments of the compiled step, where their devices want them: the batch in shares, the rest on all."""
+        for leaf in jax.tree.leaves(batch) if self.accumulate > 1 or self.mesh is not None else ():
+            size = jnp.shape(leaf)[0] * hosts(self.mesh) if jnp.ndim(leaf) else 1
+            check_shares(self.mesh, size, "batch", "mesh", self.accumulate)
         if self.mesh is None:
             return (self, batch), state
-        for leaf in jax.tree.leaves(batch):
-            check_shares(self.mesh, jnp.shape(leaf)[0] if jnp.ndim(leaf) else 1, "batch", "mesh")
-        step, batch = placed(self.mesh, self, rows=False), placed(self.mesh, batch, rows=True)
+        step, batch = placed(self.mesh, self), placed(self.mesh, batch, rows=True)
         return (step, batch), self._laid_out(placed, state, donate=donate)
 
     def _laid_out(self, put: Callable, state: TrainState, **how: Any) -> TrainState:
         carry = put(self.mesh, state.carry, rows=self.estimator.carries_rows, **how)
-        rest = put(self.mesh, dataclasses.replace(state, carry=None), rows=False, **how)
-        return dataclasses.replace(rest, carry=carry)
+        trained = state.model, state.opt_state
+        model, opt_state = put(self.mesh, trained, split=self.shard_parameters, **how)
+        rest = dataclasses.replace(state, model=None, opt_state=None, carry=None)
+        rest = put(self.mesh, rest, **how)
+        return dataclasses.replace(rest, model=model, opt_state=opt_state, carry=carry)
 
     def _check(self, state: TrainState) -> None:
         check_kind(TrainState, "a `TrainState`, from `TrainState.create`", state=state)
@@ -120,6 +149,13 @@ class CompiledStep:
         return self.program(*self.step._placed(state, batch))
 
     @property
+    def memory(self) -> StepMemory:
+        """What it needs of each device, and what is there."""
+        mesh = self.step.mesh
+        device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+        return needed(self.program.compiled, device)
+
+    @property
     def memory_bytes(self) -> int:
         return self.program.compiled.memory_analysis().temp_size_in_bytes
 
@@ -131,6 +167,8 @@ def make_step(
     *,
     loss: Callable = cross_entropy,
     mesh: Any = None,
+    shard_parameters: Any = False,
+    accumulate: Any = 1,
 ) -> Step:
     """One jitted training step, `step(state, batch) -> (state, metrics)`.
 
@@ -141,7 +179,11 @@ def make_step(
     **Arguments:** `estimator`; `optimiser`: any Optax transformation; `homeostat`: what keeps the field settled while it
     learns, such as `eqjax.homeostasis.growth_homeostat()`; `loss(outputs, targets)`: scalar of one sample, by default
     the token-mean cross-entropy; `mesh`: a `jax.sharding.Mesh` with one axis, or how many devices of this host: each settles its share of the
-    batch by itself, parameters are the same on all, and mean, acceptance and metrics are of the whole batch, to rounding.
+    batch by itself, parameters are the same on all, and mean, acceptance and metrics are of the whole batch, to rounding. With a second axis, `sequence`, its
+    devices share the tokens of every sample out (`Backprop(context="sequence")`, `eqjax.fields.in_ring`).
+    `shard_parameters`: each device of the mesh keeps its part only of parameters and of what the optimiser has of them, split
+    along their longest axis that the devices divide (as in ZeRO, Rajbhandari et al. 2020); they are gathered for a step.
+    `accumulate`: parts of a batch that are taken one after the other, for less memory; the gradient is that of the batch.
 
     **Returns:** a `Step`. `metrics` are arrays, scalar but for some `signals`: those of `Report.summary`, `gradient_norm` (of the task, before
     homeostat and optimiser), `updated`, the estimate's `signals`, and those of the homeostat; with a `mesh` also `slowest`,
@@ -152,7 +194,12 @@ def make_step(
     _check_optimiser(optimiser)
     check_kind(AbstractHomeostat, "a homeostat", **given(homeostat=homeostat))
     check_callable("loss(outputs, targets)", loss=loss)
-    return Step(estimator, optimiser, homeostat, loss, as_mesh("mesh", mesh))
+    if shard_parameters is True and mesh is None:
+        raise ValueError(
+            "`shard_parameters` needs a `mesh` of devices to keep the parts. Pass one."
+        )
+    found = as_mesh("mesh", mesh)
+    return Step(estimator, optimiser, homeostat, loss, found, shard_parameters, accumulate)
 
 
 def _check_unused(state: TrainState) -> None:
@@ -173,12 +220,12 @@ def _update(fixed, state):
     step, batch = fixed
     key, draw = jax.random.split(state.key)
     remembered = {} if state.carry is None else {"carry": state.carry}
-    estimator = sharded(step.estimator, step.mesh)
+    estimator = accumulated(sharded(step.estimator, step.mesh), step.accumulate)
     estimate = estimator(state.model, step.loss, batch, key=draw, **remembered)
     norm = optax.tree.norm(estimate.grads)
     metrics = {**estimate.report.summary(), "gradient_norm": norm, **estimate.signals}
     if step.mesh is not None and step.estimator.objective != "output":
-        metrics["slowest"] = slowest(step.mesh, estimate.report.field_evaluations)
+        metrics["slowest"] = slowest(step.mesh, estimate.report.field_evaluations, step.accumulate)
     if step.homeostat is None:
         grads, held = estimate.grads, None
         good = jnp.isfinite(norm) & jnp.any(estimate.report.accepted)
@@ -198,7 +245,7 @@ def _update(fixed, state):
     model = eqx.apply_updates(state.model, updates)
     model, opt_state = tree_where(good, (model, opt_state), (state.model, state.opt_state))
     new = TrainState(model, opt_state, state.step + 1, key, held, estimate.carry)
-    metrics = constrained(step.mesh, metrics | {"updated": good}, rows=False)
+    metrics = constrained(step.mesh, metrics | {"updated": good})
     return step._laid_out(constrained, new), metrics
 
 
