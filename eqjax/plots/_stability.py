@@ -141,7 +141,7 @@ def cycles(branch: CycleBranch, *, label: str = "parameter") -> Figure:
     _draw(amplitude, branch, np.asarray(branch.amplitudes), lambda point: point.amplitude, kind)
     _draw(period, branch, np.asarray(branch.periods), lambda point: point.period, kind)
     # As many orders as a picture can hold.
-    sizes = np.exp(np.clip(np.asarray(branch.log_multipliers).real, -200, 200))
+    sizes = np.exp(np.clip(np.real(np.asarray(branch.log_multipliers)), -200, 200))
     for i in range(sizes.shape[1]):
         multipliers.plot(np.asarray(branch.parameters), sizes[:, i], color=f"C{i}")
     if np.max(sizes) > 10:  # linear around 1 all the same, where it matters
