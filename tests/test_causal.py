@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from eqjax.fields import EnergyBlock, MonotoneBlock, RealBlock, ThickBlock
-from eqjax.homeostasis import token_growth_penalty, token_growth_rates
+from eqjax.homeostasis import chain_gain, chain_penalty, token_growth_penalty, token_growth_rates
+from eqjax.relaxation import AndersonTypeI, TokenOrder
 from eqjax.stability import SpectrumResults, check, spectrum, token_blocks, token_spectrum
 
 T, C = 5, 4
@@ -138,18 +139,59 @@ def test_growth_by_token_is_that_of_its_own_block():
     settings = {"step": step, "warmup": 20, "steps": 6, "noise": 0.0}
     rates = eqx.filter_jit(token_growth_rates)(field, z, x, key, **settings)
     blocks, v = np.asarray(token_blocks(field, z, x)), np.asarray(field(0.0, z, x))
+    turned = []
     for t in range(T):
         euler, u = np.eye(C) + step * blocks[t], v[t]
         for _ in range(20):
             u = euler @ u / np.linalg.norm(euler @ u)
+        turned.append(u)
         grown = np.linalg.norm(np.linalg.matrix_power(euler, 6) @ u)
         np.testing.assert_allclose(rates[t], np.log(grown) / (6 * step), rtol=1e-9)
+
+    # Its gradient is that of dense blocks, the direction held: they feel the keys of earlier tokens, too.
+    def dense(field):
+        J = jax.jacfwd(lambda z: field(0.0, z, x))(z)
+        euler = jnp.eye(C)[None] + step * jnp.stack([J[t, :, t] for t in range(T)])
+        grown = jax.vmap(lambda e, u: jnp.linalg.matrix_power(e, 6) @ u)(euler, jnp.stack(turned))
+        return jnp.sum(jnp.log(jnp.linalg.norm(grown, axis=1))) / (6 * step)
+
+    total = lambda field: jnp.sum(token_growth_rates(field, z, x, key, **settings))
+    found, expected = eqx.filter_jit(
+        lambda f: (eqx.filter_grad(total)(f), eqx.filter_grad(dense)(f))
+    )(field)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-10)
     # A sum of hinges: a margin that one token alone misses is felt in full.
     second, worst = np.sort(rates)[-2:]
     penalty = eqx.filter_jit(token_growth_penalty)(
         field, z, x, key, margin=-(second + worst) / 2, **settings
     )
     np.testing.assert_allclose(penalty, ((worst - second) / 2) ** 2, rtol=1e-9)
+
+
+def test_the_gain_of_the_chain_is_that_of_dense_matrices_and_so_is_its_gradient():
+    field, (z, x), key = built(*BLOCKS["thick"]), state(), jax.random.key(3)
+    z = 0.3 * z
+    solver = TokenOrder(AndersonTypeI(1e-11, window=4), flow=None)
+    r = jax.random.normal(key, (T, C))
+
+    def dense(field):
+        J = jax.jacfwd(lambda z: field(0.0, z, x))(z).reshape(T * C, T * C)
+        same = np.kron(np.eye(T), np.ones((C, C)))
+        v = jnp.linalg.solve(J, (J * same) @ r.ravel())
+        return jnp.linalg.norm(v) / jnp.linalg.norm(r)
+
+    @eqx.filter_jit
+    def both(gain):
+        return eqx.filter_value_and_grad(gain)(field)
+
+    found = both(lambda field: chain_gain(field, z, x, key, solver=solver))
+    value, gradient = both(dense)
+    np.testing.assert_allclose(found[0], value, rtol=1e-9)
+    for a, b in zip(jax.tree.leaves(found[1]), jax.tree.leaves(gradient), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)
+    penalty = eqx.filter_jit(chain_penalty)(field, z, x, key, limit=0.5 * value, solver=solver)
+    np.testing.assert_allclose(penalty, np.log(2) ** 2, rtol=1e-8)
 
 
 def test_other_fields_have_no_token_spectrum():

@@ -18,6 +18,8 @@ from ._homeostat import (
 )
 from ._penalties import (
     antisymmetry_penalty as antisymmetry_penalty,
+    chain_gain as chain_gain,
+    chain_penalty as chain_penalty,
     growth_penalty as growth_penalty,
     growth_rate as growth_rate,
     jacobian_penalty as jacobian_penalty,

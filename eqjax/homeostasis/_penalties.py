@@ -13,10 +13,10 @@ import optax
 from jax import lax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
-from .._checks import check_count
+from .._checks import check_count, check_positive
 from ..analytic import tree_held
 from ..fields import AbstractCausalField, AbstractSplitField
-from ..relaxation import check_causal, residual_ratio
+from ..relaxation import AndersonTypeI, TokenOrder, check_causal, linear_in_order, residual_ratio
 from ..stability import (
     AbstractTransform,
     SpectrumResults,
@@ -128,7 +128,7 @@ def token_growth_rates(
     check_causal(field, z)
 
     def product(field):
-        past = tree_held(field.remember(z))
+        past = field.remember(z)  # of states that are held, by keys that are learned
         return lambda v: jax.jvp(lambda u: field.alone(0.0, u, x, past), (z,), (v,))[1]
 
     start = tree_held(field)(0.0, z, x) + noise * jax.random.normal(key, z.shape, z.dtype)
@@ -179,6 +179,65 @@ def token_growth_penalty(
     """`Σ_t relu(r_t + margin)²` of the `token_growth_rates` r, whose `settings` it takes. A sum, so that one token that
     decays too slowly is felt, however long the window."""
     return jnp.sum(_hinge(token_growth_rates(field, z, x, key, **settings), margin))
+
+
+# Why a solve. A relaxation of the whole window feels how a perturbation grows from token to token, though every own block is
+# tame: that is no eigenvalue, and products with J show it only after as many steps as there are tokens.
+def chain_gain(
+    field: AbstractCausalField,
+    z: Float[Array, "t c"],
+    x: Float[Array, "t c"],
+    key: PRNGKeyArray,
+    *,
+    solver: TokenOrder = TokenOrder(AndersonTypeI(1e-3), flow=None),
+    max_steps: int = 256,
+) -> _Scalar:
+    """How far a perturbation of a causal field's tokens grows along the later ones: `‖J⁻¹ D r‖ / ‖r‖` for a random r, with the
+    own blocks D of the Jacobian J. Moved by r, tokens move those after them, and so on: all together by `J⁻¹ D r`. 1 where
+    no token feels another.
+
+    Its gradient is exact at fixed z, by a second solve, with `Jᵀ`. Where one of the two fails the gain is 1, without a
+    gradient.
+
+    **Arguments:** `solver`, `max_steps`: of the solves, in token order.
+    """
+    check_causal(field, z)
+    r = jax.random.normal(key, z.shape, z.dtype)
+
+    def left(field, v):
+        """`D r - J v`."""
+        past = field.remember(z)
+        own = lambda u: field.alone(0.0, u, x, past)
+        whole = lambda u: field(0.0, u, x)
+        return jax.jvp(own, (z,), (r,))[1] - jax.jvp(whole, (z,), (v,))[1]
+
+    held = tree_held(field)
+    at = (held, *tree_held((z, x)))
+    v = linear_in_order(*at, left(held, jnp.zeros_like(r)), solver, max_steps, reverse=False).value
+    size = jnp.linalg.norm(v)
+    a = linear_in_order(*at, v / size, solver, max_steps, reverse=True).value
+    off = jnp.linalg.norm(left(held, v)) / size
+    pulled = jax.linear_transpose(lambda u: jax.jvp(lambda u: held(0.0, u, x), (z,), (u,))[1], z)
+    off = jnp.maximum(off, jnp.linalg.norm(pulled(a)[0] - v / size))
+    usable = off <= 2 * len(z) ** 0.5 * jnp.asarray(solver.rtol + solver.atol, off.dtype)
+    v, a, size = lax.stop_gradient((v, a, size))
+    change = jnp.vdot(a, left(field, v))  # by dv = J⁻¹ (dD r - dJ v)
+    gain = (size + change - lax.stop_gradient(change)) / jnp.linalg.norm(r)
+    return jnp.where(usable, gain, 1.0)
+
+
+def chain_penalty(
+    field: AbstractCausalField,
+    z: Float[Array, "t c"],
+    x: Float[Array, "t c"],
+    key: PRNGKeyArray,
+    *,
+    limit: ScalarLike = 3.0,
+    **settings: Any,
+) -> _Scalar:
+    """`relu(log(g / limit))²` of the `chain_gain` g, whose `settings` it takes. `limit`: the gain that is allowed."""
+    check_positive(limit=limit)
+    return _hinge(jnp.log(chain_gain(field, z, x, key, **settings)), -jnp.log(limit))
 
 
 def spectral_penalty(

@@ -34,6 +34,7 @@ HomeostatName = Literal[
     "none",
     "growth",
     "token-growth",
+    "chain",
     "spectral",
     "lognorm",
     "jacobian",
