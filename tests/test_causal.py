@@ -6,10 +6,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqjax.fields import EnergyBlock, MonotoneBlock, RealBlock, ThickBlock
+from eqjax.analytic import causal_mask
+from eqjax.fields import AbstractCausalField, EnergyBlock, MonotoneBlock, RealBlock, ThickBlock
 from eqjax.homeostasis import chain_gain, chain_penalty, token_growth_penalty, token_growth_rates
 from eqjax.relaxation import AndersonTypeI, TokenOrder
-from eqjax.stability import SpectrumResults, check, spectrum, token_blocks, token_spectrum
+from eqjax.stability import (
+    SpectrumResults,
+    check,
+    classify,
+    continuation,
+    spectrum,
+    token_blocks,
+    token_spectrum,
+)
 
 T, C = 5, 4
 BLOCKS = {
@@ -192,6 +201,32 @@ def test_the_gain_of_the_chain_is_that_of_dense_matrices_and_so_is_its_gradient(
         np.testing.assert_allclose(a, b, rtol=1e-7, atol=1e-9)
     penalty = eqx.filter_jit(chain_penalty)(field, z, x, key, limit=0.5 * value, solver=solver)
     np.testing.assert_allclose(penalty, np.log(2) ** 2, rtol=1e-8)
+
+
+class Turning(AbstractCausalField):
+    """Tokens that turn, each with growth `p - x₀` of its own, and are pushed by the earlier ones."""
+
+    p: jax.Array
+
+    def __call__(self, t, z, x):
+        return self.given(t, z, x, self.remember(z), causal_mask(len(z)))
+
+    def remember(self, z):
+        return z
+
+    def given(self, t, z, x, memory, seen):
+        pushed = jnp.where(seen, 0.5, 0.0).astype(z.dtype) @ memory - 0.5 * z
+        square = jnp.sum(z * z, axis=1, keepdims=True)
+        return (self.p - x[:, :1] - square) * z + 2 * jnp.stack([-z[:, 1], z[:, 0]], 1) + pushed
+
+
+def test_a_branch_says_whose_token_loses_stability():
+    field, x = Turning(jnp.asarray(0.0)), jnp.array([[0.9, 0.0], [0.4, 0.0], [0.7, 0.0]])
+    branch = continuation(field, jnp.zeros((3, 2)), x, where=lambda f: f.p, bounds=(0.0, 1.0))
+    found = [(point.flow, point.token) for point in branch.special_points]
+    assert found == [("Hopf", 1), ("Hopf", 2), ("Hopf", 0)]
+    np.testing.assert_allclose([p.parameter for p in branch.special_points], [0.4, 0.7, 0.9])
+    assert str(classify(branch)).endswith("frequency 2, of token 1")
 
 
 def test_other_fields_have_no_token_spectrum():

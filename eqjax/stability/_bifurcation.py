@@ -25,7 +25,7 @@ class SpecialPoint(eqx.Module):
     - `status`: "converged", or "bracketed" if the equations that define such a point did not lead to it, and the interval
       is one in which a test changes sign; or if eigenvalues on the way did not converge.
     - `value`: the eigenvalue μ that crosses. `frequency`: angular, of the oscillation that is born; 0 if none.
-    - `index`: of the last point of the branch before it.
+    - `index`: of the last point of the branch before it. `token`: of a causal field, whose own block the eigenvalue is of.
     """
 
     parameter: float
@@ -39,6 +39,7 @@ class SpecialPoint(eqx.Module):
     value: complex
     frequency: float
     index: int = eqx.field(static=True)
+    token: int | None = eqx.field(static=True, default=None)
 
     @property
     def type(self) -> str:
@@ -77,12 +78,15 @@ class BranchSample(NamedTuple):
     converged: bool
     unstable: int
     unstable_euler: int
+    tokens: np.ndarray | None = None  # whose the values are
 
     @classmethod
     def of(cls, parameter, point):
         flow, multipliers, reliable = point.found
         values: Any = np.asarray(flow.values)
-        values = values[np.argsort(-values.real, kind="stable")]
+        order = np.argsort(-values.real, kind="stable")
+        values = values[order]
+        tokens = None if flow.tokens is None else np.asarray(flow.tokens)[order]
         multipliers = np.zeros(0, complex) if multipliers is None else np.asarray(multipliers)
         multipliers = multipliers[np.argsort(-abs(multipliers), kind="stable")]
         # A mode that a symmetry keeps neutral is within rounding of zero, and must not count.
@@ -90,8 +94,13 @@ class BranchSample(NamedTuple):
         unstable = int(np.sum(values.real > neutral * np.max(abs(values))))
         euler = int(np.sum(abs(multipliers) > 1 + neutral))
         slope, converged = float(point.tangent[1]), bool(point.converged & reliable)
-        modes = (values, multipliers, converged, unstable, euler)
+        modes = (values, multipliers, converged, unstable, euler, tokens)
         return cls(float(parameter), point.y[0], slope, *modes)
+
+    def token_of(self, value: complex) -> int | None:
+        """Whose own block has the eigenvalue, or the nearest to it."""
+        nearest = np.argmin(abs(self.values - value))
+        return None if self.tokens is None else int(self.tokens[nearest])
 
 
 class Stretch(NamedTuple):
@@ -257,6 +266,7 @@ def special_points(leg: Stretch, step: float | None, polish: Callable) -> list[S
             value=value,
             frequency=float(frequency),
             index=leg.number,
+            token=there.token_of(value),
         )
         points.append((s, point))
 

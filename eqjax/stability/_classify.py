@@ -21,7 +21,8 @@ class Classification(eqx.Module):
         text = (
             f"{self.outcome} at parameter {self.point.parameter:.12g}, μ = {self.point.value:.6g}"
         )
-        return text + (f", frequency {self.point.frequency:.6g}" if self.point.frequency else "")
+        text += f", frequency {self.point.frequency:.6g}" if self.point.frequency else ""
+        return text + ("" if self.point.token is None else f", of token {self.point.token}")
 
 
 def classify(branch: Branch, at: float | None = None) -> Classification:
