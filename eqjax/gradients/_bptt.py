@@ -122,7 +122,9 @@ class BPTT(AbstractEstimator):
             size = jax.tree.leaves(batch)[0].shape[0]
             everyone = jnp.ones(size, bool) if subset is None else subset
             shapes = jax.eval_shape(lambda: attempt((True, everyone, None, None)))
-            blank = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[2:])
+            # NaN, since a compiler that skips the loop (seen with `while` in CUDA graphs) must not pass for a loss of 0.
+            nothing = lambda s: jnp.nan if jnp.issubdtype(s.dtype, jnp.inexact) else 0
+            blank = jax.tree.map(lambda s: jnp.full(s.shape, nothing(s), s.dtype), shapes[2:])
             first = (jnp.asarray(True), everyone, *blank)
             _, accepted, outcome, grads = jax.lax.while_loop(lambda carry: carry[0], attempt, first)
         *reported, evaluations, states = outcome
