@@ -84,8 +84,8 @@ class TrainConfig(AbstractRecipe):
     """What settles: token after token, and the adjoint back, or the whole window at once (all but bptt). The nudged phases
     go in order with asymep alone, and dyadic settles the window."""
     chunk: int | None = None
-    """Tokens that settle together, in token order: more work in fewer steps. If not given 4, and 16 on a GPU; 1 for a
-    solver that settles one by one."""
+    """Tokens that take their steps side by side, in token order: more work in fewer steps. If not given 4, and 16 on a GPU;
+    1 for a solver that settles one by one."""
     solver: SolverName | None = None
     """How the free phase settles (all but bptt). If not given type-one in token order, and anderson for a window."""
     free_rtol: float = 5e-5
