@@ -3,6 +3,7 @@
 import ast
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,16 @@ def test_one_version_everywhere():
     newest = re.search(r"^## (\S+) \((.+)\)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)
     assert newest is not None and newest[1] == citation["version"] == eqjax.__version__
     assert re.fullmatch(r"unreleased|\d{4}-\d\d-\d\d", newest[2])
+
+
+def test_a_source_distribution_has_what_its_tests_read_and_no_strays():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    patterns = project["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert all(p.startswith("/") and list(ROOT.glob(p[1:])) for p in patterns)
+    read = {"CONTRIBUTING.md", "Makefile", ".ci", "docs", "experiments", "notebooks", "mkdocs.yml"}
+    assert all(any(Path(name).match(p[1:]) for p in patterns) for name in read)
+
+
+def test_the_workflow_runs_what_continuous_integration_runs_here():
+    steps = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text("utf-8"))["jobs"]["run"]
+    assert [step["run"] for step in steps["steps"] if "run" in step] == [".ci/run"]
