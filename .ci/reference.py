@@ -4,8 +4,11 @@ import ast
 import functools
 import importlib
 import inspect
+import itertools
 import re
 import textwrap
+
+import equinox as eqx
 
 ROOMS = (
     "analytic fields relaxation gradients stability homeostasis training language memory resonance "
@@ -104,18 +107,42 @@ def signature(name, value):
     return line if len(line) <= 88 else f"{name}(\n    " + ",\n    ".join(parts) + f",\n){back}"
 
 
+def settings(kind):
+    """What is said below the fields of a class, those that it inherits included, as a list."""
+    for base in reversed([b for b in kind.__mro__ if b.__module__.startswith("eqjax")]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body
+        for field, said in itertools.pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(said, ast.Expr):
+                text = prose(" ".join(ast.literal_eval(said.value).split()))
+                yield f"- `{field.target.id}`: {text}"
+
+
+def members(kind):
+    """Methods and properties with a docstring of their own; a default that is a function is none."""
+    for name, value in vars(kind).items():
+        value = getattr(value, "fget", getattr(value, "__func__", value))
+        body = inspect.unwrap(value)
+        own = inspect.isfunction(body) and body.__qualname__ == f"{kind.__qualname__}.{name}"
+        if own and body.__doc__ and not name.startswith("_"):
+            call = f"{kind.__name__}.{name}"
+            if not isinstance(vars(kind)[name], property):
+                call = signature(call, body)
+            yield f"```python\n{call}\n```"
+            yield prose(inspect.getdoc(body))
+
+
 def entry(name, value):
-    """One name, and those of its methods that have something to say."""
+    """One name, and what belongs to it."""
+    found, about = [f"### `{name}` {{#{name}}}"], prose(inspect.getdoc(value) or "")
+    if isinstance(value, type(eqx.Enumeration)):
+        outcomes = vars(value)["_name_to_item"]
+        told = ((k, " ".join(value[v].split("\n\n")[0].split())) for k, v in outcomes.items())
+        return [*found, about, "\n".join(f"- `{k}`: {prose(text or '–')}" for k, text in told)]
     if not (inspect.isclass(value) or inspect.isfunction(inspect.unwrap(value))):
-        return [f"### `{name}` {{#{name}}}", f"```python\n{name} = {value!r}\n```"]
-    found = [f"### `{name}` {{#{name}}}", f"```python\n{signature(name, value)}\n```"]
-    found.append(prose(inspect.getdoc(value) or ""))
-    for method, body in vars(value).items() if inspect.isclass(value) else ():
-        body = inspect.unwrap(getattr(body, "__func__", body))
-        own = getattr(body, "__qualname__", "") == f"{value.__qualname__}.{method}"
-        if own and not method.startswith("_") and inspect.isfunction(body) and body.__doc__:
-            call = signature(f"{value.__name__}.{method}", body)
-            found += [f"```python\n{call}\n```", prose(inspect.getdoc(body) or "")]
+        return [*found, f"```python\n{name} = {value!r}\n```"]
+    found += [f"```python\n{signature(name, value)}\n```", about]
+    if inspect.isclass(value):
+        found += ["\n".join(settings(value)), *members(value)]
     return found
 
 

@@ -46,6 +46,9 @@ def test_calls_have_their_defaults_in_the_words_of_the_source():
         reference.page("gradients")
     )
     assert "throw: bool = True" in page and ") -> " in page
+    assert "- `nonlinear_divergence`: Nonlinear solve diverged." in page
+    assert "- `free_rtol`: Force residual at which" in reference.page("recipes")
+    assert "```python\nSpectrum.critical_step\n```" in reference.page("stability")
 
 
 def test_a_state_is_no_emphasis():
@@ -87,7 +90,8 @@ def test_the_messages_of_the_debugging_page_are_those_of_the_code():
                 pieces.append("".join(map(str, parts)))
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 pieces.append(node.value)
-    said = "\0".join(pieces)
+    outcomes = vars(eqjax.RESULTS)["_name_to_item"].values()
+    said = "\0".join([*pieces, *(eqjax.RESULTS[outcome] for outcome in outcomes)])
     page = (ROOT / "docs" / "debugging.md").read_text("utf-8")
     quoted = re.findall(r"```text\n(.*?)\n```", page, re.S)
     assert len(quoted) > 8
