@@ -49,7 +49,7 @@ bench: $(VENV)/.demo
 	"$(PY)" benchmarks/step.py
 
 clean:
-	rm -rf "$(VENV)" .venv-latest .venv-oldest .docs site .jax_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf "$(VENV)" .venv-latest .venv-oldest .docs .cache site .jax_cache .pytest_cache .ruff_cache .hypothesis
 
 $(PY):
 	command -v $(PYTHON) >/dev/null && $(PYTHON) -m venv "$(VENV)" || python3 -m venv "$(VENV)"
