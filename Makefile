@@ -15,7 +15,7 @@ FAST := house or analytic or spectrum or test_check or holomorphic or linear or 
 PYTEST = -m pytest -o addopts="-n 2 --dist=loadfile --strict-markers -rfEs --durations=10" \
 	$(SELECTED) $(if $(QUICK),-k "$(FAST)")
 
-.PHONY: demo test test-latest test-oldest lint bench clean
+.PHONY: demo test test-latest test-oldest lint docs bench clean
 
 demo: $(VENV)/.demo
 	"$(PY)" -m eqjax demo
@@ -39,12 +39,17 @@ lint: $(VENV)/.test
 	"$(PY)" -m ruff format --check .
 	"$(PY)" -m pyright --pythonpath "$(PY)"
 
+# The site, into site/; a warning ends it. What the pages take from the code they take from what is installed here.
+docs: $(VENV)/.docs
+	"$(PY)" .ci/site_pages.py
+	"$(PY)" -m zensical build --strict --clean
+
 bench: $(VENV)/.demo
 	"$(PY)" benchmarks/settling.py
 	"$(PY)" benchmarks/step.py
 
 clean:
-	rm -rf "$(VENV)" .venv-latest .venv-oldest .jax_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf "$(VENV)" .venv-latest .venv-oldest .docs .cache site .jax_cache .pytest_cache .ruff_cache .hypothesis
 
 $(PY):
 	command -v $(PYTHON) >/dev/null && $(PYTHON) -m venv "$(VENV)" || python3 -m venv "$(VENV)"
@@ -57,6 +62,10 @@ $(VENV)/.demo: pyproject.toml | $(PY)
 
 $(VENV)/.test: pyproject.toml $(VENV)/.demo
 	$(PIP) --editable ".[test]"
+	touch "$@"
+
+$(VENV)/.docs: pyproject.toml $(VENV)/.demo
+	$(PIP) --editable ".[docs]"
 	touch "$@"
 
 .venv-latest/.done: pyproject.toml .ci/requirements.py

@@ -130,7 +130,7 @@ class Ruler(eqx.Module):
         return float(np.min(np.linalg.norm(weights @ nodes, axis=1)))
 
 
-class Closing(eqx.Module):
+class ComesBack(eqx.Module):
     """A callback that ends a branch where it comes back to its beginning."""
 
     ruler: Ruler

@@ -16,7 +16,7 @@ from ._bifurcation import SpecialPoint
 from ._continuation import Branch, continuation
 from ._cycle_continuation import cycle_continuation
 from ._deflation import equilibria
-from ._diagram import Closing, Diagram, Ruler, Standing, is_known, joined
+from ._diagram import ComesBack, Diagram, Ruler, Standing, is_known, joined
 from ._jacobian import real_dtype
 from ._parameter import Line, find, replaced
 from ._storage import load, save
@@ -163,7 +163,7 @@ class _Survey:
 
     def both_ways(self, field, state, origin: str) -> Branch | None:
         call: dict[str, Any] = {**self.call, **self.settings, "bounds": self.bounds}
-        closing = Closing(self.ruler, [], [])
+        closing = ComesBack(self.ruler, [], [])
         try:
             ahead = continuation(field, state, **call, callback=closing)
             if closing.closed:

@@ -1,0 +1,76 @@
+"""The pages of the site, staged in `.docs`: `python .ci/site_pages.py`, and then `zensical build --strict`.
+
+A page of docs/ is copied as it is, but for a line that asks for what is known elsewhere: `::: eqjax.fields` becomes every
+public name of that room, `::: eqjax --help` the help of every command, `::: notebooks` a list of the notebooks, which
+become pages themselves.
+"""
+
+import contextlib
+import io
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import reference
+
+ROOT = Path(__file__).parents[1]
+STAGE = ROOT / ".docs"
+
+
+def help_of(*words):
+    """What `eqjax ... --help` prints, without colours."""
+    from eqjax.cli import main
+
+    os.environ |= {"COLUMNS": "100", "NO_COLOR": "1"}
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    text = re.sub(r"\x1b\[[\d;]*m| +$", "", said.getvalue(), flags=re.M)
+    return text.replace(str(Path.home()), "~")
+
+
+def commands(*words):
+    """Every command with its help; which there are is what the help itself says."""
+    text = help_of(*words)
+    yield f"## `{' '.join(['eqjax', *words])}`\n\n```text\n{text.strip()}\n```"
+    there = re.match(r"usage: [^{]*\[-h\] \{([\w,-]+)\}", text)
+    for name in there[1].split(",") if there else ():
+        yield from commands(*words, name)
+
+
+def notebook(path):
+    """A notebook as Markdown: its words and its code. What it prints one sees by running it."""
+    cells = json.loads(path.read_text("utf-8"))["cells"]
+    for cell in cells:
+        text = "".join(cell["source"]).strip()
+        yield text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```"
+
+
+def notebooks():
+    """The notebooks, each a page of its own below `learn/`."""
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        text = "\n\n".join(notebook(path)).replace("](../docs/", "](../")
+        (STAGE / "learn").mkdir(exist_ok=True)
+        (STAGE / "learn" / f"{path.stem}.md").write_text(text + "\n", "utf-8")
+        yield f"1. [{re.match('# (.*)', text)[1]}](learn/{path.stem}.md)"
+
+
+def asked(match):
+    """What a line `::: ...` asks for."""
+    if match[1] == "notebooks":
+        return "\n".join(notebooks())
+    return "\n\n".join(commands()) if match[1] == "eqjax --help" else reference.page(match[1][6:])
+
+
+def main():
+    shutil.rmtree(STAGE, ignore_errors=True)
+    shutil.copytree(ROOT / "docs", STAGE)
+    for page in sorted(STAGE.rglob("*.md")):
+        text = page.read_text("utf-8")
+        page.write_text(re.sub(r"^::: (.+)$", asked, text, flags=re.M), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
