@@ -57,7 +57,8 @@ def fixed_point(run, count):
 
 def both_ways(field, point, x, step=None):
     """A curve from its Hopf or Neimark–Sacker point on, up and down in the leak, in one order."""
-    settings = {"where": where(), "bounds": (GAIN, LEAK), "step": step, "max_points": 300}
+    path = stability.PseudoArclength(most=0.02)
+    settings = {"where": where(), "bounds": (GAIN, LEAK), "step": step, "path": path}
     down, up = (
         stability.hopf_curve(field, point, x, backwards=backwards, **settings)
         for backwards in (True, False)
@@ -154,7 +155,9 @@ def main():
         Run.start(TrainConfig.from_dict(settings)).train()
     run = open_run(options.run, TrainConfig)
     field, z, x, told = fixed_point(run, options.windows)
-    print(f"window {told['window']}, largest growth rates {np.round(told['growth'], 3)}", flush=True)
+    print(
+        f"window {told['window']}, largest growth rates {np.round(told['growth'], 3)}", flush=True
+    )
     tokens = stability.token_spectrum(field, z, x)
     print(f"token {int(tokens.token)}, by token {np.round(np.asarray(tokens.abscissas), 3)}")
     curves = examine(field, z, x)
