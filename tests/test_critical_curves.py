@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from textbook import special as known
 
 from eqjax import fields
 from eqjax.stability import (
@@ -150,10 +151,10 @@ class Leaky(eqx.Module):
 
 def test_the_hopf_curve_and_that_of_its_euler_map_part():
     """Hopf points at a = 4c/5, and of Euler's map `2 (5a/4 - c) + ε |(5/4 + i) a - c|² = 0`; for ε = 1, c = 1 at .6247."""
-    field = Leaky(jnp.asarray(0.6), jnp.asarray(1.0))
-    branch = continuation(field, jnp.zeros(2), where=BOTH[0], bounds=(0.1, 2.0), step=1.0)
-    euler, hopf = branch.special_points
-    assert abs(euler.parameter - 0.624695047554424) < 1e-12 and abs(hopf.parameter - 0.8) < 1e-12
+    a = 0.624695047554424
+    field = Leaky(jnp.asarray(a), jnp.asarray(1.0))
+    euler = known("–", a, [0.0, 0.0], np.angle((1.25 + 1j) * a), "Neimark–Sacker")
+    hopf = known("Hopf", 0.8, [0.0, 0.0], 0.8)
     settings = {"where": BOTH, "bounds": ((0.1, 2.0), (0.2, 2.2)), "backwards": True}
     flow = hopf_curve(field, hopf, **settings)
     a, c = flow.parameters.T
@@ -173,11 +174,9 @@ def test_the_hopf_curve_and_that_of_its_euler_map_part():
 
 def test_a_curve_of_neimark_sacker_points_passes_its_resonances():
     """Of the map z + F(z) of Bogdanov and Takens: b = -s, a = -s², cos θ = 1 - s. Its two ends are those on the real axis."""
-    field = Planar(jnp.asarray(-0.5), jnp.asarray(-0.8), "Bogdanov–Takens")
-    start = jnp.array([-(0.5**0.5), 0.0])
+    field = Planar(jnp.asarray(-0.64), jnp.asarray(-0.8), "Bogdanov–Takens")
+    point = known("–", -0.64, [-0.8, 0.0], np.arccos(0.2), "Neimark–Sacker")
     settings = {"where": BOTH, "bounds": ((-5.0, 0.5), (-3.0, 0.5)), "step": 1.0}
-    branch = continuation(field, start, where=BOTH[0], bounds=(-1.0, 0.5), backwards=True, step=1.0)
-    point = next(p for p in branch.special_points if p.euler == "Neimark–Sacker")
     down = hopf_curve(field, point, **settings, backwards=True)
     up = hopf_curve(field, point, **settings)
     found = {p.type: p for p in (*down.special_points, *up.special_points)}
