@@ -105,7 +105,7 @@ def cases():
     hodgkin = fields.HodgkinHuxley()
     yield Case(
         "Brusselator, A = 1.2",
-        fields.Brusselator(a=1.2, b=2.0),
+        fields.Brusselator(jnp.asarray(1.2), jnp.asarray(2.0)),
         lambda f: f.b,
         jnp.array([1.2, 2 / 1.2]),
         (1.0, 3.0),
@@ -137,7 +137,7 @@ def cases():
     )
     yield Case(
         "Lorenz-63, origin",
-        fields.Lorenz(rho=0.5),
+        fields.Lorenz(rho=jnp.asarray(0.5)),
         rho,
         jnp.zeros(3),
         (0.0, 30.0),
@@ -145,7 +145,7 @@ def cases():
     )
     yield Case(
         "Lorenz-63",
-        fields.Lorenz(rho=10.0),
+        fields.Lorenz(rho=jnp.asarray(10.0)),
         rho,
         jnp.array([24**0.5, 24**0.5, 9.0]),
         (5.0, 40.0),
@@ -223,7 +223,7 @@ def defects(case, kind, unknown):
     z, p = unknown[:-1], unknown[-1]
     field = eqx.tree_at(case.where, case.field, jnp.asarray(p))
     force = lambda z: np.asarray(field(0.0, jnp.asarray(z), None))
-    columns = [force(z + 1e-20j * unit).imag / 1e-20 for unit in np.eye(len(z))]
+    columns = [np.imag(force(z + 1e-20j * unit)) / 1e-20 for unit in np.eye(len(z))]
     matrix = np.array(columns).T
     if kind == "Hopf":
         values = np.linalg.eigvals(matrix)

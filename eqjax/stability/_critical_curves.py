@@ -317,7 +317,8 @@ def _curve(
             # Of a map d has poles, too.
             if name == "Chenciner" and not sure:
                 return None
-            return found_at(leg, name, *there.y, (), error, sure)
+            y, q = there.y
+            return found_at(leg, name, y, q, (), error, sure)
         _, there, _, _ = locate(lambda p: p.search(leg.first)[i], leg.coarse)
         (y, q), at = there.y, there.y
         if name not in TOGETHER:
