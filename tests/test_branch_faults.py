@@ -1,5 +1,7 @@
 """Cycles, branches and spectra that were told wrongly: multiples of a period, dropped drives, copies of a mode."""
 
+from typing import NamedTuple
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,13 @@ from eqjax.stability import (
     periodic_orbit,
     spectrum,
 )
+from eqjax.stability._bifurcation import Stretch, crossings
+
+
+class Place(NamedTuple):
+    s: float
+    converged: bool
+    parameter: float
 
 
 class VanDerPol(eqx.Module):
@@ -157,3 +166,12 @@ def test_modes_that_cross_together_are_one_branch_point():
     below = np.asarray(branch.parameters)[:, None] > exact
     assert np.array_equal(branch.unstable, below @ np.array([1, 2, 2]))
     assert np.all(branch.reliable)
+
+
+def test_half_a_pair_among_the_modes_changes_the_count_by_a_plain_number():
+    first, last = Place(0.0, True, 0.0), Place(1.0, True, 1.0)
+    leg = Stretch(lambda s: Place(s, True, s), 1.0, first, last, 0, 1e-9)
+    values = lambda p: np.array([p.s - 0.3 + 1j])
+    ((_, found, value, change),) = crossings(leg, values, np.real, 0, 1)
+    assert type(change) is int and change == 2
+    assert abs(found[0] - 0.3) < 1e-9 and abs(value - 1j) < 1e-9

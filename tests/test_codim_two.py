@@ -6,10 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from textbook import special
 
 from eqjax.stability import (
     PseudoArclength,
-    SpecialPoint,
     fold_curve,
     hopf_curve,
     normal_form,
@@ -18,23 +18,6 @@ from eqjax.stability import (
 
 BOTH = (lambda f: f.a, lambda f: f.b)
 FAST = PseudoArclength(first=0.05, most=0.2, turn=0.6)
-
-
-def special(kind, parameter, state, frequency=0.0, euler="–"):
-    """A special point whose place is known."""
-    return SpecialPoint(
-        parameter=parameter,
-        interval=(parameter, parameter),
-        state=jnp.array(state),
-        flow=kind,
-        euler=euler,
-        change=0,
-        change_euler=0,
-        status="converged",
-        value=1j * frequency,
-        frequency=frequency,
-        index=0,
-    )
 
 
 class Disguised(eqx.Module):

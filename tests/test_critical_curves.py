@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from textbook import special as known
 
 from eqjax import fields
 from eqjax.stability import (
@@ -136,3 +137,56 @@ def test_morris_lecar_has_its_bogdanov_takens_point_where_trace_and_determinant_
     assert len(found) == 1
     gap = min(abs(i - found[0][0]) + abs(g - found[0][1]) for g, i in exact)
     assert gap < 1e-8
+
+
+class Leaky(eqx.Module):
+    """`ż = -cz + a W tanh z`, W = 5/4 ± i at 0."""
+
+    a: jax.Array
+    b: jax.Array
+
+    def __call__(self, t, z, x):
+        return -self.b * z + self.a * (jnp.array([[1.25, -1.0], [1.0, 1.25]]) @ jnp.tanh(z))
+
+
+def test_the_hopf_curve_and_that_of_its_euler_map_part():
+    """Hopf points at a = 4c/5, and of Euler's map `2 (5a/4 - c) + ε |(5/4 + i) a - c|² = 0`; for ε = 1, c = 1 at .6247."""
+    a = 0.624695047554424
+    field = Leaky(jnp.asarray(a), jnp.asarray(1.0))
+    euler = known("–", a, [0.0, 0.0], np.angle((1.25 + 1j) * a), "Neimark–Sacker")
+    hopf = known("Hopf", 0.8, [0.0, 0.0], 0.8)
+    settings = {"where": BOTH, "bounds": ((0.1, 2.0), (0.2, 2.2)), "backwards": True}
+    flow = hopf_curve(field, hopf, **settings)
+    a, c = flow.parameters.T
+    np.testing.assert_allclose(a, 0.8 * c, atol=1e-11)
+    np.testing.assert_allclose(flow.frequencies, a, atol=1e-11)
+    settings["bounds"] = ((0.1, 3.0), (0.2, 3.0))
+    down = hopf_curve(field, euler, step=1.0, **settings)
+    up = hopf_curve(field, euler, step=1.0, **settings | {"backwards": False})
+    for curve in (down, up):
+        a, c = np.asarray(curve.parameters).T
+        multiplier = 1 - c + (1.25 + 1j) * a
+        np.testing.assert_allclose(abs(multiplier), 1, atol=1e-11)
+        np.testing.assert_allclose(curve.frequencies, np.angle(multiplier), atol=1e-11)
+    with pytest.raises(ValueError, match='euler "Neimark–Sacker"'):
+        hopf_curve(field, hopf, step=1.0, **settings)
+
+
+def test_a_curve_of_neimark_sacker_points_passes_its_resonances():
+    """Of the map z + F(z) of Bogdanov and Takens: b = -s, a = -s², cos θ = 1 - s. Its two ends are those on the real axis."""
+    field = Planar(jnp.asarray(-0.64), jnp.asarray(-0.8), "Bogdanov–Takens")
+    point = known("–", -0.64, [-0.8, 0.0], np.arccos(0.2), "Neimark–Sacker")
+    settings = {"where": BOTH, "bounds": ((-5.0, 0.5), (-3.0, 0.5)), "step": 1.0}
+    down = hopf_curve(field, point, **settings, backwards=True)
+    up = hopf_curve(field, point, **settings)
+    found = {p.type: p for p in (*down.special_points, *up.special_points)}
+    for k, s in ((1, 0.0), (2, 2.0), (3, 1.5), (4, 1.0)):
+        there = found[f"1:{k} resonance"]
+        np.testing.assert_allclose(there.parameters, (-s * s, -s), atol=1e-11)
+        assert there.status == "converged"
+        assert abs(there.frequency - 2 * np.pi / k * (k > 1)) < 1e-6
+    assert down.ended == "the multipliers met at -1" and up.ended == "the frequency vanished"
+    form = normal_form(field, point, where=BOTH[0], step=1.0)
+    assert abs(form.coefficients["d"] - float(down.tests[0, 0])) < 1e-9
+    with pytest.raises(ValueError, match="no normal form of a 1:4 resonance point"):
+        normal_form(field, found["1:4 resonance"], where=BOTH, step=1.0)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from eqjax import fields
+from eqjax.stability import SpecialPoint
 
 
 class Lorenz84(eqx.Module):
@@ -43,3 +44,20 @@ class TsodyksMarkram(eqx.Module):
                 (0.3 - u) / 1.5 + 0.3 * (1 - u) * e,
             ]
         )
+
+
+def special(kind, parameter, state, frequency=0.0, euler="–"):
+    """A special point whose place is known."""
+    return SpecialPoint(
+        parameter=parameter,
+        interval=(parameter, parameter),
+        state=jnp.array(state),
+        flow=kind,
+        euler=euler,
+        change=0,
+        change_euler=0,
+        status="converged",
+        value=1j * frequency,
+        frequency=frequency,
+        index=0,
+    )

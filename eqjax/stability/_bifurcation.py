@@ -184,7 +184,7 @@ def crossings(leg: Stretch, values: Callable, rate: Callable, before: int, after
         # Both of a pair cross at once, and all copies: one point, and so many ranks done.
         alike = np.minimum(abs(among[i:end] - value), abs(among[i:end] - value.conj())) <= small
         pair = abs(value.imag) > small
-        count = max(int(np.argmin(np.append(alike, False))), 1 + pair)
+        count = max(int(np.argmin(np.append(alike, False))), 1 + int(pair))
         yield test, found, value if pair else value.real, count * up
         i += count
 

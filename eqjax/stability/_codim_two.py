@@ -12,16 +12,32 @@ from jaxtyping import Array, PyTree
 
 from ..analytic import tree_held
 
-# What may happen on a curve of each kind: tests that change sign there. The first two of each are differentiated.
+# What may happen on a curve of each kind: tests that change sign there.
 EVENTS = {
     "fold": ("Bogdanov–Takens", "cusp", "zero–Hopf"),
     "Hopf": ("Bautin", "Bogdanov–Takens", "zero–Hopf", "Hopf–Hopf"),
+    "Neimark–Sacker": (
+        "Chenciner",
+        "1:1 resonance",
+        "1:2 resonance",
+        "1:3 resonance",
+        "1:4 resonance",
+    ),
 }
+# Where the first of them has a pole: at a zero–Hopf point, at a resonance 1:3.
+POLES = {"Hopf": 2, "Neimark–Sacker": 3}
+# Where a pair meets on the real axis its curve ends, and its equations are singular; those of the real ones are regular.
+SINGULAR = {
+    "Hopf": {"Bogdanov–Takens": "fold"},
+    "Neimark–Sacker": {"1:1 resonance": "fold", "1:2 resonance": "flip"},
+}
+# Where another curve is met.
+TOGETHER = ("zero–Hopf", "Hopf–Hopf")
 
 
 class CurvePoint(eqx.Module):
-    """A point of codimension two: `type` "Bogdanov–Takens", "cusp", "Bautin", "zero–Hopf" or "Hopf–Hopf"; both `parameters`,
-    in the order of `where`; the fixed point there, `frequencies` of its critical pairs, that of the curve first; `error` of
+    """A point of codimension two: `type` "Bogdanov–Takens", "cusp", "Bautin", "zero–Hopf" or "Hopf–Hopf", under the Euler map
+    "Chenciner" or "1:1 resonance" to "1:4 resonance"; both `parameters`, in the order of `where`; the fixed point there, `frequencies` of its critical pairs, that of the curve first; `error` of
     either parameter relative to its bounds, and `index` of the last point of the curve before it. `status` "converged", or
     "bracketed" if the equations of such a point did not lead to it."""
 
@@ -69,6 +85,11 @@ def further_tests(kind: str, values: Any, frequency: float) -> np.ndarray:
     if kind == "fold":
         return np.array([pairs])
     return np.array([_least(rest / max(abs(values))), pairs])
+
+
+def angle_tests(angle: float) -> np.ndarray:
+    """What changes sign at the resonances of a pair `exp(±iθ)`."""
+    return np.array([angle, np.pi - angle, angle - 2 * np.pi / 3, angle - np.pi / 2])
 
 
 def _least(numbers: Any) -> float:

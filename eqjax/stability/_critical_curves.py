@@ -10,23 +10,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, PyTree, ScalarLike
 
-from .._checks import check_count
+from .._checks import check_count, check_positive, given
 from ..analytic import tree_held
 from ._bifurcation import SpecialPoint, Stretch, locate
 from ._codim_two import (
     EVENTS,
+    POLES,
+    SINGULAR,
+    TOGETHER,
     CurvePoint,
+    angle_tests,
     critical_of,
     further_tests,
     matrix_at,
     met_frequency,
     polished_both,
 )
-from ._defining import Critical, Defining, Vectors, solve_square
+from ._defining import Critical, Defining, Vectors
 from ._jacobian import real_dtype
-from ._normal_form import lyapunov_coefficient
 from ._parameter import Line, find, replaced
 from ._path import (
     DENSE,
@@ -47,10 +50,11 @@ class Curve(eqx.Module):
     of codimension two.
 
     - `parameters (m, 2)`, `states` (leading axis m): its points, in order. `frequencies (m,)`: ω; 0 at folds.
-    - `tests (m, 3)` or `(m, 4)`: what changes sign: at folds at a Bogdanov–Takens point (wᵀv), at a cusp (wᵀB(v, v)/2, the
+    - `tests (m, 3 to 5)`: what changes sign: at folds at a Bogdanov–Takens point (wᵀv), at a cusp (wᵀB(v, v)/2, the
       coefficient of the fold) and at a zero–Hopf point (the least sum of two other eigenvalues, with the sign of the product
       of all sums); at Hopf points at a Bautin point (l₁), at a Bogdanov–Takens point (ω), at a zero–Hopf point (the least
-      other eigenvalue) and at a Hopf–Hopf point (as a zero–Hopf point of folds).
+      other eigenvalue) and at a Hopf–Hopf point (as a zero–Hopf point of folds); at Neimark–Sacker points, with multipliers
+      exp(±iθ), at a Chenciner point (d) and at resonances 1:1 (θ), 1:2 (π - θ), 1:3 (θ - 2π/3) and 1:4 (θ - π/2).
     - `special_points`: `CurvePoint`s. `ended`: in words, why the curve ends where it does.
     """
 
@@ -129,13 +133,12 @@ class CriticalCurve(AbstractProblem):
         system = self.at(q)
         v, w = system.raw_vectors(y, self.borders(y, q))
         force = lambda z: system.force(z, y.q)
-        if system.kind == "fold":
+        if not system.turning:
             v, w = v / jnp.linalg.norm(v), w / jnp.linalg.norm(w)
             along = lambda z: jax.jvp(force, (z,), (v,))[1]
             bend = jax.jvp(along, (y.z,), (v,))[1]
             return jnp.stack([w @ v, 0.5 * w @ bend]), Vectors(v, w)
-        l1 = lyapunov_coefficient(force, y.z, y.extra, v, w, solve_square)
-        return jnp.stack([l1, y.extra]), Vectors(v, w)
+        return jnp.stack([system.cubic(y, v, w), y.extra]), Vectors(v, w)
 
     def findings(self, state, q, base):
         force = self.at(q).force(state.z, state.q)
@@ -153,35 +156,39 @@ class CurveSample(NamedTuple):
     vectors: Vectors
     values: np.ndarray
     converged: bool
+    kind: str
 
     def beside(self, other: "CurveSample") -> np.ndarray:
         """The tests, with vectors that point as those of a neighbour do."""
-        if np.iscomplexobj(self.vectors.right):
+        if self.kind != "fold":
             return self.tests
         turns = [np.sign(a @ b) for a, b in zip(self.vectors, other.vectors, strict=True)]
         oriented = np.array([turns[0] * turns[1], turns[1]])
         return np.append(self.tests[:2] * oriented, self.tests[2:])
 
     def search(self, other: "CurveSample") -> np.ndarray:
-        """The same, without the pole that l₁ has at a zero–Hopf point, where it also changes sign."""
+        """The same, without the pole at which the first also changes sign."""
         tests = self.beside(other)
-        if np.iscomplexobj(self.vectors.right):
-            tests = np.append(tests[0] * tests[2], tests[1:])
+        if self.kind in POLES:
+            tests = np.append(tests[0] * tests[POLES[self.kind]], tests[1:])
         return tests
 
 
-def _regular(problem, event, y, q):
-    """The equations whose regular root an event is: where the frequency vanishes, those of a fold."""
-    if problem.system.kind == "Hopf" and EVENTS["Hopf"][event] == "Bogdanov–Takens":
-        system = dataclasses.replace(problem.system, kind="fold")
-        problem, event = dataclasses.replace(problem, system=system), 0
-        y = y._replace(extra=())
-    return problem, event, y, q
+# Why not Newton's method: on a regular curve an event is a simple root of one number, which the compiled step gives, and
+# its derivative, of order four in the field for l₁, would take longer to compile than all the rest.
+def _root_on(leg: Stretch, i: int, eps: float) -> tuple[CurveSample, float, bool]:
+    """Where a test vanishes on a leg, to rounding; the error, in units of the path; and whether it has no pole there."""
+    _, there, _, _ = locate(
+        lambda p: p.search(leg.first)[i], leg._replace(tol=4 * eps * leg.length)
+    )
+    value, *ends = (abs(p.tests[i]) for p in (there, leg.first, leg.last))
+    error = 4 * (eps + leg.length * value / max(ends))
+    return there, error, bool(error < eps**0.5)
 
 
 @eqx.filter_jit
-def _polished(problem, event, y, q):
-    """The point of codimension two near a sample, and how far the last of Newton's steps went."""
+def _polished(problem, y, q):
+    """A Bogdanov–Takens point or a resonance near a sample, and how far the last of Newton's steps went."""
     unknown, unravel = ravel_pytree((y, q))
     borders = problem.borders(y, q)
 
@@ -190,7 +197,7 @@ def _polished(problem, event, y, q):
         system = problem.at(q)
         vectors = system.raw_vectors(y, borders)
         rest = system.equations(y, vectors, borders.left)
-        return jnp.append(ravel_pytree(rest)[0], problem.tests(y, q)[0][event])
+        return jnp.append(ravel_pytree(rest)[0], problem.tests(y, q)[0][0])
 
     def body(carry, _):
         flat, _ = carry
@@ -222,15 +229,24 @@ def fold_curve(field, point, x=None, *, where, bounds, **settings) -> Curve:
     return _curve("fold", field, point, x, where, bounds, **settings)
 
 
-def hopf_curve(field, point, x=None, *, where, bounds, **settings) -> Curve:
+def hopf_curve(
+    field, point, x=None, *, where, bounds, step: ScalarLike | None = None, **settings
+) -> Curve:
     """Follow a Hopf point through two parameters, to Bautin points, where the cycle that is born changes its stability
     (l₁ = 0), to zero–Hopf and Hopf–Hopf points, where a real mode or another pair is critical, too, and to Bogdanov–Takens
     points, where its frequency vanishes and the curve ends.
 
     The minimally augmented equations of a Hopf point, F = 0 and g = 0 with the complex g from the bordered `J - iω`.
     Arguments, results and errors are those of `fold_curve`, with a `point` of `flow == "Hopf"`.
+
+    With `step`, the ε that `continuation` was given, and a `point` of `euler == "Neimark–Sacker"` it follows where a pair of
+    multipliers of the Euler map z + εF has modulus one: to Chenciner points, where the invariant circle that is born
+    changes its stability (d = 0), and to resonances 1:k, at which the multipliers are k-th roots of one; those of k = 1 and
+    2 end it. Other multipliers of modulus one are not looked for. Folds of flow and map are the same.
     """
-    return _curve("Hopf", field, point, x, where, bounds, **settings)
+    check_positive(**given(step=step))
+    kind = "Hopf" if step is None else "Neimark–Sacker"
+    return _curve(kind, field, point, x, where, bounds, step=step, **settings)
 
 
 def _curve(
@@ -240,13 +256,15 @@ def _curve(
     x: PyTree,
     where: Any,
     bounds: Any,
+    step: ScalarLike | None = None,
     backwards: bool = False,
     path: AbstractPath = PseudoArclength(),
     max_points: int = 400,
     max_steps: int = 12,
 ) -> Curve:
-    if point.flow != kind:
-        raise ValueError(f'`point` must be a special point with flow "{kind}", got "{point.flow}".')
+    under, label = ("flow", point.flow) if step is None else ("euler", point.euler)
+    if label != kind:
+        raise ValueError(f'`point` must be a special point with {under} "{kind}", got "{label}".')
     for name, value in (("where", where), ("bounds", bounds)):
         if not isinstance(value, tuple | list) or len(value) != 2:
             raise ValueError(f"`{name}` must be a pair, one for each of the two parameters.")
@@ -260,9 +278,12 @@ def _curve(
         field = replaced(field, index, jnp.asarray(value, jnp.result_type(float)))
     first, q1 = Line.of(field, where[0], bounds[0], real)
     second, q2 = Line.of(first.field, where[1], bounds[1], real)
-    system = Defining(first, x, None, unravel, kind)
+    epsilon = None if step is None else jnp.asarray(step, real)
+    system = Defining(first, x, epsilon, unravel, kind)
     problem = CriticalCurve(second, system, max_steps)
-    extra = system.extra(1j * point.frequency, z.dtype)
+    # What is unknown beside the state: ω, or the angle εω.
+    unit = 1.0 if epsilon is None else float(epsilon)
+    extra = jnp.asarray(unit * point.frequency, z.dtype) if system.turning else ()
     start = first_point(problem, Critical(z, q1, extra), q2, backwards)
     if not start.converged:
         raise ValueError(
@@ -270,50 +291,70 @@ def _curve(
             "special point as `continuation` returned it, and the same field."
         )
 
+    eps = float(jnp.finfo(real).eps)
+
     def frequency_of(y):
-        return abs(float(y.extra)) if kind == "Hopf" else 0.0
+        return abs(float(y.extra)) / unit if system.turning else 0.0
 
     def sample(point):
         y, q = point.y
         tests, vectors = jax.tree.map(np.asarray, point.found)
-        # Only where there are other eigenvalues than the critical ones.
-        more = z.size > len(critical_of(kind, 1.0))
-        values = np.linalg.eigvals(matrix_at(problem, y, q)) if more else np.zeros(z.size, complex)
-        tests = np.append(tests, further_tests(kind, values, frequency_of(y)))
+        values = np.zeros(z.size, complex)
+        if kind == "Neimark–Sacker":
+            tests = np.append(tests[0], angle_tests(float(y.extra)))
+        else:
+            # Only where there are other eigenvalues than the critical ones.
+            if z.size > len(critical_of(kind, 1.0)):
+                values = np.linalg.eigvals(matrix_at(problem, y, q))
+            tests = np.append(tests, further_tests(kind, values, frequency_of(y)))
         at, slope = float(second.value(q)), float(point.tangent[1])
-        return CurveSample(at, (y, q), slope, tests, vectors, values, bool(point.converged))
+        return CurveSample(at, (y, q), slope, tests, vectors, values, bool(point.converged), kind)
 
     def event(leg, i):
-        name = EVENTS[kind][i]
-        _, there, _, _ = locate(lambda p: p.search(leg.first)[i], leg.coarse)
-        at, met = there.y, ()
-        if i < 2:
-            y, q, step = _polished(*_regular(problem, i, there.y[0], there.y[1]))
-            own = (frequency_of(y),) if name == "Bautin" else ()
-        else:
+        name, met = EVENTS[kind][i], ()
+        if name not in SINGULAR.get(kind, ()) and name not in TOGETHER:
+            there, error, sure = _root_on(leg, i, eps)
+            # Of a map d has poles, too.
+            if name == "Chenciner" and not sure:
+                return None
             y, q = there.y
+            return found_at(leg, name, y, q, (), error, sure)
+        _, there, _, _ = locate(lambda p: p.search(leg.first)[i], leg.coarse)
+        (y, q), at = there.y, there.y
+        if name not in TOGETHER:
+            # The equations whose regular root it is.
+            other = dataclasses.replace(system, kind=SINGULAR[kind][name])
+            regular = dataclasses.replace(problem, system=other)
+            y, q, size = _polished(regular, y._replace(extra=()), q)
+        else:
             omega = met_frequency(kind, name, there.values, frequency_of(y))
             if np.isnan(omega):
                 return None
-            y, q, other, step = polished_both(problem, name, y, q, jnp.asarray(omega, real))
-            own: tuple[float, ...] = (frequency_of(y),) if kind == "Hopf" else ()
+            y, q, other, size = polished_both(problem, name, y, q, jnp.asarray(omega, real))
             met = () if isinstance(other, tuple) else (abs(float(other)),)
             # Newton's method may have gone to the pair that is known.
+            own = (frequency_of(y),) if system.turning else ()
             if any(abs(a - b) < 1e-6 * a for a, b in zip(own, met, strict=False)):
-                step = jnp.full_like(step, jnp.nan)
+                size = jnp.full_like(size, jnp.nan)
         # On this leg, for it may be another one's.
         distance = lambda a, b: float(jnp.hypot(a[0].q - b[0].q, a[1] - b[1]))
         reach = 1e-6 + distance(leg.first.y, leg.last.y)
-        sure = bool(step < float(jnp.finfo(real).eps) ** 0.5) and distance((y, q), at) < reach
+        sure = bool(size < eps**0.5) and distance((y, q), at) < reach
         if not sure:
             _, there, _, _ = locate(lambda p: p.search(leg.first)[i], leg)
-            (y, q), step = there.y, jnp.asarray(leg.tol)
+            (y, q), size = there.y, leg.tol
+        return found_at(leg, name, y, q, met, max(4 * float(size), 4 * eps), sure)
+
+    def found_at(leg, name, y, q, met, error, sure):
+        own = () if isinstance(y.extra, tuple) else (frequency_of(y),)
+        if name == "1:2 resonance":
+            own = (np.pi / unit,)
         return CurvePoint(
             type=name,
             parameters=(float(first.value(y.q)), float(second.value(q))),
             state=unravel(y.z),
             frequencies=(*own, *met),
-            error=max(4 * float(step), 4 * float(jnp.finfo(real).eps)),
+            error=error,
             status="converged" if sure else "bracketed",
             index=leg.number,
         )
@@ -324,8 +365,10 @@ def _curve(
         points = [point for point in points if point is not None]
         y = leg.last.y[0]
         ended = ""
-        if kind == "Hopf" and changes[1]:
-            ended = "the frequency vanished"
+        for i, name in enumerate(EVENTS[kind]):
+            if changes[i] and name in SINGULAR.get(kind, ()):
+                flip = SINGULAR[kind][name] == "flip"
+                ended = "the multipliers met at -1" if flip else "the frequency vanished"
         if not 0 <= float(y.q) <= 1:
             ended = ended or "left the bounds"
         return points, ended
@@ -348,7 +391,7 @@ def _curve(
     return Curve(
         parameters=jnp.stack([first.value(y.q), second.value(q)], axis=1),
         states=jax.vmap(unravel)(y.z),
-        frequencies=jnp.abs(y.extra) if kind == "Hopf" else jnp.zeros_like(q),
+        frequencies=jnp.abs(y.extra) / unit if system.turning else jnp.zeros_like(q),
         tests=jnp.asarray(np.stack(tests)),
         special_points=special,
         ended=ended,

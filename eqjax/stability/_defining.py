@@ -15,6 +15,7 @@ from ..analytic import tree_held
 from ..fields import on_complex_vectors
 from ..relaxation import GMRES
 from ._linear_solver import DENSE, solution_of
+from ._normal_form import cubic_term, lyapunov_coefficient
 from ._parameter import Line
 
 
@@ -95,6 +96,18 @@ class Defining(eqx.Module):
             turn = jax.lax.complex(jnp.cos(y.extra) - 1, jnp.sin(y.extra))
             return turn / self.step.astype(turn.dtype)
         return -2 / self.step if self.kind == "flip" else jnp.zeros_like(y.q)
+
+    def cubic(self, y, right, left):
+        """l₁ of a Hopf point; of a Neimark–Sacker point the d of `normal_form`. From null vectors of any length."""
+        force = lambda z: self.force(z, y.q)
+        rest = right, left, solve_square
+        if self.kind == "Hopf":
+            return lyapunov_coefficient(force, y.z, y.extra, *rest)
+        whole = lambda angle: jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
+        # A map is a flow whose second harmonic grows at the rate of the square of the multiplier.
+        twice = (whole(2 * y.extra) - 1) / self.step.astype(right.dtype)
+        turned = cubic_term(force, y.z, twice, *rest) * whole(-y.extra)
+        return self.step * turned.real
 
     def first_vectors(self, key, y) -> Vectors:
         """Borders drawn at random."""

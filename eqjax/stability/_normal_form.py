@@ -137,6 +137,19 @@ def lyapunov_coefficient(
     solve: Callable[[Callable, Array], Array],
 ) -> Array:
     """l₁ from right and left eigenvectors of any length, by a solver of linear systems `solve(product, right)`."""
+    twice = jax.lax.complex(jnp.zeros_like(frequency), 2 * frequency)
+    return cubic_term(force, z, twice, q, p, solve).real / jnp.abs(frequency)
+
+
+def cubic_term(
+    force: Callable[[Array], Array],
+    z: Array,
+    twice: Array,
+    q: Array,
+    p: Array,
+    solve: Callable[[Callable, Array], Array],
+) -> Array:
+    """The coefficient of `w|w|²` in the normal form of a pair; `twice`: the rate of its second harmonic, 2iω under a flow."""
     q = q / jnp.linalg.norm(q).astype(q.dtype)
     p = p / jnp.vdot(q, p)
 
@@ -155,7 +168,6 @@ def lyapunov_coefficient(
         return jax.lax.complex(real, second(a.real, b.imag) + second(a.imag, b.real))
 
     mv = on_complex_vectors(jax.linearize(force, z)[1])
-    twice = jax.lax.complex(jnp.zeros_like(frequency), 2 * frequency)
     # The shift of the mean and the second harmonic: through them B acts at third order.
     steady = solve(mv, bilinear(q, q.conj()))
     ringing = solve(lambda v: twice * v - mv(v), bilinear(q, q))
@@ -165,4 +177,4 @@ def lyapunov_coefficient(
         third(a, a, a) + third(a, b, b), third(a, a, b) + third(b, b, b)
     )  # C(q, q, q̄), by linearity
     total = cubic - 2 * bilinear(q, steady) + bilinear(q.conj(), ringing)
-    return jnp.vdot(p, total).real / (2 * jnp.abs(frequency))
+    return 0.5 * jnp.vdot(p, total)

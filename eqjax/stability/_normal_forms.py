@@ -100,6 +100,10 @@ def normal_form(
                 f"`step` is missing: a {point.type} point is one of the Euler map, and depends on it."
             )
         found = _of_map(place, point, float(jnp.asarray(step)))
+    elif point.type not in _FORMS:
+        raise ValueError(
+            f"`point` must be of one of the types {', '.join(_FORMS)}: no normal form of a {point.type} point is computed here."
+        )
     else:
         found = _FORMS[point.type](place, point)
     return NormalForm(point.type, *found)
