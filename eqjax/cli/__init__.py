@@ -21,7 +21,7 @@ import tyro
 from ..language import cache_folder
 from . import _equilibrium, _gpt2
 from ._common import as_flags, check_alone
-from ._hosts import joined
+from ._hosts import with_hosts
 
 _RUN = _equilibrium.COMMANDS | _gpt2.GPT2_COMMANDS
 _NAMES = {kind.__name__.removesuffix("Command").lower(): kind for kind in _equilibrium.COMMANDS}
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         try:
             with contextlib.redirect_stderr(parsing):
-                command = _parse(joined(argv))
+                command = _parse(with_hosts(argv))
         finally:
             print(_in_flags(parsing.getvalue(), command), file=sys.stderr, end="")
         if kept:

@@ -8,7 +8,7 @@ import jax
 _FLAGS = ("--coordinator", "--hosts", "--host")
 
 
-def joined(argv: list[str]) -> list[str]:
+def with_hosts(argv: list[str]) -> list[str]:
     """`argv` without the flags that join hosts, which is done, before anything is computed.
 
     `--coordinator ADDRESS:PORT` (of host 0) with `--hosts` (how many) and `--host` (which, from 0), or `--coordinator slurm`,
