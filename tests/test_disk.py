@@ -116,8 +116,8 @@ def test_a_line_that_does_not_fit_is_not_begun(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "where", "write"),
     [
-        ("a.json", "pathlib.Path.write_bytes", lambda path: write_text(path, "new")),
-        ("metrics.jsonl", "pathlib.Path.write_bytes", Metrics),
+        ("a.json", "pathlib.Path.open", lambda path: write_text(path, "new")),
+        ("metrics.jsonl", "pathlib.Path.open", Metrics),
         ("a.png", "matplotlib.figure.Figure.savefig", lambda path: plots.save(Figure(), path)),
         ("a.zip", "numpy.lib.format.write_array", lambda path: stability.save(path, np.ones(2))),
         ("model", "pathlib.Path.write_text", save_model),
