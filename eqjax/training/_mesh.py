@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 from .._checks import check_count, given, refuse
+from ..analytic import tree_cast
 from ..gradients import (
     BPTT,
     AbstractEstimator,
@@ -147,6 +148,7 @@ class Sharded(AbstractEstimator):
 
     estimator: AbstractEstimator
     mesh: Mesh = eqx.field(static=True)
+    split: bool = eqx.field(static=True, default=False)  # whether parameters lie in parts
 
     @property
     def objective(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -176,7 +178,12 @@ class Sharded(AbstractEstimator):
         keys = batch_keys(key, size)
         each = {id(value) for value in self.estimator.per_sample() if jnp.ndim(value)}
         own, shared = eqx.partition(self.estimator, lambda leaf: id(leaf) in each)
-        arrays, rest = eqx.partition((shared, model, loss), eqx.is_array)
+        # Parts of parameters are gathered as short as they are computed with; gradients are summed in full.
+        short = getattr(self.estimator, "dtype", None)
+        sent = model if short is None else tree_cast(model, short)
+        if short is not None and self.split:  # or they would be gathered first, and shortened then
+            sent = constrained(self.mesh, sent, split=True)
+        arrays, rest = eqx.partition((shared, sent, loss), eqx.is_array)
         axis = self.mesh.axis_names[0]
         if tokens:
             for leaf in jax.tree.leaves(batch):
@@ -184,10 +191,11 @@ class Sharded(AbstractEstimator):
         whole = P(*self.mesh.axis_names)
 
         def share(arrays, rows):
-            shared, model, loss = eqx.combine(arrays, rest)
+            shared, sent, loss = eqx.combine(arrays, rest)
             batch, own, keys, subset = rows
             estimator = eqx.combine(own, shared)
-            estimate = estimator(model, loss, batch, key=keys, subset=subset)
+            estimate = estimator(sent, loss, batch, key=keys, subset=subset)
+            estimate = replace(estimate, grads=_typed_like(model, estimate.grads))
             return _together(_of_all_tokens(estimate, tokens), self.mesh, settles)
 
         out = (P(), P(axis))
@@ -196,6 +204,12 @@ class Sharded(AbstractEstimator):
         work = jax.shard_map(share, mesh=self.mesh, in_specs=specs, out_specs=out, check_vma=False)
         (value, grads, variance), (report, states) = work(arrays, (batch, own, keys, subset))
         return GradientEstimate(value, grads, report, states, variance)
+
+
+def _typed_like(model: PyTree, grads: PyTree) -> PyTree:
+    """Gradients in the precision of their parameters; None where nothing is trained."""
+    like = lambda grad, leaf: None if grad is None else grad.astype(leaf.dtype)
+    return jax.tree.map(like, grads, model, is_leaf=lambda node: node is None)
 
 
 def _of_all_tokens(estimate: GradientEstimate, shared: bool) -> GradientEstimate:
@@ -238,13 +252,15 @@ def _together(estimate: GradientEstimate, mesh: Mesh, settles: bool) -> Any:
     return (value, grads, variance), (report, estimate.states)
 
 
-def sharded(estimator: AbstractEstimator, mesh: Mesh | None) -> AbstractEstimator:
-    """`estimator` over the devices of `mesh`; itself without one."""
+def sharded(
+    estimator: AbstractEstimator, mesh: Mesh | None, split: bool = False
+) -> AbstractEstimator:
+    """`estimator` over the devices of `mesh`, where parameters lie in parts if they are `split`; itself without a mesh."""
     if mesh is None:
         return estimator
     if isinstance(estimator, Averaged):  # a repeat is a mean over the whole batch
-        return replace(estimator, estimator=sharded(estimator.estimator, mesh))
-    return Sharded(estimator, mesh)  # pyright: ignore[reportCallIssue]
+        return replace(estimator, estimator=sharded(estimator.estimator, mesh, split))
+    return Sharded(estimator, mesh, split)  # pyright: ignore[reportCallIssue]
 
 
 def slowest(mesh: Mesh, evaluations: Array, parts: int) -> Array:
@@ -282,6 +298,13 @@ def own_rows(tree: PyTree) -> PyTree:
     me, count = jax.process_index(), jax.process_count()
     share = lambda leaf: leaf[me * len(leaf) // count : (me + 1) * len(leaf) // count]
     return jax.tree.map(share, tree)
+
+
+def next_rows(data: Any) -> PyTree:
+    """The rows that this process gives of the next batch; of data that can `read` them alone no others are read."""
+    if not hasattr(data, "read"):
+        return own_rows(next(data))
+    return data.read(jax.process_index(), jax.process_count())
 
 
 def gathered(tree: PyTree) -> PyTree:

@@ -220,7 +220,8 @@ def _update(fixed, state):
     step, batch = fixed
     key, draw = jax.random.split(state.key)
     remembered = {} if state.carry is None else {"carry": state.carry}
-    estimator = accumulated(sharded(step.estimator, step.mesh), step.accumulate)
+    shared = sharded(step.estimator, step.mesh, step.shard_parameters)
+    estimator = accumulated(shared, step.accumulate)
     estimate = estimator(state.model, step.loss, batch, key=draw, **remembered)
     norm = optax.tree.norm(estimate.grads)
     metrics = {**estimate.report.summary(), "gradient_norm": norm, **estimate.signals}
