@@ -8,6 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from .. import training
@@ -17,7 +18,16 @@ from ..analytic import cross_entropy
 from ..gradients import on_common_samples
 from ..language import batches, generate, load_corpus, split, tiles
 from ..relaxation import TokenOrder
-from ..training import AbstractRecipe, Evaluation, Material, Parts, Run, TrainState, make_step
+from ..training import (
+    AbstractRecipe,
+    Evaluation,
+    Material,
+    Parts,
+    Run,
+    TrainState,
+    make_step,
+    with_context,
+)
 from ._equilibrium_build import (
     HINGED,
     build_estimator,
@@ -123,6 +133,9 @@ class TrainConfig(AbstractRecipe):
     homeostat_gate: float = 0.0
     """A batch of which a smaller fraction is accepted moves the weights by the penalty only."""
 
+    tensor_devices: int | None = None
+    """Devices that share heads and hidden units of the block out, for great widths; --devices counts groups of so many."""
+
     steps: int = 1200
     """Updates."""
     batch: int = 16
@@ -215,6 +228,18 @@ class TrainConfig(AbstractRecipe):
         if self.estimator == "bptt":
             self.check_unused("order solver", "bptt relaxes")
         self.check_fits()
+
+    def mesh(self) -> Mesh | None:
+        name, parts = "tensor_devices", self.tensor_devices or 1
+        if self.heads % parts:
+            raise ValueError(
+                f"`heads` {self.heads} is not divisible by `{name}` {parts}, of which each takes as many. Take {parts} heads, say."
+            )
+        if parts > 1 and self.shard_parameters:
+            raise ValueError(
+                f"`{name}` cuts wide layers, and `shard_parameters` all: take one of the two."
+            )
+        return with_context(name, super().mesh(), self.tensor_devices, "tensor")
 
     @property
     def in_order(self) -> bool:

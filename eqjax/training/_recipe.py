@@ -197,8 +197,9 @@ class AbstractRecipe(Settings, abc.ABC):
         if self.shard_parameters and self.mesh() is None:
             raise ValueError("`shard_parameters` needs several `devices` to keep the parts.")
         self.mesh()
-        if jax.process_count() > 1 and getattr(self, "context_devices", None) not in (None, 1):
-            raise ValueError("`context_devices` are of one host. Leave them out, or train on one.")
+        for name in ("context_devices", "tensor_devices") if jax.process_count() > 1 else ():
+            if getattr(self, name, None) not in (None, 1):
+                raise ValueError(f"`{name}` are of one host. Leave them out, or train on one.")
 
     def over_devices(self, step: Step, mesh: Mesh | None) -> Step:
         """The step as these settings have it, on the devices of a mesh."""
