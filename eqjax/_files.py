@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
@@ -82,7 +83,8 @@ def pieces(text: str | TextFile) -> Iterator[str]:
             while piece := file.read(PIECE):
                 yield piece
         except UnicodeDecodeError as error:
-            place = file.buffer.tell() - len(error.object) + error.start
+            raw: Any = file.buffer
+            place = raw.tell() - len(error.object) + error.start
             raise ValueError(
                 f"{text.path}: not UTF-8 text (byte {place} is {error.object[error.start]:#04x}). "
                 "Is it a binary file? Convert it to UTF-8 first."

@@ -132,9 +132,10 @@ def test_what_was_there_stays_whole_where_the_disk_is_full(
         path.mkdir()
         old = path / "model.safetensors"
     old.write_bytes(b"old")
-    monkeypatch.setattr(where, full)
-    with pytest.raises(DiskFullError, match=f"{path} could not be written: .* try again"):
-        write(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(where, full)
+        with pytest.raises(DiskFullError, match=f"{path} could not be written: .* try again"):
+            write(path)
     assert old.read_bytes() == b"old" and len(list(old.parent.iterdir())) == 1
 
 
