@@ -1,10 +1,13 @@
-"""Files that are whole or not there, and one line where the disk is full."""
+"""Files that are whole or not there, texts that may be too long to hold, and one line where the disk is full."""
 
 import contextlib
+import dataclasses
 import errno
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
@@ -51,10 +54,56 @@ def whole(path: str | os.PathLike) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def write_text(path: str | os.PathLike, text: str) -> None:
+PIECE = 2**16  # characters of a text that are taken at a time
+IN_MEMORY = 2**26  # bytes of the longest text that is held
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFile:
+    """A UTF-8 text that stays in its file, since it is too long to hold. A mark at its beginning is no character of it, unless
+    `encoding` is plain `utf-8`."""
+
+    path: Path
+    encoding: str = "utf-8-sig"
+
+
+def held(text: TextFile) -> str | TextFile:
+    """The text itself, unless it is too long to hold."""
+    long = text.path.stat().st_size > IN_MEMORY
+    return text if long else text.path.read_bytes().decode(text.encoding)
+
+
+def pieces(text: str | TextFile) -> Iterator[str]:
+    """A text, piece by piece, with line ends as they are. **Raises:** `ValueError` for what is no UTF-8."""
+    if isinstance(text, str):
+        yield from (text[first : first + PIECE] for first in range(0, len(text), PIECE))
+        return
+    with text.path.open(encoding=text.encoding, newline="") as file:
+        try:
+            while piece := file.read(PIECE):
+                yield piece
+        except UnicodeDecodeError as error:
+            raw: Any = file.buffer
+            place = raw.tell() - len(error.object) + error.start
+            raise ValueError(
+                f"{text.path}: not UTF-8 text (byte {place} is {error.object[error.start]:#04x}). "
+                "Is it a binary file? Convert it to UTF-8 first."
+            ) from None
+
+
+def digest(text: str | TextFile) -> str:
+    """SHA-256 of a text in UTF-8."""
+    found = hashlib.sha256()
+    for piece in pieces(text):
+        found.update(piece.encode())
+    return found.hexdigest()
+
+
+def write_text(path: str | os.PathLike, text: str | TextFile) -> None:
     """Write a file as UTF-8, with line ends as they are: all of it, or nothing."""
-    with whole(path) as temporary:
-        temporary.write_bytes(text.encode())
+    with whole(path) as temporary, temporary.open("wb") as file:
+        for piece in pieces(text):
+            file.write(piece.encode())
 
 
 def append_line(path: Path, line: str) -> None:

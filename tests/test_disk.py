@@ -116,8 +116,8 @@ def test_a_line_that_does_not_fit_is_not_begun(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "where", "write"),
     [
-        ("a.json", "pathlib.Path.write_bytes", lambda path: write_text(path, "new")),
-        ("metrics.jsonl", "pathlib.Path.write_bytes", Metrics),
+        ("a.json", "pathlib.Path.open", lambda path: write_text(path, "new")),
+        ("metrics.jsonl", "pathlib.Path.open", Metrics),
         ("a.png", "matplotlib.figure.Figure.savefig", lambda path: plots.save(Figure(), path)),
         ("a.zip", "numpy.lib.format.write_array", lambda path: stability.save(path, np.ones(2))),
         ("model", "pathlib.Path.write_text", save_model),
@@ -132,9 +132,10 @@ def test_what_was_there_stays_whole_where_the_disk_is_full(
         path.mkdir()
         old = path / "model.safetensors"
     old.write_bytes(b"old")
-    monkeypatch.setattr(where, full)
-    with pytest.raises(DiskFullError, match=f"{path} could not be written: .* try again"):
-        write(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(where, full)
+        with pytest.raises(DiskFullError, match=f"{path} could not be written: .* try again"):
+            write(path)
     assert old.read_bytes() == b"old" and len(list(old.parent.iterdir())) == 1
 
 

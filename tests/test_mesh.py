@@ -77,6 +77,33 @@ refused(["`batch` of 16", "`accumulate` 3"], lambda: trained(2, accumulate=3))
 _, said = trained(mesh, (jnp.full((16, 6), jnp.nan), batch[1]), steps=1)
 assert said["accepted"] == 0 and np.isnan(said["loss"])
 
+# bfloat16 on two devices that keep parts of float32 parameters, which are sent as short as they are computed with.
+layer = eqx.nn.Linear(8, 8, use_bias=False, dtype=jnp.float32, key=jax.random.key(0))
+pairs = jnp.linspace(-1, 2, 64, dtype=jnp.float32).reshape(2, 4, 8) ** 2
+
+
+def short(dtype, mesh, **how):
+    learner = ej.gradients.Backprop(dtype=dtype)
+    step = make_step(learner, optax.sgd(1e-3), loss=ej.squared_error, mesh=mesh, **how)
+    state = TrainState.create(layer, step.optimiser, key=jax.random.key(3))
+    if mesh:
+        text = step.compile(state, tuple(pairs)).program.compiled.as_text()
+        gathers = [line for line in text.splitlines() if "all-gather(" in line]
+        assert len(gathers) == 1 and "all-gather(%convert" in gathers[0], gathers
+    for _ in range(20):
+        state, _ = step(state, tuple(pairs))
+    assert state.model.weight.dtype == jnp.float32
+    return np.asarray(state.model.weight)
+
+
+first, full, alone = np.asarray(layer.weight), short(None, None), short(jnp.bfloat16, None)
+parts = short(jnp.bfloat16, 2, shard_parameters=True)
+np.testing.assert_allclose(parts, alone, atol=1e-6)
+# An update is below the spacing of bfloat16 for many, and none is lost: all that float32 learns is learned.
+each, spacing = np.abs(full - first) / 20, 2.0**-8 * np.abs(first)
+assert np.mean(each < spacing / 2) > 0.5
+assert np.linalg.norm(alone - full) < 2.0**-8 * np.linalg.norm(full - first)
+
 odd = inputs[:3], inputs[:3]
 refused(["`batch` of 3", "the 2 devices of `mesh`"], lambda: trained(2, odd))
 refused(["`mesh` must have one axis"], lambda: trained(jax.make_mesh((4, 2), ("a", "b"))))

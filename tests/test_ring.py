@@ -109,7 +109,7 @@ def test_meshes_and_settings_that_share_no_tokens_out_are_refused():
 
     from eqjax.gradients import OracleAdjoint
 
-    mesh = jax.make_mesh((1, 1), ("batch", "tensor"))
+    mesh = jax.make_mesh((1, 1), ("batch", "pipeline"))
     with pytest.raises(ValueError, match="`mesh` must have one axis.*`batch` and `sequence`"):
         make_step(OracleAdjoint(), optax.sgd(0.1), mesh=mesh)
     with pytest.raises(ValueError, match="`context_devices` share"):

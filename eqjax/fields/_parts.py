@@ -1,5 +1,7 @@
 """The sublayers from which the equilibrium blocks are built."""
 
+from typing import ClassVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -45,6 +47,8 @@ class Attention(eqx.Module):
     logit by `sqrt(C / heads)`; `residual_scale`: factor on the initial O.
     """
 
+    # Along which axis a mesh with an axis `tensor` cuts them: heads, and what they write back (Shoeybi et al. 2019).
+    tensor_axes: ClassVar[dict[str, int]] = {"query": 1, "key": 1, "value": 1, "output": 0}
     query: Float[Array, "c c"]
     key: Float[Array, "c c"]
     value: Float[Array, "c c"]
@@ -119,6 +123,7 @@ def in_ring(model: PyTree, ring: analytic.TokenRing | None) -> PyTree:
 class MLP(eqx.Module):
     """Two-layer tanh-GELU perceptron of hidden width `expansion · width`, applied per token."""
 
+    tensor_axes: ClassVar[dict[str, int]] = {"up": 1, "up_bias": 0, "down": 0}
     up: Float[Array, "c m"]
     up_bias: Float[Array, " m"]
     down: Float[Array, "m c"]

@@ -17,14 +17,10 @@ from ._bpe import BPETokenizer as BPETokenizer, train_bpe as train_bpe
 from ._corpus import (
     CharTokenizer as CharTokenizer,
     Corpus as Corpus,
-    Streams as Streams,
-    batches as batches,
     bigram_cross_entropy as bigram_cross_entropy,
     cache_folder as cache_folder,
     load_corpus as load_corpus,
     read_text as read_text,
-    split as split,
-    tiles as tiles,
     tiny_shakespeare as tiny_shakespeare,
     unigram_entropy as unigram_entropy,
 )
@@ -77,4 +73,12 @@ from ._sequences import (
     look_ahead_mask as look_ahead_mask,
     padding_mask as padding_mask,
     sinusoidal_positions as sinusoidal_positions,
+)
+from ._tokens_file import at_spaces as at_spaces, tokens_file as tokens_file
+from ._windows import (
+    Streams as Streams,
+    Windows as Windows,
+    batches as batches,
+    split as split,
+    tiles as tiles,
 )

@@ -5,6 +5,7 @@ import functools
 import json
 import operator
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,19 @@ class BPETokenizer:
     def end(self) -> int | None:
         """The id of `<|endoftext|>`, GPT-2's mark between documents; None if there is none."""
         return self._tokenizer.token_to_id(END_OF_TEXT)
+
+    @property
+    def cuts_at_spaces(self) -> bool:
+        """Whether no token goes on from a word to a space, as in GPT-2: a text may then be encoded in pieces."""
+        told = json.loads(self.text)
+        words, normal = told.get("pre_tokenizer") or {}, told.get("normalizer")
+        plain = lambda token: not (token.get("rstrip") or re.search(r"\s", token["content"]))
+        return (
+            words.get("type") == "ByteLevel"
+            and words.get("use_regex", True)
+            and (normal is None or normal.get("type") == "NFC")
+            and all(map(plain, told.get("added_tokens") or []))
+        )
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids, int32; `<|endoftext|>` in the text becomes its one token."""

@@ -1,21 +1,22 @@
-"""Text to learn from: tiny Shakespeare, a user's own file, and what n-grams make of it; characters to integers, and integers to
-batches."""
+"""Text to learn from: tiny Shakespeare, a user's own file, and what n-grams make of it; characters to integers."""
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from .._checks import check_count, check_kind, check_number, check_seed, check_tokens, refuse
+from .._checks import check_kind, check_tokens, refuse
+from .._files import TextFile, held, pieces
 from ..analytic import check_ids
 
+PART = 2**22  # tokens that are counted at a time
 TINY_SHAKESPEARE = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 TINY_SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -24,9 +25,9 @@ TINY_SHAKESPEARE_URL = (
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A text and a sentence that says where it came from."""
+    """A text and a sentence that says where it came from. A text above 64 MiB stays in its file (`TextFile`): see `tokens_file`."""
 
-    text: str
+    text: str | TextFile
     source: str
 
 
@@ -43,23 +44,24 @@ def read_text(path: str | os.PathLike) -> Corpus:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file. Give the path of a UTF-8 text file.")
-    data = path.read_bytes()
-    if not data.strip():
+    text = TextFile(path)
+    letters = _letters(text)
+    if letters <= set(" \t\n\r\v\f"):
         raise ValueError(f"{path}: the file is empty. Give a file with some text in it.")
-    try:
-        text = data.decode("utf-8-sig")  # a mark at the beginning is no character
-    except UnicodeDecodeError as error:
+    if len(letters) == 1:
         raise ValueError(
-            f"{path}: not UTF-8 text (byte {error.start} is {data[error.start]:#04x}). "
-            "Is it a binary file? Convert it to UTF-8 first."
-        ) from None
-    if len(set(text)) == 1:
-        raise ValueError(
-            f"{path}: the same character all over, {text[0]!r}. There is nothing to tell apart."
+            f"{path}: the same character all over, {letters.pop()!r}. There is nothing to tell apart."
         )
-    if "\0" in text:
+    if "\0" in letters:
         raise ValueError(f"{path}: holds NUL bytes, so it is a binary file, not text.")
-    return Corpus(text, f"the file {path}")
+    return Corpus(held(text), f"the file {path}")
+
+
+def _letters(text: str | TextFile) -> set[str]:
+    found = set()
+    for piece in pieces(text):
+        found.update(piece)
+    return found
 
 
 def _valid(data: bytes) -> bool:
@@ -128,7 +130,7 @@ def load_corpus(text: str | os.PathLike | None = None, *, fallback: bool = True)
 
 def unigram_entropy(ids: np.ndarray) -> float:
     """Entropy in nats per token of the token frequencies: no model without context predicts `ids` better."""
-    counts = np.bincount(ids)
+    counts = _counts(ids)
     p = counts[counts > 0] / len(ids)
     return float(-np.sum(p * np.log(p)))
 
@@ -137,12 +139,34 @@ def bigram_cross_entropy(train: np.ndarray, validation: np.ndarray, vocabulary: 
     """Cross-entropy in nats per token on `validation` of bigram counts of `train` with add-one smoothing."""
     # The pairs that occur, and not a table of all there could be: for byte pairs that is of 20 GB.
     code = lambda ids: ids[:-1].astype(np.int64) * vocabulary + ids[1:]
-    pairs, counts = np.unique(code(train), return_counts=True)
-    wanted = code(validation)
-    place = np.minimum(np.searchsorted(pairs, wanted), pairs.size - 1)
-    seen = np.where(pairs[place] == wanted, counts[place], 0)
-    rows = np.bincount(train[:-1], minlength=vocabulary) + vocabulary
-    return float(-np.mean(np.log((seen + 1) / rows[validation[:-1]])))
+    pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    for part in _parts(train):
+        new, times = np.unique(code(part), return_counts=True)
+        both, place = np.unique(np.concatenate([pairs, new]), return_inverse=True)
+        total = np.zeros(both.size, np.int64)
+        np.add.at(total, place, np.concatenate([counts, times]))
+        pairs, counts = both, total
+    rows = _counts(train[:-1], vocabulary) + vocabulary
+
+    def surprise(part):
+        wanted = code(part)
+        place = np.minimum(np.searchsorted(pairs, wanted), pairs.size - 1)
+        seen = np.where(pairs[place] == wanted, counts[place], 0)
+        return np.sum(np.log((seen + 1) / rows[part[:-1]]))
+
+    return float(-sum(map(surprise, _parts(validation))) / (len(validation) - 1))
+
+
+def _parts(ids: np.ndarray) -> Iterator[np.ndarray]:
+    """Token ids, some at a time, the last of each once more: all pairs of neighbours, and never all of a long text."""
+    for first in range(0, len(ids) - 1, PART):
+        yield ids[first : first + PART + 1]
+
+
+def _counts(ids: np.ndarray, size: int = 0) -> np.ndarray:
+    parts = [slice(first, first + PART) for first in range(0, len(ids), PART)]
+    size = max([size, *(1 + int(ids[part].max()) for part in parts)])
+    return sum((np.bincount(ids[part], minlength=size) for part in parts), np.zeros(size, int))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,29 +186,34 @@ class CharTokenizer:
             )
 
     @classmethod
-    def from_text(cls, text: str) -> "CharTokenizer":
-        return cls("".join(sorted(set(text))))
+    def from_text(cls, text: str | TextFile) -> "CharTokenizer":
+        return cls("".join(sorted(_letters(text))))
 
     @property
     def size(self) -> int:
         return len(self.characters)
 
+    @functools.cached_property
+    def _table(self) -> np.ndarray:
+        """Ids by code point, -1 for those of no character and at the end."""
+        points = [ord(c) for c in self.characters]
+        table = np.full(points[-1] + 2, -1, np.int32)
+        table[points] = np.arange(self.size)
+        return table
+
     def encode(self, text: str) -> np.ndarray:
         """Token ids, int32, one per character; `ValueError` for a character that is not in the vocabulary."""
         check_kind(str, "a string", text=text)
-        points = np.array([ord(c) for c in self.characters])
-        wanted = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(
-            points.dtype
-        )
-        ids = np.minimum(np.searchsorted(points, wanted), self.size - 1)
-        unknown = points[ids] != wanted
+        wanted = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+        ids = self._table[np.minimum(wanted, self._table.size - 1)]
+        unknown = ids < 0
         if unknown.any():
             letters = sorted({chr(p) for p in wanted[unknown]})[:5]
             raise ValueError(
                 f"characters {letters} are not in the vocabulary of {self.size} characters, which is that of the "
                 "training text. Leave them out, or train on a text that has them."
             )
-        return ids.astype(np.int32)
+        return ids
 
     def decode(self, ids) -> str:
         """The text of token ids; `ValueError` for an id that is none."""
@@ -194,77 +223,3 @@ class CharTokenizer:
         check_tokens(ids=ids)
         check_ids("ids", ids, self.size)
         return "".join(self.characters[int(i)] for i in ids)
-
-
-def split(ids: np.ndarray, length: int, fraction: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a token stream into training and validation parts; each must hold a window of `length + 1`."""
-    check_count(length=length)
-    check_number("lie between 0 and 1", lambda v: 0 < v < 1, fraction=fraction)
-    cut = int(fraction * len(ids))
-    train, validation = ids[:cut], ids[cut:]
-    for name, part in (("training", train), ("validation", validation)):
-        if len(part) < length + 1:
-            raise ValueError(
-                f"the text is too short: its {name} part has {len(part)} tokens and a window needs "
-                f"length + 1 = {length + 1}. Use a longer text or a smaller `length`."
-            )
-    return train, validation
-
-
-def batches(ids: np.ndarray, *, length: int, batch: int, seed: int) -> Any:
-    """An endless, shuffled stream of `(inputs, targets)`, each int32 `(batch, length)`, targets one ahead.
-
-    A Grain iterator: `get_state()` is its position, a JSON value, and `set_state` returns to it.
-    """
-    import grain  # here, so that a model can be used without it
-
-    check_count(length=length, batch=batch)
-    check_seed(seed=seed)
-    starts = len(ids) - length
-    if starts < 1:
-        refuse("length", f"be shorter than the text of {len(ids)} tokens", length)
-
-    def window(i):
-        return ids[i : i + length], ids[i + 1 : i + length + 1]
-
-    # Fewer windows than a batch would drop every batch of an epoch: repeat first.
-    data = grain.MapDataset.range(starts).seed(seed).shuffle().repeat().map(window).batch(batch)
-    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    return iter(data.to_iter_dataset(options))
-
-
-class Streams(Iterator):
-    """An endless iterator over `batch` streams that read `ids` on from window to window, each from a place of its own, round
-    and round: `(inputs, targets)`, each int32 `(batch, length)`, targets one ahead.
-
-    `get_state()` is its position, a JSON value, and `set_state` returns to it, as in a Grain iterator.
-    """
-
-    def __init__(self, ids: np.ndarray, *, length: int, batch: int, seed: int):
-        check_count(length=length, batch=batch)
-        check_seed(seed=seed)
-        self._ids, self._length, self._read = ids, length, 0
-        self._starts = np.random.default_rng(seed).integers(0, len(ids), (batch, 1))
-
-    def __next__(self) -> tuple[np.ndarray, np.ndarray]:
-        places = self._starts + self._length * self._read + np.arange(self._length + 1)
-        self._read += 1
-        text = self._ids[places % len(self._ids)]
-        return text[:, :-1], text[:, 1:]
-
-    def get_state(self) -> dict[str, int]:
-        return {"windows": self._read}
-
-    def set_state(self, state: dict[str, int]) -> None:
-        self._read = state["windows"]
-
-
-def tiles(ids: np.ndarray, *, length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most `count` windows spread evenly over `ids`, for evaluation: inputs and targets `(n, length)`."""
-    check_count(length=length, count=count)
-    available = (len(ids) - 1) // length
-    if available < 1:
-        refuse("length", f"be shorter than the text of {len(ids)} tokens", length)
-    starts = length * np.unique(np.linspace(0, available - 1, min(count, available)).astype(int))
-    index = starts[:, None] + np.arange(length)[None]
-    return ids[index], ids[index + 1]

@@ -16,6 +16,7 @@ from ..resonance import AeonBackprop, AeonGPT2, LossController, resonant_adamw
 from ..training import Evaluation, Material, Parts, Run, TrainState, make_step
 from ._gpt2 import AbstractGPT2Recipe, matrices
 from ._schedule import warmup_cosine
+from ._tokens import tokenised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class AeonSettings(AbstractGPT2Recipe):
         check_between(-1, 1, coupling=self.coupling)
 
     def build(self, material: Material) -> Parts:
-        train_ids, validation_ids = split(material.tokenizer.encode(material.text), self.length)
+        train_ids, validation_ids = split(tokenised(material, self.out), self.length)
         key, weights, noise = jax.random.split(jax.random.key(self.seed + 1), 3)
         signals = {"recurrence": self.recurrence, "resonance": self.resonance}
         model = AeonGPT2(material.model, key=weights, **signals)

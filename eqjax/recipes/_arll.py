@@ -12,6 +12,7 @@ from ..language import batches, split
 from ..resonance import ARLL, HeadTap, LayerTap
 from ..training import Material, Parts, TrainState, make_step
 from ._gpt2 import AbstractGPT2Recipe, gpt2_optimiser
+from ._tokens import tokenised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class ARLLSettings(AbstractGPT2Recipe):
             )
 
     def build(self, material: Material) -> Parts:
-        train_ids, validation_ids = split(material.tokenizer.encode(material.text), self.length)
+        train_ids, validation_ids = split(tokenised(material, self.out), self.length)
         tap = LayerTap() if self.tap == "layers" else HeadTap()
         law = ARLL(strength=jnp.asarray(self.strength), tap=tap, stride=self.stride)
         optimiser = gpt2_optimiser(self)

@@ -8,15 +8,26 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from .. import training
 from .._checks import check_between, check_count, check_memory, given
+from .._files import TextFile
 from ..analytic import cross_entropy
 from ..gradients import on_common_samples
 from ..language import batches, generate, load_corpus, split, tiles
 from ..relaxation import TokenOrder
-from ..training import AbstractRecipe, Evaluation, Material, Parts, Run, TrainState, make_step
+from ..training import (
+    AbstractRecipe,
+    Evaluation,
+    Material,
+    Parts,
+    Run,
+    TrainState,
+    make_step,
+    with_context,
+)
 from ._equilibrium_build import (
     HINGED,
     build_estimator,
@@ -25,7 +36,7 @@ from ._equilibrium_build import (
     reference_oracle,
 )
 from ._schedule import build_optimiser
-from ._tokens import TokensName, check_vocabulary, kept, learned, recalled
+from ._tokens import TokensName, check_vocabulary, kept, learned, recalled, tokenised
 
 EstimatorName = Literal[
     "asymep", "oracle", "bptt", "holomorphic", "dyadic", "truncated", "vector-field"
@@ -123,6 +134,9 @@ class TrainConfig(AbstractRecipe):
     homeostat_gate: float = 0.0
     """A batch of which a smaller fraction is accepted moves the weights by the penalty only."""
 
+    tensor_devices: int | None = None
+    """Devices that share heads and hidden units of the block out, for great widths; --devices counts groups of so many."""
+
     steps: int = 1200
     """Updates."""
     batch: int = 16
@@ -216,6 +230,18 @@ class TrainConfig(AbstractRecipe):
             self.check_unused("order solver", "bptt relaxes")
         self.check_fits()
 
+    def mesh(self) -> Mesh | None:
+        name, parts = "tensor_devices", self.tensor_devices or 1
+        if self.heads % parts:
+            raise ValueError(
+                f"`heads` {self.heads} is not divisible by `{name}` {parts}, of which each takes as many. Take {parts} heads, say."
+            )
+        if parts > 1 and self.shard_parameters:
+            raise ValueError(
+                f"`{name}` cuts wide layers, and `shard_parameters` all: take one of the two."
+            )
+        return with_context(name, super().mesh(), self.tensor_devices, "tensor")
+
     @property
     def in_order(self) -> bool:
         """Whether what settles does so token after token: dyads settle both of their states at once, which is no causal field."""
@@ -231,14 +257,14 @@ class TrainConfig(AbstractRecipe):
         tokenizer = learned(self.tokens, self.vocabulary, corpus.text)
         return Material(corpus.text, corpus.source, tokenizer, kept(tokenizer))
 
-    def recall(self, text: str, source: str, about: dict[str, Any]) -> Material:
+    def recall(self, text: str | TextFile, source: str, about: dict[str, Any]) -> Material:
         tokenizer = recalled(about)
         return Material(text, source, tokenizer, kept(tokenizer))
 
     def build(self, material: Material) -> Parts:
         """Sets `jax_enable_x64` to what the settings say."""
         jax.config.update("jax_enable_x64", self.x64)
-        train_ids, validation_ids = split(material.tokenizer.encode(material.text), self.length)
+        train_ids, validation_ids = split(tokenised(material, self.out), self.length)
         estimator, homeostat = build_estimator(self), build_homeostat(self)
         optimiser = build_optimiser(self)
         model_key, run_key = jax.random.split(jax.random.key(self.seed))
@@ -255,9 +281,10 @@ class TrainConfig(AbstractRecipe):
 
     def evaluate(self, run: Run, model: Any, ids: np.ndarray) -> Evaluation:
         inputs, targets = tiles(ids, length=self.length, count=self.evaluate_windows)
-        settle = run.estimator.settle
-        compute = lambda inputs, targets: _window_losses(model, settle, inputs, targets)
-        loss, residual = training.in_chunks(compute, (inputs, targets), 64, run.mesh)
+        compute = lambda settled, *windows: _window_losses(*settled, *windows)
+        loss, residual = training.in_chunks(
+            compute, (model, run.estimator.settle), (inputs, targets), 64, run.mesh
+        )
         unsettled = np.nan if self.estimator == "bptt" else np.mean(~(residual <= self.accept_free))
         entropy, middle = float(loss.mean()), float(np.median(residual))
         return Evaluation(entropy, int(targets.size), middle, float(unsettled))

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from .. import language, training
 from .._checks import check_memory, check_number
+from .._files import TextFile
 from ..analytic import FactoredLogits, cross_entropy
 from ..fields import trainable
 from ..gradients import Backprop
@@ -33,7 +34,7 @@ from ..training import (
     with_context,
 )
 from ._schedule import build_optimiser
-from ._tokens import TokensName, check_vocabulary, kept, learned, recalled
+from ._tokens import TokensName, check_vocabulary, kept, learned, recalled, tokenised
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,7 @@ class AbstractGPT2Recipe(AbstractRecipe):
         )
         return made_of(corpus, tokenizer, GPT2.init(config, jax.random.key(self.seed)))
 
-    def recall(self, text: str, source: str, about: dict[str, Any]) -> Material:
+    def recall(self, text: str | TextFile, source: str, about: dict[str, Any]) -> Material:
         tokenizer = recalled(about)
         model = GPT2.init(GPT2Config.from_dict(about["model"]), jax.random.key(0))
         return made_of(language.Corpus(text, source), tokenizer, model)
@@ -121,10 +122,10 @@ class AbstractGPT2Recipe(AbstractRecipe):
         """Cross-entropy on windows spread over `ids`."""
         windows = language.tiles(ids, length=self.window, count=self.evaluate_windows)
         how = self.length, self._attends(), run.mesh
-        compute = lambda inputs, targets: _losses(model, *how, inputs, targets)
+        compute = lambda model, *windows: _losses(model, *how, *windows)
         # As many at a time as keep their activations small.
         chunk = max(1, min(64 * self.length // self.window, 2**16 // self.window))
-        losses = training.in_chunks(compute, windows, chunk, run.mesh)
+        losses = training.in_chunks(compute, model, windows, chunk, run.mesh)
         return Evaluation(float(losses.mean()), windows[1].size)
 
     def finish(self, run: Run) -> None:
@@ -136,7 +137,7 @@ class AbstractGPT2Recipe(AbstractRecipe):
             if isinstance(run.tokenizer, BPETokenizer):
                 run.tokenizer.save(folder)
 
-    def learned(self, text: str) -> CharTokenizer | BPETokenizer:
+    def learned(self, text: str | TextFile) -> CharTokenizer | BPETokenizer:
         """The tokenizer of a model that starts from nothing."""
         return learned("characters", 0, text)
 
@@ -226,7 +227,7 @@ class GPT2Settings(AbstractGPT2Recipe):
     def window(self) -> int:
         return self.length * (1 if self.memory == "none" else self.segments)
 
-    def learned(self, text: str) -> CharTokenizer | BPETokenizer:
+    def learned(self, text: str | TextFile) -> CharTokenizer | BPETokenizer:
         return learned(self.tokens, self.vocabulary, text)
 
     def rates(self) -> dict[str, Any]:
@@ -247,9 +248,7 @@ class GPT2Settings(AbstractGPT2Recipe):
             raise ValueError(
                 f"`length` {self.length} is longer than the context of the pretrained model, {limit} tokens."
             )
-        train_ids, validation_ids = language.split(
-            material.tokenizer.encode(material.text), self.window
-        )
+        train_ids, validation_ids = language.split(tokenised(material, self.out), self.window)
         key, adapter_key, memory_key = jax.random.split(jax.random.key(self.seed + 1), 3)
         if self.lora_rank:
             model = language.lora(

@@ -1,8 +1,17 @@
 """The tokens that a run learns: the characters of its text, or byte pairs learned from it."""
 
+import hashlib
+import json
+import time
+from pathlib import Path
 from typing import Any, Literal
 
-from ..language import BPETokenizer, CharTokenizer, train_bpe
+import jax
+import numpy as np
+
+from .._files import TextFile, pieces
+from ..language import BPETokenizer, CharTokenizer, at_spaces, tokens_file, train_bpe
+from ..training import Material
 
 TokensName = Literal["characters", "bpe"]
 
@@ -15,11 +24,25 @@ def check_vocabulary(tokens: TokensName, vocabulary: int) -> None:
         )
 
 
-def learned(tokens: TokensName, vocabulary: int, text: str) -> CharTokenizer | BPETokenizer:
+def learned(
+    tokens: TokensName, vocabulary: int, text: str | TextFile
+) -> CharTokenizer | BPETokenizer:
     """The tokenizer of a model that starts from nothing."""
-    return (
-        CharTokenizer.from_text(text) if tokens == "characters" else train_bpe([text], vocabulary)
-    )
+    if tokens == "characters":
+        return CharTokenizer.from_text(text)
+    return train_bpe(at_spaces(pieces(text)), vocabulary)
+
+
+def tokenised(material: Material, folder: Path) -> np.ndarray:
+    """The text as token ids; those of a text that is too long to hold lie in a file of the run's folder, which host 0 writes."""
+    tokenizer, text = material.tokenizer, material.text
+    if isinstance(text, str):
+        return tokenizer.encode(text)
+    about = json.dumps([material.digest, kept(tokenizer)])
+    path = folder / f"tokens-{hashlib.sha256(about.encode()).hexdigest()[:16]}.bin"
+    while jax.process_index() > 0 and not path.exists():
+        time.sleep(0.5)
+    return tokens_file(path, tokenizer, text)
 
 
 def kept(tokenizer: CharTokenizer | BPETokenizer) -> dict[str, Any]:

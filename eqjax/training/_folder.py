@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import io
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from .._files import append_line, write_text
+from .._files import TextFile, append_line, held, write_text
 from ._checkpoint import CheckpointError, Checkpoints, UnreadableError
 
 
@@ -55,7 +56,7 @@ def claimed(folder: Path) -> Iterator[None]:
         raise ValueError(
             f"`out` {folder} holds a {text_file(folder).name} that is no run's, and would be replaced. Choose another folder."
         )
-    new = not folder.exists()
+    new, bare = not folder.exists(), not text_file(folder).exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".writable"
@@ -68,6 +69,8 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        for made in [text_file(folder)] * bare + list(folder.glob("tokens-*.bin")):
+            made.unlink(missing_ok=True)
         if new:
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -170,16 +173,17 @@ class Interrupt:
             signal.signal(signal.SIGINT, self._before)
 
 
-def kept_text(folder: Path, about: dict[str, Any]) -> str:
+def kept_text(folder: Path, about: dict[str, Any]) -> str | TextFile:
     """The run's copy of its text; `CheckpointError` if it is not the one that its checkpoint speaks of."""
     path = text_file(folder)
-    data = path.read_bytes() if path.exists() else b""
-    if hashlib.sha256(data).hexdigest() != about["text_sha256"]:
+    with path.open("rb") if path.exists() else io.BytesIO() as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != about["text_sha256"]:
         raise CheckpointError(
             f"{path}: missing, or not the text that this run was trained on ({about['source']}). "
             "Put a copy of that back in its place."
         )
-    return data.decode("utf-8")
+    return held(TextFile(path, "utf-8"))
 
 
 @contextlib.contextmanager

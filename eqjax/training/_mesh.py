@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from jaxtyping import Array, PyTree
 
 from .._checks import check_count, given, refuse
+from ..analytic import tree_cast
 from ..gradients import (
     BPTT,
     AbstractEstimator,
@@ -23,13 +24,14 @@ from ..gradients import (
     batch_keys,
     check_call,
 )
+from ._tensor import TENSOR, laid_out
 
 CONTEXT = "sequence"  # the axis of a mesh that shares the tokens of a sample out
 
 
 def as_mesh(name: str, asked: Any) -> Mesh | None:
     """A mesh from a mesh, or a count of devices; None of None or 1: the one device that JAX takes. Its first axis shares the batch
-    out; a second one, `sequence`, the tokens of every sample. `name`: of the argument, for the `ValueError` about a mesh of other
+    out; a second one, `sequence`, the tokens of every sample, or `tensor`, the units of wide layers. `name`: of the argument, for the `ValueError` about a mesh of other
     axes, or of more devices than there are."""
     if asked is None:
         return None
@@ -45,12 +47,13 @@ def as_mesh(name: str, asked: Any) -> Mesh | None:
         found = [d for host in _hosts(jax.devices()) for d in host[:asked]]
         return None if len(found) == 1 else Mesh(found, ("batch",), axis_types=(AxisType.Auto,))
     axes = asked.axis_names
-    if axes == (CONTEXT,):
-        asked, axes = Mesh(asked.devices[None], ("batch", CONTEXT)), ("batch", CONTEXT)
-    if len(axes) != 1 and set(axes) != {"batch", CONTEXT}:
-        allowed = f"have one axis, over which the batch is shared out, or the axes `batch` and `{CONTEXT}`"
+    if axes in ((CONTEXT,), (TENSOR,)):
+        axes = "batch", *axes
+        asked = Mesh(asked.devices[None], axes)
+    if len(axes) != 1 and set(axes) not in ({"batch", CONTEXT}, {"batch", TENSOR}):
+        allowed = f"have one axis, over which the batch is shared out, or the axes `batch` and `{CONTEXT}`, or `batch` and `{TENSOR}`"
         refuse(name, allowed, axes, "Pass `jax.make_mesh((2,), ('batch',))`, say.")
-    devices = asked.devices.T if axes[0] == CONTEXT else asked.devices
+    devices = asked.devices.T if axes[1:] == ("batch",) else asked.devices
     return Mesh(devices, sorted(axes), axis_types=(AxisType.Auto,) * len(axes))
 
 
@@ -87,17 +90,19 @@ def shapes(tree: PyTree) -> list[tuple]:
     return [(jax.tree_util.keystr(k), a.shape, str(a.dtype)) for k, a in named if eqx.is_array(a)]
 
 
-def with_context(name: str, mesh: Mesh | None, asked: int | None) -> Mesh | None:
-    """`mesh`, each of whose devices becomes `asked` of them, which share the tokens of a sample out; `name` is of the argument."""
+def with_context(
+    name: str, mesh: Mesh | None, asked: int | None, axis: str = CONTEXT
+) -> Mesh | None:
+    """`mesh`, each of whose devices becomes `asked` of them, along a second axis (`sequence`: they share the tokens of a sample out);
+    `name` is of the argument."""
     check_count(**given(**{name: asked}))
     if asked in (None, 1):
         return mesh
     share = shares(mesh)
     found = as_mesh(name, share * asked)
     assert found is not None
-    return Mesh(
-        found.devices.reshape(share, asked), ("batch", CONTEXT), axis_types=(AxisType.Auto,) * 2
-    )
+    devices = found.devices.reshape(share, asked)
+    return Mesh(devices, ("batch", axis), axis_types=(AxisType.Auto,) * 2)
 
 
 def shares(mesh: Mesh | None) -> int:
@@ -141,12 +146,13 @@ class Sharded(AbstractEstimator):
     Each device settles its samples in a loop of its own (`jax.shard_map`) and waits for the others only where gradients are
     summed. The estimate is that of the whole batch, to rounding, random numbers included: every sample has its key, wherever
     it is. What a solver makes of a whole batch (`Quorum`) it makes of each share. Of `BPTT`, and estimators that remember
-    (`start`), the compiler partitions the work instead; so it does of all where the mesh shares tokens out, too, unless the
-    estimator says that it does so itself (`Backprop(context=...)`).
+    (`start`), the compiler partitions the work instead; so it does of all where the mesh cuts wide layers (`tensor`), or shares tokens
+    out, too, unless the estimator says that it does so itself (`Backprop(context=...)`).
     """
 
     estimator: AbstractEstimator
     mesh: Mesh = eqx.field(static=True)
+    split: bool = eqx.field(static=True, default=False)  # whether parameters lie in parts
 
     @property
     def objective(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -170,13 +176,19 @@ class Sharded(AbstractEstimator):
         # Diffrax' reverse mode does not run in `shard_map`, and what is remembered may be of all shares together.
         tokens = context(self.mesh) > 1
         alone = tokens and getattr(self.estimator, "context", None) != CONTEXT
+        alone = alone or TENSOR in self.mesh.axis_names
         if isinstance(self.estimator, BPTT) or hasattr(self.estimator, "start") or alone:
             batch = constrained(self.mesh, batch, rows=True)
             return self.estimator(model, loss, batch, key=key, subset=subset, **remembered)
         keys = batch_keys(key, size)
         each = {id(value) for value in self.estimator.per_sample() if jnp.ndim(value)}
         own, shared = eqx.partition(self.estimator, lambda leaf: id(leaf) in each)
-        arrays, rest = eqx.partition((shared, model, loss), eqx.is_array)
+        # Parts of parameters are gathered as short as they are computed with; gradients are summed in full.
+        short = getattr(self.estimator, "dtype", None)
+        sent = model if short is None else tree_cast(model, short)
+        if short is not None and self.split:  # or they would be gathered first, and shortened then
+            sent = constrained(self.mesh, sent, split=True)
+        arrays, rest = eqx.partition((shared, sent, loss), eqx.is_array)
         axis = self.mesh.axis_names[0]
         if tokens:
             for leaf in jax.tree.leaves(batch):
@@ -184,10 +196,11 @@ class Sharded(AbstractEstimator):
         whole = P(*self.mesh.axis_names)
 
         def share(arrays, rows):
-            shared, model, loss = eqx.combine(arrays, rest)
+            shared, sent, loss = eqx.combine(arrays, rest)
             batch, own, keys, subset = rows
             estimator = eqx.combine(own, shared)
-            estimate = estimator(model, loss, batch, key=keys, subset=subset)
+            estimate = estimator(sent, loss, batch, key=keys, subset=subset)
+            estimate = replace(estimate, grads=_typed_like(model, estimate.grads))
             return _together(_of_all_tokens(estimate, tokens), self.mesh, settles)
 
         out = (P(), P(axis))
@@ -196,6 +209,12 @@ class Sharded(AbstractEstimator):
         work = jax.shard_map(share, mesh=self.mesh, in_specs=specs, out_specs=out, check_vma=False)
         (value, grads, variance), (report, states) = work(arrays, (batch, own, keys, subset))
         return GradientEstimate(value, grads, report, states, variance)
+
+
+def _typed_like(model: PyTree, grads: PyTree) -> PyTree:
+    """Gradients in the precision of their parameters; None where nothing is trained."""
+    like = lambda grad, leaf: None if grad is None else grad.astype(leaf.dtype)
+    return jax.tree.map(like, grads, model, is_leaf=lambda node: node is None)
 
 
 def _of_all_tokens(estimate: GradientEstimate, shared: bool) -> GradientEstimate:
@@ -238,13 +257,15 @@ def _together(estimate: GradientEstimate, mesh: Mesh, settles: bool) -> Any:
     return (value, grads, variance), (report, estimate.states)
 
 
-def sharded(estimator: AbstractEstimator, mesh: Mesh | None) -> AbstractEstimator:
-    """`estimator` over the devices of `mesh`; itself without one."""
+def sharded(
+    estimator: AbstractEstimator, mesh: Mesh | None, split: bool = False
+) -> AbstractEstimator:
+    """`estimator` over the devices of `mesh`, where parameters lie in parts if they are `split`; itself without a mesh."""
     if mesh is None:
         return estimator
     if isinstance(estimator, Averaged):  # a repeat is a mean over the whole batch
-        return replace(estimator, estimator=sharded(estimator.estimator, mesh))
-    return Sharded(estimator, mesh)  # pyright: ignore[reportCallIssue]
+        return replace(estimator, estimator=sharded(estimator.estimator, mesh, split))
+    return Sharded(estimator, mesh, split)  # pyright: ignore[reportCallIssue]
 
 
 def slowest(mesh: Mesh, evaluations: Array, parts: int) -> Array:
@@ -273,8 +294,15 @@ def _sharding(mesh: Mesh, leaf: Any, rows: bool, split: bool) -> NamedSharding:
     if not rows:
         return NamedSharding(mesh, P())
     axes, shape = mesh.axis_names, jnp.shape(leaf)
-    both = len(axes) == 2 and len(shape) > 1 and shape[1] % context(mesh) == 0
+    both = CONTEXT in axes and len(shape) > 1 and shape[1] % context(mesh) == 0
     return NamedSharding(mesh, P(*axes) if both else P(axes[0]))
+
+
+def _layout(mesh: Mesh, tree: PyTree, rows: bool, split: bool) -> PyTree:
+    plain = lambda leaf: _sharding(mesh, leaf, rows, split)
+    if rows or TENSOR not in mesh.axis_names:
+        return jax.tree.map(plain, tree)
+    return laid_out(mesh, tree, plain)
 
 
 def own_rows(tree: PyTree) -> PyTree:
@@ -282,6 +310,13 @@ def own_rows(tree: PyTree) -> PyTree:
     me, count = jax.process_index(), jax.process_count()
     share = lambda leaf: leaf[me * len(leaf) // count : (me + 1) * len(leaf) // count]
     return jax.tree.map(share, tree)
+
+
+def next_rows(data: Any) -> PyTree:
+    """The rows that this process gives of the next batch; of data that can `read` them alone no others are read."""
+    if not hasattr(data, "read"):
+        return own_rows(next(data))
+    return data.read(jax.process_index(), jax.process_count())
 
 
 def gathered(tree: PyTree) -> PyTree:
@@ -322,8 +357,8 @@ def constrained(
     """Within `jit`: shared out over the devices by rows, or split among them, or the same on all of them."""
     if mesh is None:
         return tree
-    put = lambda a: jax.lax.with_sharding_constraint(a, _sharding(mesh, a, rows, split))
-    return jax.tree.map(lambda leaf: put(leaf) if eqx.is_array(leaf) else leaf, tree)
+    put = lambda a, lies: jax.lax.with_sharding_constraint(a, lies) if eqx.is_array(a) else a
+    return jax.tree.map(put, tree, _layout(mesh, tree, rows, split))
 
 
 def placed(
@@ -340,10 +375,9 @@ def placed(
 
     several = hosts(mesh) > 1
 
-    def put(leaf):
+    def put(leaf, target):
         if not eqx.is_array(leaf) or isinstance(leaf, Tracer):
             return leaf
-        target = _sharding(mesh, leaf, rows, split)
         if isinstance(leaf, jax.Array) and leaf.sharding.is_equivalent_to(target, leaf.ndim):
             return leaf
         return (
@@ -352,4 +386,4 @@ def placed(
             else jax.device_put(leaf, target, donate=donate)
         )
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(put, tree, _layout(mesh, tree, rows, split))

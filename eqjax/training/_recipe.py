@@ -4,6 +4,7 @@ import abc
 import contextlib
 import dataclasses
 import difflib
+import functools
 import numbers
 import typing
 from collections.abc import Callable
@@ -26,8 +27,8 @@ from .._checks import (
     shown,
 )
 from .._extras import require
-from .._files import write_text
-from ._mesh import as_mesh, check_shares, placed, shares
+from .._files import TextFile, digest, write_text
+from ._mesh import as_mesh, check_shares, gathered, hosts, own_rows, placed, shares
 from ._step import Step, TrainState
 
 if TYPE_CHECKING:
@@ -122,20 +123,25 @@ class Settings:
 class Material:
     """What a run learns from, and begins with.
 
-    `text`, and `source`, a sentence that says where it came from. `tokenizer`: has `encode`, `decode` and `size`. `about`: JSON
+    `text` (a `TextFile` where it is too long to hold), and `source`, a sentence that says where it came from. `tokenizer`: has `encode`, `decode` and `size`. `about`: JSON
     that, beside the settings, rebuilds tokenizer and model. `model`: to begin with, unless the settings describe it.
     """
 
-    text: str
+    text: str | TextFile
     source: str
     tokenizer: Any
     about: dict[str, Any]
     model: PyTree = None
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the text."""
+        return digest(self.text)
+
 
 class Parts(NamedTuple):
     """What a recipe makes of its material: the `step`, its first `state`, an endless iterator of batches with
-    `get_state` and `set_state`, and the token ids of the two parts of the text."""
+    `get_state` and `set_state` (and, if hosts are to read their own rows only, `read(part, parts)`), and the token ids of the two parts of the text."""
 
     step: Step
     state: TrainState
@@ -191,8 +197,9 @@ class AbstractRecipe(Settings, abc.ABC):
         if self.shard_parameters and self.mesh() is None:
             raise ValueError("`shard_parameters` needs several `devices` to keep the parts.")
         self.mesh()
-        if jax.process_count() > 1 and getattr(self, "context_devices", None) not in (None, 1):
-            raise ValueError("`context_devices` are of one host. Leave them out, or train on one.")
+        for name in ("context_devices", "tensor_devices") if jax.process_count() > 1 else ():
+            if getattr(self, name, None) not in (None, 1):
+                raise ValueError(f"`{name}` are of one host. Leave them out, or train on one.")
 
     def over_devices(self, step: Step, mesh: Mesh | None) -> Step:
         """The step as these settings have it, on the devices of a mesh."""
@@ -211,7 +218,7 @@ class AbstractRecipe(Settings, abc.ABC):
         """Read text and pretrained model; `fallback` as for `eqjax.language.load_corpus`."""
 
     @abc.abstractmethod
-    def recall(self, text: str, source: str, about: dict[str, Any]) -> Material:
+    def recall(self, text: str | TextFile, source: str, about: dict[str, Any]) -> Material:
         """The material again, from what a run's folder says of it."""
 
     @abc.abstractmethod
@@ -238,21 +245,26 @@ class AbstractRecipe(Settings, abc.ABC):
 
 def in_chunks(
     compute: Callable[..., Any],
+    model: PyTree,
     windows: tuple[np.ndarray, ...],
     chunk: int,
     mesh: Mesh | None = None,
 ) -> Any:
-    """`compute(*windows)`, `chunk` windows at a time, as NumPy arrays whose leading axis runs over all windows.
+    """`compute(model, *windows)`, `chunk` windows at a time, as NumPy arrays whose leading axis runs over all windows.
 
-    The last chunk is filled up, so that one compiled shape serves all. The devices of a `mesh` share each chunk out.
+    The last chunk is filled up, so that one compiled shape serves all. The devices of a `mesh` share each chunk out,
+    of all hosts: then all must ask.
     """
-    found, devices = [], shares(mesh)
+    found, devices, several = [], shares(mesh), hosts(mesh) > 1
+    model = placed(mesh, model) if several else model
     chunk = -(-chunk // devices) * devices
     for first in range(0, len(windows[0]), chunk):
         parts = [part[first : first + chunk] for part in windows]
         size = len(parts[0])
         parts = [np.concatenate([part, np.repeat(part[:1], chunk - size, 0)]) for part in parts]
-        values = compute(*placed(mesh, tuple(map(jnp.asarray, parts)), rows=True))
+        parts = own_rows(parts) if several else parts
+        values = compute(model, *placed(mesh, tuple(map(jnp.asarray, parts)), rows=True))
+        values = gathered(values)
         found.append(jax.tree.map(lambda leaf, size=size: np.asarray(leaf)[:size], values))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *found)
 

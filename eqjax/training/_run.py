@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import math
 import os
 import statistics
@@ -18,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from .._checks import check_kind, given
-from .._files import space_for, write_text
+from .._files import TextFile, space_for, write_text
 from ..gradients import AbstractEstimator, Report
 from ._checkpoint import Checkpoints
 from ._folder import (
@@ -33,7 +32,7 @@ from ._folder import (
     read_beside,
     text_file,
 )
-from ._mesh import any_process, check_hosts, gathered, own_rows, shares
+from ._mesh import any_process, check_hosts, gathered, next_rows, shares
 from ._recipe import AbstractRecipe, Evaluation, Material
 from ._room import StepMemory
 from ._step import Step, TrainState, check_finite
@@ -90,12 +89,15 @@ class Run:
         lead = jax.process_index() == 0
         with claimed(recipe.out) if lead else contextlib.nullcontext():
             material = recipe.gather(fallback=fallback)
+            if lead:
+                # The text stays with the run: a moved folder, or a corpus that is out of reach later, does no harm.
+                write_text(text_file(recipe.out), material.text)
+                if isinstance(material.text, TextFile):  # which may change, or go
+                    material.text = TextFile(text_file(recipe.out), "utf-8")
             run = cls(recipe, material, *recipe.build(material))
             run.step = recipe.over_devices(run.step, recipe.mesh())
         if lead:
             recipe.save(recipe.out / "config.yaml")
-            # The text stays with the run: a moved folder, or a corpus that is out of reach later, does no harm.
-            write_text(text_file(recipe.out), material.text)
         return run
 
     @classmethod
@@ -141,8 +143,8 @@ class Run:
 
     @property
     def mesh(self) -> Mesh | None:
-        """The devices that share an evaluation out; of several hosts each evaluates by itself."""
-        return self.step.mesh if jax.process_count() == 1 else None
+        """The devices that share a batch out, and an evaluation."""
+        return self.step.mesh
 
     @property
     def estimator(self) -> AbstractEstimator:
@@ -158,7 +160,7 @@ class Run:
             "command": self.recipe.command,
             "config": self.recipe.to_dict(),
             **self.material.about,
-            "text_sha256": hashlib.sha256(self.material.text.encode()).hexdigest(),
+            "text_sha256": self.material.digest,
             "source": self.material.source,
             "data": self.data.get_state(),
         }
@@ -241,7 +243,7 @@ class Run:
             durations, compiled = [], None
             for step in range(first + 1, recipe.steps + 1):
                 place = self.data.get_state()
-                inputs, targets = map(jnp.asarray, own_rows(next(self.data)))
+                inputs, targets = map(jnp.asarray, next_rows(self.data))
                 start = time.perf_counter()
                 if compiled is None:
                     compiled = self.step.compile(self.state, (inputs, targets))

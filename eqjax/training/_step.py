@@ -30,6 +30,7 @@ from ._mesh import (
     slowest,
 )
 from ._room import StepMemory, needed
+from ._tensor import TENSOR, check_tensor
 
 
 class TrainState(eqx.Module):
@@ -90,6 +91,10 @@ class Step(eqx.Module):
     def __check_init__(self):
         check_flags(shard_parameters=self.shard_parameters)
         check_count(accumulate=self.accumulate)
+        if self.shard_parameters and self.mesh is not None and TENSOR in self.mesh.axis_names:
+            raise ValueError(
+                "`shard_parameters` cuts all parameters, and the axis `tensor` of `mesh` wide layers: take one of the two."
+            )
         if self.accumulate > 1 and hasattr(self.estimator, "start"):
             raise ValueError(
                 f"`accumulate` takes a batch in parts, and `{type(self.estimator).__name__}` remembers from batch to batch. "
@@ -98,12 +103,14 @@ class Step(eqx.Module):
 
     def __call__(self, state: TrainState, batch: tuple) -> tuple[TrainState, dict[str, Any]]:
         self._check(state)
+        check_tensor(self.mesh, state.model)
         _check_unused(state)
         return _update(*self._placed(state, batch))
 
     def compile(self, state: TrainState, batch: tuple) -> "CompiledStep":
         """Compile ahead of time for the shapes of these arguments; the result can never recompile."""
         self._check(state)
+        check_tensor(self.mesh, state.model)
         if hosts(self.mesh) > 1:
             check_hosts("batch", shapes((state, batch)))
         arguments = self._placed(state, batch, donate=False)
@@ -180,7 +187,9 @@ def make_step(
     learns, such as `eqjax.homeostasis.growth_homeostat()`; `loss(outputs, targets)`: scalar of one sample, by default
     the token-mean cross-entropy; `mesh`: a `jax.sharding.Mesh` with one axis, or how many devices of this host: each settles its share of the
     batch by itself, parameters are the same on all, and mean, acceptance and metrics are of the whole batch, to rounding. With a second axis, `sequence`, its
-    devices share the tokens of every sample out (`Backprop(context="sequence")`, `eqjax.fields.in_ring`).
+    devices share the tokens of every sample out (`Backprop(context="sequence")`, `eqjax.fields.in_ring`); with a second axis
+    `tensor` the heads and hidden units of layers that say how they are cut (`ThickBlock`, `RealBlock`), and the compiler
+    partitions the solve.
     `shard_parameters`: each device of the mesh keeps its part only of parameters and of what the optimiser has of them, split
     along their longest axis that the devices divide (as in ZeRO, Rajbhandari et al. 2020); they are gathered for a step.
     `accumulate`: parts of a batch that are taken one after the other, for less memory; the gradient is that of the batch.
@@ -220,7 +229,8 @@ def _update(fixed, state):
     step, batch = fixed
     key, draw = jax.random.split(state.key)
     remembered = {} if state.carry is None else {"carry": state.carry}
-    estimator = accumulated(sharded(step.estimator, step.mesh), step.accumulate)
+    shared = sharded(step.estimator, step.mesh, step.shard_parameters)
+    estimator = accumulated(shared, step.accumulate)
     estimate = estimator(state.model, step.loss, batch, key=draw, **remembered)
     norm = optax.tree.norm(estimate.grads)
     metrics = {**estimate.report.summary(), "gradient_norm": norm, **estimate.signals}
