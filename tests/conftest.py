@@ -1,5 +1,6 @@
 """Harsh defaults: float64, no silent promotion or broadcasting, every annotation checked, warnings are errors."""
 
+import gc
 import hashlib
 import importlib.util
 import json
@@ -35,6 +36,13 @@ import pytest
 
 hypothesis.settings.register_profile("eqjax", deadline=None, max_examples=15, derandomize=True)
 hypothesis.settings.load_profile("eqjax")
+
+
+def pytest_collection_finish():
+    """What was imported stays, and tracing makes few cycles: looking for garbage took a tenth of it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture
