@@ -1,5 +1,6 @@
 """Harsh defaults: float64, no silent promotion or broadcasting, every annotation checked, warnings are errors."""
 
+import gc
 import hashlib
 import importlib.util
 import json
@@ -9,6 +10,9 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little: this takes a third off. It holds for programs and notebooks that they start, too.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# One kernel for each fusion by the older emitters, all in one module of LLVM: compiling costs a quarter.
+_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+os.environ["XLA_FLAGS"] = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}".rstrip()
 # Small programs are met again and again: by other files of tests, by notebooks, by commands.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
@@ -32,6 +36,13 @@ import pytest
 
 hypothesis.settings.register_profile("eqjax", deadline=None, max_examples=15, derandomize=True)
 hypothesis.settings.load_profile("eqjax")
+
+
+def pytest_collection_finish():
+    """What was imported stays, and tracing makes few cycles: looking for garbage took a tenth of it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 @pytest.fixture
