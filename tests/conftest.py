@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import importlib.metadata
 import importlib.util
 import json
 import os
@@ -10,9 +11,12 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests compile much and compute little: this takes a third off. It holds for programs and notebooks that they start, too.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-# One kernel for each fusion by the older emitters, all in one module of LLVM: compiling costs a quarter.
-_FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-os.environ["XLA_FLAGS"] = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}".rstrip()
+# One kernel for each fusion by the older emitters, all in one module of LLVM: compiling costs a quarter. A flag that XLA does
+# not know ends the process, and later ones have no older emitters.
+_FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
+if importlib.metadata.version("jaxlib").startswith("0.10."):
+    _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([*_FLAGS, os.environ.get("XLA_FLAGS", "")]).rstrip()
 # Small programs are met again and again: by other files of tests, by notebooks, by commands.
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 

@@ -4,6 +4,7 @@
 phase ended, whether or not it settled. Each returns a scalar that does not grow with the number of a state's entries.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -189,7 +190,7 @@ def chain_gain(
     x: Float[Array, "t c"],
     key: PRNGKeyArray,
     *,
-    solver: TokenOrder = TokenOrder(AndersonTypeI(1e-3), flow=None),
+    solver: TokenOrder = TokenOrder(AndersonTypeI(1e-3), flow=None),  # pyright: ignore[reportCallIssue]
     max_steps: int = 256,
 ) -> _Scalar:
     """How far a perturbation of a causal field's tokens grows along the later ones: `‖J⁻¹ D r‖ / ‖r‖` for a random r, with the
@@ -212,10 +213,10 @@ def chain_gain(
         return jax.jvp(own, (z,), (r,))[1] - jax.jvp(whole, (z,), (v,))[1]
 
     held = tree_held(field)
-    at = (held, *tree_held((z, x)))
-    v = linear_in_order(*at, left(held, jnp.zeros_like(r)), solver, max_steps, reverse=False).value
+    solved = functools.partial(linear_in_order, held, *tree_held((z, x)))
+    v = solved(left(held, jnp.zeros_like(r)), solver, max_steps, reverse=False).value
     size = jnp.linalg.norm(v)
-    a = linear_in_order(*at, v / size, solver, max_steps, reverse=True).value
+    a = solved(v / size, solver, max_steps, reverse=True).value
     off = jnp.linalg.norm(left(held, v)) / size
     pulled = jax.linear_transpose(lambda u: jax.jvp(lambda u: held(0.0, u, x), (z,), (u,))[1], z)
     off = jnp.maximum(off, jnp.linalg.norm(pulled(a)[0] - v / size))
