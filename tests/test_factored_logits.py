@@ -133,7 +133,7 @@ def test_the_recipe_trains_and_evaluates_on_factors(memory, key):
     def read():
         model = GPT2.init(GPT2Config(13, 8, 8, 1, 2), key)
         model = MemoryGPT2(model, early=eqx.nn.GRUCell, capacity=4, key=key) if memory else model
-        return _read(4, False, model, jnp.arange(8), None)
+        return _read(4, False, None, model, jnp.arange(8), None)
 
     logits = eqx.filter_eval_shape(read)
     assert isinstance(logits, FactoredLogits) and logits.shape == (8, 13)

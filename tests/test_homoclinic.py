@@ -43,7 +43,7 @@ def cycles(parameters):
         states=jnp.asarray(states) + 0.3,
         periods=jnp.asarray(periods),
         amplitudes=ones,
-        multipliers=jax.lax.complex(0.1 * ones, 0 * ones)[:, None],
+        log_multipliers=jax.lax.complex(jnp.log(0.1) * ones, 0 * ones)[:, None],
         unstable=np.zeros(m, int),
         residuals=0 * ones,
         drift=0 * ones,

@@ -338,11 +338,13 @@ def _curve(
                 size = jnp.full_like(size, jnp.nan)
         # On this leg, for it may be another one's.
         distance = lambda a, b: float(jnp.hypot(a[0].q - b[0].q, a[1] - b[1]))
-        reach = 1e-6 + distance(leg.first.y, leg.last.y)
+        across = distance(leg.first.y, leg.last.y)
+        # Where the curve ends its own equations are nearly singular, and a sample there is off the curve.
+        reach = 1e-6 + across * (1 if name in TOGETHER else 10)
         sure = bool(size < eps**0.5) and distance((y, q), at) < reach
         if not sure:
             _, there, _, _ = locate(lambda p: p.search(leg.first)[i], leg)
-            (y, q), size = there.y, leg.tol
+            (y, q), size = there.y, leg.tol if there.converged else across
         return found_at(leg, name, y, q, met, max(4 * float(size), 4 * eps), sure)
 
     def found_at(leg, name, y, q, met, error, sure):
