@@ -19,12 +19,14 @@ from ._dyadic import DyadicEP as DyadicEP
 from ._energy import EnergyEP as EnergyEP
 from ._estimate import (
     AbstractEstimator as AbstractEstimator,
+    AbstractOuterEstimator as AbstractOuterEstimator,
     Accept as Accept,
     GradientEstimate as GradientEstimate,
     Report as Report,
     accepted_mean as accepted_mean,
     batch_keys as batch_keys,
     borrow as borrow,
+    by_sample as by_sample,
     check_call as check_call,
 )
 from ._forward import (

@@ -1,17 +1,22 @@
 """Repeats of a random estimator."""
 
 from dataclasses import replace
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
 from .._checks import check_count, check_kind
-from ._estimate import AbstractEstimator, GradientEstimate, needed_key, total_variance
+from ._estimate import (
+    AbstractEstimator,
+    AbstractOuterEstimator,
+    GradientEstimate,
+    needed_key,
+    total_variance,
+)
 
 
-class Averaged(AbstractEstimator):
+class Averaged(AbstractOuterEstimator):
     """The mean of independent repeats of an estimator that draws random numbers, with its `variance`.
 
     *Objective: that of the estimator within.* For read noise, `ProbeCorrection`, or forward directions: the spread falls
@@ -27,20 +32,6 @@ class Averaged(AbstractEstimator):
     def __check_init__(self):
         check_kind(AbstractEstimator, "an estimator", estimator=self.estimator)
         check_count(2, repeats=self.repeats)
-
-    @property
-    def objective(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.estimator.objective
-
-    @property
-    def trains(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.estimator.trains
-
-    def per_sample(self):
-        return self.estimator.per_sample()
-
-    def settle(self, field, z0, x):
-        return self.estimator.settle(field, z0, x)
 
     def __call__(self, model, loss, batch, *, key=None, subset=None):
         keys = jax.random.split(needed_key(key, "`Averaged`"), self.repeats)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Inexact, Int, PRNGKeyArray, PyTree
 
 from .._checks import (
@@ -163,6 +164,32 @@ class AbstractEstimator(eqx.Module):
         subset: Bool[Array, " b"] | None = None,
     ) -> GradientEstimate:
         """Estimate the gradient of the mean of `loss(outputs, targets)` over `batch = (inputs, targets)`."""
+
+
+class AbstractOuterEstimator(AbstractEstimator):
+    """An estimator that asks another one, with whose objective it trains and settles."""
+
+    estimator: eqx.AbstractVar[AbstractEstimator]
+
+    @property
+    def objective(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.estimator.objective
+
+    @property
+    def trains(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self.estimator.trains
+
+    def per_sample(self):
+        return self.estimator.per_sample()
+
+    def settle(self, field, z0, x):
+        return self.estimator.settle(field, z0, x)
+
+
+def by_sample(estimator: AbstractEstimator) -> Callable[[Any], bool]:
+    """Which leaves of an estimator have an entry for every sample."""
+    each = {id(value) for value in estimator.per_sample() if np.ndim(value)}
+    return lambda leaf: id(leaf) in each
 
 
 def accepted_mean(values: Float[Array, "*b"], accepted: Bool[Array, " b"]) -> Float[Array, ""]:

@@ -28,6 +28,7 @@ from ._estimate import (
     batch_keys,
     blamed,
     borrow,
+    by_sample,
     check_call,
     scalar_loss,
     zero_unless,
@@ -281,8 +282,8 @@ def _estimate(estimator, model, loss, batch, key, subset):
     model = vary_like(model, batch)
     size = jax.tree.leaves(batch)[0].shape[0]
     view, shown = real_view(model, inputs)
-    each = {id(value) for value in estimator.per_sample() if eqx.is_array(value) and value.ndim}
-    own = lambda leaf: 0 if id(leaf) in each else None
+    has_rows = by_sample(estimator)
+    own = lambda leaf: 0 if has_rows(leaf) else None
 
     with jax.default_matmul_precision("highest"):
         axes = (own, None, None, 0, 0, 0)

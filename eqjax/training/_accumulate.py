@@ -1,16 +1,23 @@
 """A batch in parts, one after the other: the gradient of a batch whose activations would not fit."""
 
 from dataclasses import replace
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 
-from ..gradients import AbstractEstimator, Averaged, GradientEstimate, batch_keys, check_call
+from ..gradients import (
+    AbstractEstimator,
+    AbstractOuterEstimator,
+    Averaged,
+    GradientEstimate,
+    batch_keys,
+    by_sample,
+    check_call,
+)
 
 
-class Accumulated(AbstractEstimator):
+class Accumulated(AbstractOuterEstimator):
     """An estimator that takes a batch in `parts`, in turn, and adds up: to rounding the estimate of the whole batch, its mean over
     the accepted samples, and every sample its random key. What a solver makes of a whole batch (`Quorum`) it makes of each part.
     """
@@ -18,26 +25,11 @@ class Accumulated(AbstractEstimator):
     estimator: AbstractEstimator
     parts: int = eqx.field(static=True)
 
-    @property
-    def objective(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.estimator.objective
-
-    @property
-    def trains(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.estimator.trains
-
-    def per_sample(self):
-        return self.estimator.per_sample()
-
-    def settle(self, field, z0, x):
-        return self.estimator.settle(field, z0, x)
-
     def __call__(self, model, loss, batch, *, key=None, subset=None):
         settles = self.objective != "output"
         batch = check_call(model, loss, batch, key, subset, settles=settles)
         size = jax.tree.leaves(batch)[0].shape[0]
-        each = {id(value) for value in self.estimator.per_sample() if jnp.ndim(value)}
-        own, shared = eqx.partition(self.estimator, lambda leaf: id(leaf) in each)
+        own, shared = eqx.partition(self.estimator, by_sample(self.estimator))
         cut = lambda leaf: leaf.reshape(self.parts, size // self.parts, *leaf.shape[1:])
         rows = jax.tree.map(cut, (batch, own, batch_keys(key, size), subset))
 

@@ -19,9 +19,11 @@ from ..analytic import tree_cast
 from ..gradients import (
     BPTT,
     AbstractEstimator,
+    AbstractOuterEstimator,
     Averaged,
     GradientEstimate,
     batch_keys,
+    by_sample,
     check_call,
 )
 from ._tensor import TENSOR, laid_out
@@ -140,7 +142,7 @@ def check_pieces(mesh: Mesh | None, size: int, tokens: str, devices: str) -> Non
         )
 
 
-class Sharded(AbstractEstimator):
+class Sharded(AbstractOuterEstimator):
     """An estimator whose batch is shared out over the first axis of a `mesh`, parameters being the same on all devices.
 
     Each device settles its samples in a loop of its own (`jax.shard_map`) and waits for the others only where gradients are
@@ -153,20 +155,6 @@ class Sharded(AbstractEstimator):
     estimator: AbstractEstimator
     mesh: Mesh = eqx.field(static=True)
     split: bool = eqx.field(static=True, default=False)  # whether parameters lie in parts
-
-    @property
-    def objective(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return self.estimator.objective
-
-    @property
-    def trains(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self.estimator.trains
-
-    def per_sample(self):
-        return self.estimator.per_sample()
-
-    def settle(self, field, z0, x):
-        return self.estimator.settle(field, z0, x)
 
     def __call__(self, model, loss, batch, *, key=None, subset=None, **remembered):
         settles = self.objective != "output"
@@ -181,8 +169,7 @@ class Sharded(AbstractEstimator):
             batch = constrained(self.mesh, batch, rows=True)
             return self.estimator(model, loss, batch, key=key, subset=subset, **remembered)
         keys = batch_keys(key, size)
-        each = {id(value) for value in self.estimator.per_sample() if jnp.ndim(value)}
-        own, shared = eqx.partition(self.estimator, lambda leaf: id(leaf) in each)
+        own, shared = eqx.partition(self.estimator, by_sample(self.estimator))
         # Parts of parameters are gathered as short as they are computed with; gradients are summed in full.
         short = getattr(self.estimator, "dtype", None)
         sent = model if short is None else tree_cast(model, short)
