@@ -30,7 +30,7 @@ from ._codim_two import (
 )
 from ._defining import Critical, Defining, Vectors
 from ._jacobian import real_dtype
-from ._parameter import Line, find, replaced
+from ._parameter import Line, check_pair
 from ._path import (
     DENSE,
     AbstractPath,
@@ -265,19 +265,13 @@ def _curve(
     under, label = ("flow", point.flow) if step is None else ("euler", point.euler)
     if label != kind:
         raise ValueError(f'`point` must be a special point with {under} "{kind}", got "{label}".')
-    for name, value in (("where", where), ("bounds", bounds)):
-        if not isinstance(value, tuple | list) or len(value) != 2:
-            raise ValueError(f"`{name}` must be a pair, one for each of the two parameters.")
+    check_pair(where=where, bounds=bounds)
     check_count(max_points=max_points, max_steps=max_steps)
     real = real_dtype(point.state, "point.state")
     z, unravel = ravel_pytree(jax.tree.map(jnp.asarray, point.state))
     if z.size > DENSE:
         raise ValueError(f"`point` has a state of {z.size} numbers; curves take {DENSE} at most.")
-    second = find(field, where[1])
-    for index, value in (second, (find(field, where[0])[0], point.parameter)):
-        field = replaced(field, index, jnp.asarray(value, jnp.result_type(float)))
-    first, q1 = Line.of(field, where[0], bounds[0], real)
-    second, q2 = Line.of(first.field, where[1], bounds[1], real)
+    first, q1, second, q2 = Line.pair(field, where, bounds, point.parameter, real)
     epsilon = None if step is None else jnp.asarray(step, real)
     system = Defining(first, x, epsilon, unravel, kind)
     problem = CriticalCurve(second, system, max_steps)

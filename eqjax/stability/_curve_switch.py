@@ -16,7 +16,7 @@ from ._bifurcation import NOTHING, SpecialPoint
 from ._codim_two import CurvePoint
 from ._defining import Critical, Defining, Vectors
 from ._jacobian import real_dtype
-from ._parameter import Line, find, replaced
+from ._parameter import Line, check_pair, find, replaced
 
 # Which curves meet there.
 MEET = {
@@ -49,8 +49,7 @@ def switch_curve(
     if to not in MEET.get(point.type, ()):
         allowed = " or ".join(map(repr, MEET.get(point.type, ()))) or "nothing"
         raise ValueError(f"`to` must be {allowed} at a {point.type} point, got {to!r}.")
-    if not isinstance(where, tuple | list) or len(where) != 2:
-        raise ValueError("`where` must be a pair, one for each of the two parameters.")
+    check_pair(where=where)
     real = real_dtype(point.state, "point.state")
     lines = []
     for pick, value in zip(where, point.parameters, strict=True):

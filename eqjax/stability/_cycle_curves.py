@@ -25,7 +25,7 @@ from ._cycle_newton import Rows, across, corrected, ends_of, tangent
 from ._cycle_points import CyclePoint
 from ._forced import Forced
 from ._jacobian import real_dtype
-from ._parameter import Line, find, replaced
+from ._parameter import Line, check_pair, replaced
 from ._path import (
     AbstractPath,
     AbstractProblem,
@@ -256,16 +256,11 @@ def cycle_curve(
         raise ValueError(
             "`point` must be of a branch of autonomous cycles by collocation, without `steps`."
         )
-    for name, value in (("where", where), ("bounds", bounds)):
-        if not isinstance(value, tuple | list) or len(value) != 2:
-            raise ValueError(f"`{name}` must be a pair, one for each of the two parameters.")
+    check_pair(where=where, bounds=bounds)
     check_count(max_points=max_points, max_steps=max_steps)
     real = real_dtype(point.state, "point.state")
     flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, point.state))
-    index, _ = find(field, where[0])
-    field = replaced(field, index, jnp.asarray(point.parameter, jnp.result_type(float)))
-    first, q1 = Line.of(field, where[0], bounds[0], real)
-    second, q2 = Line.of(first.field, where[1], bounds[1], real)
+    first, q1, second, q2 = Line.pair(field, where, bounds, point.parameter, real)
     tol = jnp.asarray(float(jnp.finfo(real).eps) ** 0.75, real)
     problem = Extended(second, first, x, tol, unravel, point.type, flat.size, max_steps)
     angle = jnp.asarray(point.frequency * point.period, real)

@@ -11,7 +11,10 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from ..relaxation import explained
+from ._centre_manifold import Place
 from ._jacobian import real_dtype
+from ._normal_forms import of_map
+from ._parameter import Line
 from ._path import DENSE
 
 
@@ -55,10 +58,8 @@ def map_normal_form(map: Callable[..., Any], z: PyTree[Array], x: PyTree = None)
     """The normal form of a map at a fixed point that is about to lose its stability: a fold, a flip (period doubling), or
     a Neimark–Sacker point (torus).
 
-    With A, B, C the first three derivatives of the map, `A q = λ q`, `Aᵀ p = λ̄ p`, `‖q‖ = ⟨p, q⟩ = 1` (Kuznetsov, Elements
-    of Applied Bifurcation Theory, 2004, eqs. 5.50, 5.52 and 5.74): `a = ⟨p, B(q, q)⟩/2`,
-    `b = ⟨p, C(q, q, q) + 3B(q, (1 - A)⁻¹ B(q, q))⟩/6`, and
-    `d = Re λ̄⟨p, C(q, q, q̄) + 2B(q, (1 - A)⁻¹ B(q, q̄)) + B(q̄, (λ² - A)⁻¹ B(q, q))⟩/2`. Not under `jit`.
+    By the reduction that `normal_form` makes, of the field `map(z) - z` and Euler steps of length 1; the same numbers as
+    Kuznetsov's closed forms (Elements of Applied Bifurcation Theory, 2004, eqs. 5.50, 5.52 and 5.74). Not under `jit`.
 
     **Arguments:**
 
@@ -75,31 +76,20 @@ def map_normal_form(map: Callable[..., Any], z: PyTree[Array], x: PyTree = None)
     with explained(map, z, x):
         image, matrix = _linear(map, z, x)
     A: Any = np.asarray(matrix)
-    values, right = np.linalg.eig(A)
+    values = np.linalg.eigvals(A)
     i = int(np.argmin(abs(np.log(np.maximum(abs(values), 1e-300)))))
     value = values[i] if values[i].imag >= 0 else values[i].conj()
-    i = int(np.argmin(abs(values - value)))
-    q = right[:, i] / np.linalg.norm(right[:, i])
-    # Of the transposed matrix, for the inverse of a nearly defective one says little.
-    left = np.linalg.eig(A.T)
-    p = left[1][:, np.argmin(abs(left[0] - value.conj()))]
-    p = p / np.vdot(q, p)
     pair = abs(value.imag) > np.sqrt(np.finfo(A.dtype).eps)
     kind = "Neimark–Sacker" if pair else "flip" if value.real < 0 else "fold"
-    b, c = _bilinear(map, z, x, q, q), _cubic(map, z, x, q)
-    one, solve = np.eye(len(q)), np.linalg.solve
-    if kind == "fold":
-        total = b / 2
-    else:
-        steady = solve(one - A, _bilinear(map, z, x, q, q.conj()))
-        total = c + 2 * _bilinear(map, z, x, q, steady)
-        double = solve(value**2 * one - A, b) if pair else steady
-        total = total + _bilinear(map, z, x, q.conj(), double)
-        total = np.conj(value) * total / 2 if pair else total / 6
+    # As the field `map(z) - z` under Euler steps of length 1.
+    field = _Moves(map, jnp.zeros((), flat.dtype))
+    line = Line(field, field.nothing, jnp.ones_like(field.nothing), len(jax.tree.leaves(field)) - 1)
+    place = Place.of(line, x, z, field.nothing)
+    (coefficient,) = of_map(place, kind, float(np.angle(value)), 1.0)[0].values()
     size = jnp.maximum(jnp.linalg.norm(flat), 1)
     return MapNormalForm(
         type=kind,
-        coefficient=jnp.asarray(np.vdot(p, total).real, flat.dtype),
+        coefficient=jnp.asarray(coefficient, flat.dtype),
         multiplier=complex(value if pair else value.real),
         residual=jnp.linalg.norm(image - flat) / size,
     )
@@ -112,29 +102,11 @@ def _linear(map, z, x):
     return flow(flat), jax.jacfwd(flow)(flat)
 
 
-@eqx.filter_jit
-def _derivative(map, z, x, directions):
-    """The derivative along one direction after another, all real."""
-    flat, unravel = ravel_pytree(z)
-    flow = lambda v: ravel_pytree(map(0.0, unravel(v), x))[0]
-    for direction in directions:
-        flow = lambda v, f=flow, d=direction: jax.jvp(f, (v,), (d,))[1]
-    return flow(flat)
+class _Moves(eqx.Module):
+    """By how much a map moves a state, as a field with a parameter that does nothing."""
 
+    map: Callable[..., Any]
+    nothing: Float[Array, ""]
 
-# Of complex arguments by linearity: JVPs at complex states would ask of the map that it is holomorphic.
-def _bilinear(map, z, x, a, b):
-    along = lambda a, b: np.asarray(_derivative(map, z, x, (_as(z, a), _as(z, b))))
-    real = along(a.real, b.real) - along(a.imag, b.imag)
-    return real + 1j * (along(a.real, b.imag) + along(a.imag, b.real))
-
-
-def _cubic(map, z, x, q):
-    """C(q, q, q̄)"""
-    along = lambda *v: np.asarray(_derivative(map, z, x, tuple(_as(z, a) for a in v)))
-    a, b = q.real, q.imag
-    return along(a, a, a) + along(a, b, b) + 1j * (along(a, a, b) + along(b, b, b))
-
-
-def _as(z, vector):
-    return jnp.asarray(vector, jax.tree.leaves(z)[0].dtype)
+    def __call__(self, t, z, x):
+        return jax.tree.map(jnp.subtract, self.map(t, z, x), z)

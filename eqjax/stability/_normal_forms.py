@@ -99,7 +99,8 @@ def normal_form(
             raise ValueError(
                 f"`step` is missing: a {point.type} point is one of the Euler map, and depends on it."
             )
-        found = _of_map(place, point, float(jnp.asarray(step)))
+        epsilon = float(jnp.asarray(step))
+        found = of_map(place, point.euler, epsilon * point.frequency, epsilon)
     elif point.type not in _FORMS:
         raise ValueError(
             f"`point` must be of one of the types {', '.join(_FORMS)}: no normal form of a {point.type} point is computed here."
@@ -197,16 +198,19 @@ def _hopf_hopf(place, point):
     return named, f"{kind} case, θ = {p12 / p22:.6g}, δ = {p21 / p11:.6g}"
 
 
-def _of_map(place, point, epsilon):
-    """A map is a flow whose products of modes decay at the rates `(λ - 1)/ε` of their multipliers λ."""
+def of_map(place: Place, kind: str, angle: float, epsilon: float) -> tuple[dict[str, float], str]:
+    """Of a fold, a flip, or a Neimark–Sacker point of multipliers `exp(±i angle)`: coefficient and verdict. A map is a flow
+    whose products of modes decay at the rates `(λ - 1)/ε` of their multipliers λ."""
     jacobian = at_fixed_parameter(place.jacobian())
-    if point.euler == "flip":
+    if kind == "fold":
+        g = normal_form_on(place, jacobian, Centre(*null_vectors(jacobian), ((0,),), _zero), 2)
+        return {"a": epsilon * g[0, (2,)].real}, "fold"
+    if kind == "flip":
         right, left = null_vectors(jacobian + 2 / epsilon * np.eye(len(jacobian)))
         rate = lambda label: ((-1.0) ** (label[0] % 2) - 1) / epsilon + 0j
         g = normal_form_on(place, jacobian, Centre(right, left, ((1,),), rate), 3)
         c = epsilon * g[0, (3,)].real
         return {"c": c}, f"{'super' if c > 0 else 'sub'}critical flip"
-    angle = epsilon * point.frequency
     rate = lambda label: (np.exp(1j * angle * label[0]) - 1) / epsilon
     (v,), (w,) = null_vectors(jacobian - rate((1,)) * np.eye(len(jacobian)))
     centre = Centre(np.stack([v, v.conj()]), np.stack([w, w.conj()]), ((1,), (-1,)), rate)

@@ -45,6 +45,17 @@ class Line(eqx.Module):
         line = cls(field, jnp.asarray(low, dtype), jnp.asarray(high - low, dtype), index)
         return line, (jnp.asarray(value, dtype) - line.low) / line.span
 
+    @classmethod
+    def pair(cls, field: Any, where: Any, bounds: Any, present: float, dtype: Any):
+        """The lines of two parameters, the first of which is `present` now; and where each is on its own."""
+        second = find(field, where[1])
+        # Both before the first line is made: what changed its type later would compile all anew.
+        for index, value in (second, (find(field, where[0])[0], present)):
+            field = replaced(field, index, jnp.asarray(value, jnp.result_type(float)))
+        first, q1 = cls.of(field, where[0], bounds[0], dtype)
+        other, q2 = cls.of(first.field, where[1], bounds[1], dtype)
+        return first, q1, other, q2
+
     def value(self, q: Array) -> Array:
         """The parameter."""
         return self.low + q * self.span
@@ -52,6 +63,13 @@ class Line(eqx.Module):
     def at(self, q: Array) -> Any:
         """The field there."""
         return replaced(self.field, self.index, self.value(q))
+
+
+def check_pair(**values: Any) -> None:
+    """Arguments with something for each of two parameters."""
+    for name, value in values.items():
+        if not isinstance(value, tuple | list) or len(value) != 2:
+            raise ValueError(f"`{name}` must be a pair, one for each of the two parameters.")
 
 
 def find(field: Any, where: Callable[[Any], Any]) -> tuple[int, float]:
