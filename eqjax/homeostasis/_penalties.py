@@ -217,9 +217,8 @@ def chain_gain(
     v = solved(left(held, jnp.zeros_like(r)), solver, max_steps, reverse=False).value
     size = jnp.linalg.norm(v)
     a = solved(v / size, solver, max_steps, reverse=True).value
-    off = jnp.linalg.norm(left(held, v)) / size
-    pulled = jax.linear_transpose(lambda u: jax.jvp(lambda u: held(0.0, u, x), (z,), (u,))[1], z)
-    off = jnp.maximum(off, jnp.linalg.norm(pulled(a)[0] - v / size))
+    behind = jacobian(held, z, x).transposed(a.ravel()) - v.ravel() / size
+    off = jnp.maximum(jnp.linalg.norm(left(held, v)) / size, jnp.linalg.norm(behind))
     usable = off <= 2 * len(z) ** 0.5 * jnp.asarray(solver.rtol + solver.atol, off.dtype)
     v, a, size = lax.stop_gradient((v, a, size))
     change = jnp.vdot(a, left(field, v))  # by dv = J⁻¹ (dD r - dJ v)
