@@ -9,6 +9,9 @@ every number of devices, since a shared machine is not the same from minute to m
 out, beside attention that one device computes by itself: seconds, tokens/s, and the MiB that each device needs beside
 parameters and optimiser.
 
+With --profile the last update of each configuration is profiled: what the first GPU did by kind of kernel, and how long it
+had nothing to do.
+
 Each configuration is on its own: of one that fails (out of memory, say) the table says so. None begins after --budget
 seconds. Without several cards a CPU stands for them: JAX_NUM_CPU_DEVICES=2; what it tells of speed is little, since its
 devices share the cores. A machine with the engine's packages alone will do.
@@ -24,6 +27,7 @@ import lean
 import numpy as np
 import optax
 from common import Text, arguments, device, model, table
+from profiled import profile
 
 from eqjax.gradients import Accept, AsymEP, Backprop, Nudge, OracleAdjoint, SharedAdjoint
 from eqjax.language import GPT2, DotProduct, GPT2Config, RingAttention
@@ -159,6 +163,8 @@ def scaled(material, name, learner, options):
             draw = material.batch(size, length, seed=seed)
             if guarded(f"{name} on {n}", run.update, draw, seed >= 2) is not None:
                 del runs[n, size]
+    if options.profile:
+        where_it_goes(name, runs, material, length)
     rows = []
     for (n, size), run in runs.items():
         weak = size != batch
@@ -170,6 +176,16 @@ def scaled(material, name, learner, options):
         cells = f"{run.median:.4f}", f"{size * length / run.median:.0f}", f"{share:.0%}"
         rows.append((name, kind, n, size, *cells, told, f"{run.compiling:.1f}"))
     return rows
+
+
+def where_it_goes(name, runs, material, length):
+    """Prints what an update of each run is made of."""
+    for (n, size), run in runs.items():
+        draw = material.batch(size, length, seed=0)
+        found = guarded(f"profile of {name}", profile, lambda r=run, d=draw: r.update(d, False))
+        told = next(iter(found.values()), {}) if isinstance(found, dict) else {}
+        cells = ", ".join(f"{kind} {value:.4g}" for kind, value in told.items())
+        print(f"{name} on {n}, batch {size}: {cells or 'no kernels seen'} (ms)", flush=True)
 
 
 def _alone(implementation, model, tokens, key):
@@ -246,6 +262,7 @@ def parsed():
     parser.add_argument(
         "--block", type=int, default=512, help="tokens whose scores are there at a time"
     )
+    parser.add_argument("--profile", action="store_true", help="on GPUs")
     parser.add_argument(
         "--budget", type=float, default=1e9, help="seconds, after which none begins"
     )
