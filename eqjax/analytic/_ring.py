@@ -189,6 +189,8 @@ def _scores(q: Array, k: Array, place: Any, diagonal: bool) -> Array:
     scores = jnp.einsum("htd,hsd->hts", q, k, preferred_element_type=at_least_float32(q.dtype))
     if not diagonal:
         return scores
+    # Tied to the queries: what depends on no data would be computed for all blocks at once, ahead of the loop.
+    place, _ = lax.optimization_barrier((place, q))
     row, column = (i * q.shape[1] + jnp.arange(q.shape[1]) for i in place)
     seen = jnp.broadcast_to((column[None] <= row[:, None])[None], scores.shape)
     return jnp.where(seen, scores, jnp.asarray(jnp.finfo(scores.dtype).min / 2, scores.dtype))

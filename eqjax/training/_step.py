@@ -105,7 +105,12 @@ class Step(eqx.Module):
         self._check(state)
         check_tensor(self.mesh, state.model)
         _check_unused(state)
-        return _update(*self._placed(state, batch))
+        return self._program(*self._placed(state, batch))
+
+    @property
+    def _program(self) -> Any:
+        """Loops that the compiler partitions end together only if what all devices compute is the same on each, to the bit."""
+        return _update_alike if self.mesh is not None and self.mesh.devices.ndim > 1 else _update
 
     def compile(self, state: TrainState, batch: tuple) -> "CompiledStep":
         """Compile ahead of time for the shapes of these arguments; the result can never recompile."""
@@ -114,8 +119,7 @@ class Step(eqx.Module):
         if hosts(self.mesh) > 1:
             check_hosts("batch", shapes((state, batch)))
         arguments = self._placed(state, batch, donate=False)
-        lowered = _update.lower(*arguments)  # pyright: ignore[reportFunctionMemberAccess]
-        return CompiledStep(self, lowered.compile())
+        return CompiledStep(self, self._program.lower(*arguments).compile())
 
     def _placed(self, state: TrainState, batch: tuple, *, donate: bool = True) -> tuple:
         """The arguments of the compiled step, where their devices want them: the batch in shares, the rest on all."""
@@ -224,8 +228,7 @@ def _check_optimiser(optimiser: Any) -> None:
         refuse("optimiser", "be an Optax transformation", optimiser, cure)
 
 
-@eqx.filter_jit(donate="all-except-first")
-def _update(fixed, state):
+def _updated(fixed, state):
     step, batch = fixed
     key, draw = jax.random.split(state.key)
     remembered = {} if state.carry is None else {"carry": state.carry}
@@ -257,6 +260,14 @@ def _update(fixed, state):
     new = TrainState(model, opt_state, state.step + 1, key, held, estimate.carry)
     metrics = constrained(step.mesh, metrics | {"updated": good})
     return step._laid_out(constrained, new), metrics
+
+
+_update = eqx.filter_jit(_updated, donate="all-except-first")
+# Sums in any order, as GPUs scatter gradients of embeddings, would let the copies of a parameter drift apart.
+_ALIKE = {"xla_gpu_deterministic_ops": True}
+_update_alike = eqx.filter_jit(  # pyright: ignore[reportCallIssue]
+    _updated, donate="all-except-first", compiler_options=_ALIKE
+)
 
 
 def check_finite(model: PyTree) -> None:
