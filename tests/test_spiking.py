@@ -17,7 +17,7 @@ from eqjax.fields import (
     LeakyIntegrateAndFire,
     SparseWeight,
     SpikingNetwork,
-    of_several,
+    arrivals,
 )
 from eqjax.relaxation import EventDriven, FixedStep, fire
 
@@ -305,8 +305,33 @@ def test_spikes_bring_their_weights_on_every_device(monkeypatch, many):
     for device in ("cpu", "default"):
         monkeypatch.setattr(jax.lax, "platform_dependent", lambda x, **ways: ways[device](x))
         for form in (jnp.asarray(weight), SparseWeight.from_dense(weight)):
-            found = of_several(form, 300)(spiking)
+            found = arrivals(form).of_several(spiking)
             np.testing.assert_allclose(found, weight @ np.asarray(spiking, float), atol=1e-12)
+
+
+def test_few_are_corrected_as_all_are_computed(monkeypatch):
+    """A CPU's steps, other devices', and those of trials side by side, with refractory times within a step and beyond it."""
+    rng = np.random.default_rng(5)
+    weight = rng.normal(size=(40, 40)) * (rng.random((40, 40)) < 0.2)
+    neurons = LeakyIntegrateAndFire(
+        current=jnp.asarray(rng.uniform(9, 20, 40)), refractory=jnp.asarray([0.1, 2.3] * 20)
+    )
+    form = SparseWeight.from_dense(weight)
+    net = SpikingNetwork(neurons, form, ExponentialSynapse(jnp.asarray(rng.uniform(3, 12, 40))))
+
+    def run(v, capacity):
+        return fire(net, v, t1=40.0, capacity=capacity, scheme=FixedStep(0.4))
+
+    v = jnp.asarray(rng.uniform(0, 12, 40))
+    few, trials = run(v, 400), jax.vmap(lambda v: run(v, 400))(jnp.stack([v, v - 1]))
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *a, **ways: ways["default"](*a))
+    every = run(v, 401)
+    assert int(few.counts.sum()) > 100 and few.complete
+    for other in (every, jax.tree.map(lambda a: a[0], trials)):
+        np.testing.assert_array_equal(other.indices[:400], few.indices)
+        np.testing.assert_allclose(other.times[:400], few.times, rtol=1e-12)
+        np.testing.assert_allclose(other.state.v, few.state.v, atol=1e-11)
+        np.testing.assert_allclose(other.state.s, few.state.s, atol=1e-11)
 
 
 def test_a_train_that_is_not_complete_is_flagged():

@@ -36,6 +36,7 @@ from ._losses import (
     rows as rows,
     squared_error as squared_error,
 )
+from ._marked import for_marked as for_marked
 from ._ring import (
     TokenRing as TokenRing,
     ring_attention as ring_attention,

@@ -27,9 +27,8 @@ from ._causal import AbstractCausalField as AbstractCausalField, written as writ
 from ._circuit import Crossbar as Crossbar, FiniteBandwidth as FiniteBandwidth, to_spice as to_spice
 from ._connections import (
     SparseWeight as SparseWeight,
+    arrivals as arrivals,
     check_weight as check_weight,
-    of_one as of_one,
-    of_several as of_several,
 )
 from ._energy_transformer import (
     AdiabaticTransformer as AdiabaticTransformer,

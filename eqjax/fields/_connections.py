@@ -1,7 +1,5 @@
 """Which neurons a spike reaches: a full matrix of weights, or the few targets of each neuron."""
 
-from collections.abc import Callable
-
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +7,7 @@ from jax import lax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
+from ..analytic import for_marked
 from ._kuramoto import check_coupling
 
 
@@ -61,47 +60,56 @@ def check_weight(weight: Weight, n: int) -> None:
         check_coupling(weight, n)
 
 
-def of_one(weight: Weight, n: int) -> Callable[[Int[Array, ""]], Float[Array, " n"]]:
-    """A function of j: what a spike of neuron j brings to each of n neurons."""
+class Arrivals(eqx.Module):
+    """What spikes bring to each of n neurons: `rows[j]`, of j's, to all, or to its `targets[j]`."""
+
+    rows: Float[Array, "n k"]
+    targets: Int[Array, "n k"] | None
+
+    def added(self, total: Float[Array, " n"], j: Int[Array, ""]) -> Float[Array, " n"]:
+        """`total` with what a spike of neuron j brings."""
+        if self.targets is None:
+            return total + lax.dynamic_index_in_dim(self.rows, j, keepdims=False)
+        return total.at[self.targets[j]].add(self.rows[j], mode="drop")
+
+    def nothing(self) -> Float[Array, " n"]:
+        return jnp.zeros(len(self.rows), self.rows.dtype)
+
+    def of_several(self, spiking: Bool[Array, " n"]) -> Float[Array, " n"]:
+        """What all spikes bring together.
+
+        Few neurons spike at a time, and a product with the matrix would read all of it. A CPU adds the rows of just those
+        who do; for other devices a loop of unknown length is slow, and there is room for a fixed number, beyond which the
+        whole is taken.
+        """
+        one_by_one = lambda who: for_marked(who, lambda j, to: self.added(to, j), self.nothing())
+        at_once = lambda who: self._at_once(who)
+        return lax.platform_dependent(spiking, cpu=one_by_one, default=at_once)
+
+    def _at_once(self, spiking):
+        few = len(self.rows) // 100 + 4
+        who = jnp.nonzero(spiking, size=few, fill_value=len(self.rows))[0]
+        whole = lambda: self._whole(spiking)
+        return lax.cond(jnp.sum(spiking) <= few, lambda: self._gathered(who), whole)
+
+    def _gathered(self, who):
+        rows = self.rows.at[who].get(mode="fill", fill_value=0)
+        if self.targets is None:
+            return jnp.sum(rows, axis=0)
+        there = self.targets.at[who].get(mode="fill", fill_value=len(self.rows))
+        return self.nothing().at[there].add(rows, mode="drop")
+
+    def _whole(self, spiking):
+        if self.targets is None:
+            return spiking.astype(self.rows.dtype) @ self.rows
+        rows = jnp.where(spiking[:, None], self.rows, jnp.zeros_like(self.rows))
+        return self.nothing().at[self.targets].add(rows, mode="drop")
+
+
+def arrivals(weight: Weight | None) -> Arrivals | None:
+    """What the spikes of a network with these weights bring."""
+    if weight is None:
+        return None
     if isinstance(weight, SparseWeight):
-        nothing = jnp.zeros(n, weight.values.dtype)
-        return lambda j: nothing.at[weight.targets[j]].add(weight.values[j], mode="drop")
-    return lambda j: weight[:, j]
-
-
-def of_several(weight: Weight, n: int) -> Callable[[Bool[Array, " n"]], Float[Array, " n"]]:
-    """A function of who spikes: what their spikes bring to each of n neurons.
-
-    Few do at a time, and a product with the matrix would read all of it. A CPU adds the rows of just those who do; for
-    other devices a loop of unknown length is slow, and there is room for a fixed number, beyond which the whole is taken.
-    """
-    if isinstance(weight, SparseWeight):
-        targets, rows = weight.targets, weight.values
-        nothing = jnp.zeros(n, rows.dtype)
-        add = lambda total, j: total.at[targets[j]].add(rows[j], mode="drop")
-
-        def gathered(js):
-            there = targets.at[js].get(mode="fill", fill_value=n)
-            return nothing.at[there].add(rows.at[js].get(mode="fill", fill_value=0), mode="drop")
-
-        whole = lambda spiking: nothing.at[targets].add(
-            jnp.where(spiking[:, None], rows, jnp.zeros_like(rows)), mode="drop"
-        )
-    else:
-        rows = weight.T
-        nothing = jnp.zeros(n, rows.dtype)
-        add = lambda total, j: total + lax.dynamic_index_in_dim(rows, j, keepdims=False)
-        gathered = lambda js: jnp.sum(rows.at[js].get(mode="fill", fill_value=0), axis=0)
-        whole = lambda spiking: spiking.astype(rows.dtype) @ rows
-    few = n // 100 + 4
-
-    def one_by_one(spiking):
-        order = jnp.where(spiking, jnp.cumsum(spiking) - 1, n)
-        who = jnp.zeros(n, order.dtype).at[order].set(jnp.arange(n), mode="drop")
-        return lax.fori_loop(0, jnp.sum(spiking), lambda i, total: add(total, who[i]), nothing)
-
-    def at_once(spiking):
-        who = jnp.nonzero(spiking, size=few, fill_value=n)[0]
-        return lax.cond(jnp.sum(spiking) <= few, lambda: gathered(who), lambda: whole(spiking))
-
-    return lambda spiking: lax.platform_dependent(spiking, cpu=one_by_one, default=at_once)
+        return Arrivals(weight.values, weight.targets)
+    return Arrivals(weight.T, None)

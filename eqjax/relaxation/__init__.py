@@ -10,11 +10,11 @@ from ._fallback import (
 from ._firing import (
     AbstractScheme as AbstractScheme,
     EventDriven as EventDriven,
-    FixedStep as FixedStep,
     SpikeTrain as SpikeTrain,
     SpikingState as SpikingState,
     fire as fire,
 )
+from ._fixed_step import FixedStep as FixedStep
 from ._fresh import warn_of_fresh as warn_of_fresh
 from ._gmres import (
     GMRES as GMRES,

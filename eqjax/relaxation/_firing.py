@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import optimistix as optx
 from jax import lax
-from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from .._checks import (
@@ -20,10 +19,9 @@ from .._checks import (
     check_finite_number,
     check_kind,
     check_number,
-    check_positive,
 )
 from ..analytic import tree_held
-from ..fields import LeakyIntegrateAndFire, SpikingNetwork, check_weight, of_one, of_several, scalar
+from ..fields import LeakyIntegrateAndFire, SpikingNetwork, arrivals, check_weight, scalar
 
 
 class SpikingState(eqx.Module):
@@ -90,41 +88,6 @@ class EventDriven(AbstractScheme):
         return _from_event_to_event(self, network, state, x, t0, t1, capacity)
 
 
-class FixedStep(AbstractScheme):
-    """Fixed steps, all neurons at once: for large networks.
-
-    Within a step h the membrane is propagated exactly (Rotter & Diesmann 1999) for the input at its middle. A crossing
-    is interpolated linearly, and the neuron restarts from there: spike times of uncoupled neurons are right to O(h²).
-    Spikes arrive at the end of their step, up to h late: with coupling O(h). A neuron spikes at most once in a step.
-    There is no gradient; asking for one is refused.
-
-    **Arguments:** `step`: h, ms.
-
-    **Raises:** `ValueError` if t1 - t0 is not a whole number of steps, or not known while tracing; or on a gradient.
-    """
-
-    step: float = eqx.field(static=True, default=0.1)
-
-    def __check_init__(self):
-        check_positive(step=self.step)
-
-    def run(self, network, state, x, t0, t1, capacity):
-        if isinstance(t0, Tracer) or isinstance(t1, Tracer):
-            raise ValueError(
-                "`FixedStep` needs to know `t0` and `t1` while tracing: pass numbers, not traced arrays, or use "
-                "`EventDriven()`."
-            )
-        length = (float(t1) - float(t0)) / self.step
-        steps = round(length)
-        if abs(length - steps) > 1e-3:
-            raise ValueError(
-                f"`t1` - `t0` must be a whole number of steps, got {float(t1) - float(t0)} ms in steps of "
-                f"{self.step} ms. Change `step` or `t1`."
-            )
-        t0 = jnp.asarray(t0, state.v.dtype)
-        return _by_steps(network, state, x, t0, self.step, steps, capacity)
-
-
 def fire(
     network: SpikingNetwork | LeakyIntegrateAndFire,
     z0: float | Float[Array, "*n"] | SpikingState,
@@ -189,8 +152,7 @@ def fire(
 # differentiated, just this formula.
 @eqx.filter_jit
 def _from_event_to_event(scheme, network, state, x, t0, t1, capacity):
-    dtype, n, weight = state.v.dtype, state.v.size, network.weight
-    arriving = None if weight is None else of_one(weight, n)
+    dtype, n, arriving = state.v.dtype, state.v.size, arrivals(network.weight)
     tolerance = max(1e-12, 16 * float(jnp.finfo(dtype).eps))
     controller = scheme.controller
     if controller is None:
@@ -273,7 +235,9 @@ def _from_event_to_event(scheme, network, state, x, t0, t1, capacity):
         now, (v, s) = there + rest, moved(z, rest, pace)
         spike = (crossed | over) & (count <= capacity)
         spiking = (jnp.arange(n) == first) & spike
-        kick = None if arriving is None else arriving(first) * spike.astype(dtype)
+        kick = None
+        if arriving is not None:
+            kick = arriving.added(arriving.nothing(), first) * spike.astype(dtype)
         v, s = network.after(spiking, kick, v, s, active)
         ready = jnp.where(spiking, now + network.neurons.refractory, ready)
         fine = jnp.isfinite(now) & jnp.all(jnp.isfinite(v)) & jnp.all(jnp.isfinite(s))
@@ -295,77 +259,3 @@ def _from_event_to_event(scheme, network, state, x, t0, t1, capacity):
 
 def moved(z, time, force):
     return jax.tree.map(lambda a, f: a + time * f, z, force)
-
-
-# Why a neuron restarts within its step. Were a reset booked at the end of it, every interval would come out up
-# to h too long, and no order of integration would help. With the crossing interpolated and the membrane
-# restarted from there the second order is kept (Hansel, Mato, Meunier & Neltner 1998). It is brought to the end
-# of the step at once, so that every v belongs to the same time: another call could not tell from `ready` alone.
-@eqx.filter_jit
-def _by_steps(network, state, x, t0, step, steps, capacity):
-    neurons, synapse, weight = network.neurons, network.synapse, network.weight
-    dtype, n = state.v.dtype, state.v.size
-    arriving = (lambda spiking: None) if weight is None else of_several(weight, n)
-
-    def advance(carry, i):
-        v, s, ready, times, indices, count = carry
-        begin, end = t0 + step * i.astype(dtype), t0 + step * (i + 1).astype(dtype)
-        # The midpoint rule: a changing input taken at either end would leave only first order.
-        target = neurons.asymptote(begin + step / 2, v, x)
-
-        def to_end(v, ready):
-            # From when the neuron is ready; nothing moves where that is beyond the step.
-            duration = jnp.clip(end - ready, 0, step)
-            # What arrived while the neuron was refractory acts on it only as it has decayed by then.
-            waited, _ = synapse.propagate(s, step - duration, neurons.tau)
-            _, risen = synapse.propagate(waited, duration, neurons.tau)
-            return target + (v - target) * jnp.exp(-duration / neurons.tau) + risen, duration
-
-        new, duration = to_end(v, ready)
-        later, _ = synapse.propagate(s, jnp.full_like(v, step), neurons.tau)
-        # v itself may stand above: pushed there by spikes delivered at the end of the last step.
-        spiking = (duration > 0) & (jnp.maximum(v, new) >= neurons.threshold)
-        rising = v < neurons.threshold
-        # 1 elsewhere, lest 0/0.
-        slope = jnp.where(spiking & rising, new - v, jnp.ones_like(v))
-        share = jnp.where(rising, (neurons.threshold - v) / slope, jnp.zeros_like(v))
-        when = end - (1 - share) * duration
-        ready = jnp.where(spiking, when + neurons.refractory, ready)
-
-        def deliver(v, s, times, indices, count):
-            v, s = network.after(spiking, arriving(spiking), v, s, ready <= end)
-            v = jnp.where(spiking, to_end(v, ready)[0], v)
-            place = count + jnp.cumsum(spiking) - 1
-            place = jnp.where(spiking, place, capacity)  # out of bounds: dropped
-            times = times.at[place].set(when, mode="drop")
-            indices = indices.at[place].set(jnp.arange(n), mode="drop")
-            return v, s, times, indices, count + jnp.sum(spiking)
-
-        quiet = lambda *same: same
-        # A step without a spike is spared the product with the weights, the dearest part of one.
-        v, s, times, indices, count = lax.cond(
-            jnp.any(spiking), deliver, quiet, new, later, times, indices, count
-        )
-        return (v, s, ready, times, indices, count), None
-
-    times, indices = jnp.full(capacity, jnp.inf, dtype), jnp.full(capacity, -1)
-    start = state.v, state.s, state.ready, times, indices, jnp.asarray(0)
-    (v, s, ready, times, indices, count), _ = lax.scan(advance, start, jnp.arange(steps))
-    finite = jnp.all(jnp.isfinite(v)) & jnp.all(jnp.isfinite(s))
-    # Which step a spike falls into is piecewise constant in everything, and so is when it arrives: a
-    # derivative would be finite, plausible and wrong.
-    times, v, s, ready = undifferentiated((times, v, s, ready))
-    return times, indices, SpikingState(v, s, ready), finite & (count <= capacity)
-
-
-@jax.custom_jvp
-def undifferentiated(values):
-    return values
-
-
-@undifferentiated.defjvp
-def _refuse(primals, tangents):
-    raise ValueError(
-        "`scheme` FixedStep has no gradient: the step in which a spike arrives does not depend on its time. Use "
-        "`EventDriven()`."
-    )
