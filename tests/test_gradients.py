@@ -1,5 +1,7 @@
 """Gradient estimators against finite differences, dense algebra and the closed form."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -398,8 +400,15 @@ def test_compare_prints_a_table_and_measures_over_common_samples():
     table = compare(model, squared_error, (u, y), estimators)
     text = str(table)
     assert table.reference == "OracleAdjoint" and "BPTT #2" in text and repr(table) == text
-    assert "finite horizon" in text and text.count("\n") == 6
+    assert "† of the finite horizon" in text and text.count("\n") == 6
     assert table["OracleAdjoint"].cosine == pytest.approx(1)
+    # 1 - cosine has digits where the cosine has none left; of long names and random estimates, too, 100 columns suffice.
+    assert table["OracleAdjoint"].cosine_distance == 0 < table["AsymEP"].cosine_distance < 1e-8
+    short = table["BPTT #1"]
+    assert short.cosine_distance == pytest.approx(1 - short.cosine, rel=1e-9)
+    long = [dataclasses.replace(short, estimator=n * "n", spread=1.5e-9) for n in (9, 40, 140)]
+    lines = str(type(table)((*table.rows, *long), "OracleAdjoint")).split("\n")
+    assert "1 - cos" in text and max(map(len, lines)) <= 100 and "n" * 40 in lines
     assert table["AsymEP"].relative_error < 1e-4 and table["BPTT #2"].relative_error < 1e-4
     assert table["BPTT #1"].relative_error > 1e-2
     assert table["AsymEP"].accepted == pytest.approx(0.8)
