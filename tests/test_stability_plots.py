@@ -13,6 +13,8 @@ import pytest
 from eqjax import fields, plots
 from eqjax.relaxation import SpikeTrain, SpikingState
 from eqjax.stability import (
+    Curve,
+    CurvePoint,
     Diagram,
     continuation,
     cycle_continuation,
@@ -208,6 +210,9 @@ def calls(folded, cycling):
     spikes = jnp.array([1.0, 2.0]), jnp.array([0, 1]), jnp.array([1, 1])
     train = SpikeTrain(*spikes, SpikingState(*[jnp.zeros(2)] * 3), jnp.asarray(True))
     paths = {n: np.stack([np.asarray(orbit.state)] * k) for n, k in (("a", 30), ("b", 1))}
+    point = CurvePoint("cusp", (1.5, 0.5), jnp.zeros(1), (), 0.0, "converged", 0)
+    line = jnp.stack(CURVE, axis=1)
+    critical = Curve(line, jnp.zeros((30, 1)), line[:, 0], line, (point,), "end")
     energies = np.exp(-np.arange(3)[:, None] * np.arange(5) / 2)
     return {
         "residuals": (lambda ax: plots.residuals(curves, ax=ax), 1),
@@ -238,6 +243,10 @@ def calls(folded, cycling):
         "diagram": (lambda ax: plots.diagram(found, value=lambda z: z[0], ax=ax), 1),
         "spectrum": (lambda ax: plots.spectrum(one, step=1.0, ax=ax), 1),
         "cycles": (lambda ax: plots.cycles(cycles, ax=ax), 3),
+        "critical_curves": (
+            lambda ax: plots.critical_curves(dict.fromkeys("abcde", critical), ax=ax),
+            1,
+        ),
         "phase_portrait": (
             lambda ax: plots.phase_portrait(
                 field, ((-1, 1), (-1, 1)), curves=paths, points=9, ax=ax

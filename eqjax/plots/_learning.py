@@ -49,7 +49,8 @@ def training(
 
 def _loss(axes: Axes, i: int, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
     curve(axes, i, name, *_series(lines, "loss"), marker="", alpha=0.8)
-    axes.plot(*_series(lines, "validation"), **look(i) | {"linestyle": "none"})
+    steps, values = _series(lines, "validation")
+    axes.plot(steps, values, **look(i) | {"linestyle": "none"})
     axes.set(ylabel="cross-entropy (nats/char)", title="loss (marks: validation)")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..stability import Branch, CycleBranch, Diagram, Spectrum
+from ..stability import Branch, Curve, CycleBranch, Diagram, Spectrum
 from ._figure import COLOURS, curve, legend, panels
 
 _MARKERS = {
@@ -194,6 +194,32 @@ def _multipliers(axes: Axes, branch: CycleBranch) -> None:
     axes.axhline(1, color="0.3", linewidth=0.8)
     for point in branch.special_points:
         axes.axvline(point.parameter, color="0.8", linewidth=0.8, zorder=0)
+
+
+def critical_curves(
+    curves: Mapping[str, Curve],
+    *,
+    labels: tuple[str, str] = ("first parameter", "second parameter"),
+    ax: Any = None,
+) -> Figure:
+    """Folds, Hopf points and their like in two parameters, and the points of codimension two on them.
+
+    **Arguments:** `curves`: name to a `Curve`, from `stability.fold_curve` or `hopf_curve`. `labels`: of the two axes. `ax`: axes
+    to draw on; by default of a new figure.
+    """
+    figure, (axes,) = panels(ax, 6.5, 5)
+    kinds: dict[str, list[Any]] = {}
+    for i, (name, found) in enumerate(curves.items()):
+        curve(axes, i, name, *np.asarray(found.parameters).T, marker="")
+        for point in found.special_points:
+            kinds.setdefault(point.type, []).append(point.parameters)
+    for name, places in kinds.items():
+        marker = _MARKERS.get(name, "*")
+        x, y = np.asarray(places, float).T
+        axes.plot(x, y, "k", linestyle="none", marker=marker, label=name)
+    axes.set(xlabel=labels[0], ylabel=labels[1])
+    legend(axes, ax)
+    return figure
 
 
 def phase_portrait(
