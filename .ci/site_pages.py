@@ -68,13 +68,14 @@ def drawn(path):
     from eqjax import plots
 
     jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_disable_most_optimizations", True)  # each program runs once
     with contextlib.redirect_stdout(io.StringIO()):
         figure = runpy.run_path(str(path))["figure"]
     plots.save(figure, STAGE / "gallery" / f"{path.stem}.png")
 
 
 def gallery(draw=drawn):
-    """Every script with its picture, two drawn at a time: most of a minute is the compilers'."""
+    """Every script with its picture, two drawn at a time: most of the time is the compilers'."""
     paths = sorted((ROOT / "docs" / "gallery").glob("*.py"))
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
         list(pool.map(draw, paths))

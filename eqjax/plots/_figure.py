@@ -60,9 +60,10 @@ def curve(axes: Axes, i: int, name: str | None, x: Any, y: Any, **more: Any) -> 
     """Draw the i-th curve. Long ones are marked at a few places, not where the others are: of curves that coincide, all
     are seen."""
     x, y = np.asarray(x), np.asarray(y)
-    seen = {"markevery": (0.02 + 0.05 * (i % 4), 0.2)} if len(x) > 25 else {}
+    where = (0.02 + 0.05 * (i % 4), 0.2) if len(x) > 25 else None
+    drawn: dict[str, Any] = look(i) | {"markevery": where} | more
     if np.isfinite(np.asarray(y, float)).any():  # without a place for a marker Matplotlib fails
-        axes.plot(x, y, **look(i) | seen | more, label=name)
+        axes.plot(x, y, **drawn, label=name)
 
 
 def legend(axes: Axes, ax: Any, columns: int = 4, **more: Any) -> None:

@@ -50,7 +50,8 @@ def training(
 def _loss(axes: Axes, i: int, name: str, lines: Sequence[Mapping[str, Any]]) -> None:
     curve(axes, i, name, *_series(lines, "loss"), marker="", alpha=0.8)
     steps, values = _series(lines, "validation")
-    axes.plot(steps, values, **look(i) | {"linestyle": "none"})
+    dots: dict[str, Any] = look(i) | {"linestyle": "none"}
+    axes.plot(steps, values, **dots)
     axes.set(ylabel="cross-entropy (nats/char)", title="loss (marks: validation)")
 
 

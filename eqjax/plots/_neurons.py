@@ -106,7 +106,7 @@ def f_i_curve(
     """
     figure, (axes,) = panels(ax, 7, 4.2)
     for i, (name, (current, rate)) in enumerate(curves.items()):
-        few = {"markersize": 3, "markevery": 1} if len(np.asarray(current)) < 100 else {}
+        few = {"markersize": 3, "markevery": None} if len(np.asarray(current)) < 100 else {}
         curve(axes, i, name, current, rate, **few)
     for i, (name, current) in enumerate((marks or {}).items()):
         axes.axvline(current, color="0.4", linewidth=0.9, linestyle=_line(i + 1), label=name)
