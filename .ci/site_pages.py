@@ -2,15 +2,19 @@
 
 A page of docs/ is copied as it is, but for a line that asks for what is known elsewhere: `::: eqjax.fields` becomes every
 public name of that room, `::: eqjax --help` the help of every command, `::: notebooks` a list of the notebooks, which
-become pages themselves.
+become pages themselves, `::: gallery` the scripts of docs/gallery, each run, with the picture it draws.
 """
 
+import ast
 import contextlib
 import io
 import json
+import multiprocessing
 import os
 import re
+import runpy
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import reference
@@ -57,8 +61,36 @@ def notebooks():
         yield f"1. [{re.match('# (.*)', text)[1]}](learn/{path.stem}.md)"
 
 
+def drawn(path):
+    """Run a script and save the `figure` it leaves behind, beside its page."""
+    import jax
+
+    from eqjax import plots
+
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_disable_most_optimizations", True)  # each program runs once
+    with contextlib.redirect_stdout(io.StringIO()):
+        figure = runpy.run_path(str(path))["figure"]
+    plots.save(figure, STAGE / "gallery" / f"{path.stem}.png")
+
+
+def gallery(draw=drawn):
+    """Every script with its picture, two drawn at a time: most of the time is the compilers'."""
+    paths = sorted((ROOT / "docs" / "gallery").glob("*.py"))
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(draw, paths))
+    for path in paths:
+        text = path.read_text("utf-8")
+        about = ast.get_docstring(ast.parse(text))
+        code = text.split('"""', 2)[2].strip()
+        title = path.stem.split("_", 1)[1].replace("_", " ").capitalize()
+        yield f"## {title}\n\n{about}\n\n![{title}](gallery/{path.stem}.png)\n\n```python\n{code}\n```"
+
+
 def asked(match):
     """What a line `::: ...` asks for."""
+    if match[1] == "gallery":
+        return "\n\n".join(gallery())
     if match[1] == "notebooks":
         return "\n".join(notebooks())
     return "\n\n".join(commands()) if match[1] == "eqjax --help" else reference.page(match[1][6:])

@@ -25,7 +25,7 @@ from homeostats import spread, train_transformer
 
 from eqjax.language import tiles
 from eqjax.plots import save
-from eqjax.plots._figure import panels, styled
+from eqjax.plots._figure import look, panels
 from eqjax.recipes import TrainConfig
 from eqjax.relaxation import AndersonTypeI, Picard, TokenOrder, equilibrium
 from eqjax.stability import token_spectrum
@@ -149,9 +149,8 @@ def table(options: argparse.Namespace) -> str:
 
 def picture(options: argparse.Namespace) -> None:
     """Validation cross-entropy of every run against updates, and against seconds of training."""
-    figure, (left, right) = panels(9, 3.6, 1, 2, sharey=True)
-    rows = {row: row for row in options.rows}
-    for row, look in styled(rows):
+    figure, (left, right) = panels(None, 9, 3.6, 1, 2, sharey=True)
+    for k, row in enumerate(options.rows):
         for i, seed in enumerate(options.seeds):
             found = curve(configuration(options, row, seed).out)
             if not found or not found["points"]:
@@ -162,7 +161,7 @@ def picture(options: argparse.Namespace) -> None:
             every = steps[-1] / len(spent)
             at = np.clip(np.round(steps / every).astype(int) - 1, 0, len(spent) - 1)
             seconds = steps * spent[0] if len(spent) == 1 else spent[at] * every
-            named = look if i == 0 else look | {"label": None}
+            named = look(k) | {"markersize": 3, "label": row if i == 0 else None}
             left.plot(steps, values, **named)
             right.plot(seconds, values, **named)
     left.set(xlabel="update", ylabel="validation cross-entropy (nats)", ylim=(1.45, 2.3))

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 
 import eqjax as ej
 from eqjax.gradients import agreement
+from eqjax.plots._figure import look
 
 RADII = (1e-3, 3e-3, 1e-2, 3e-2, 6e-2)
 
@@ -87,8 +88,8 @@ def main():
     if options.figure:
         figure = Figure(figsize=(6.5, 4), layout="constrained")
         axes = figure.add_subplot()
-        for name, values in curves.items():
-            axes.loglog(options.noise, 1 - jnp.asarray(values), marker="o", label=name)
+        for i, (name, values) in enumerate(curves.items()):
+            axes.loglog(options.noise, 1 - jnp.asarray(values), **look(i), label=name)
         axes.set(
             xlabel="read noise σ (relative, every parameter)", ylabel="1 - cosine with the oracle"
         )

@@ -110,6 +110,17 @@ def test_the_example_of_the_landing_page_runs(capsys):
     assert capsys.readouterr().out.count("\n") > 3
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docs/gallery").glob("*.py")), ids=lambda p: p.stem)
+def test_a_picture_of_the_gallery_takes_fifteen_lines(path):
+    """`make docs` runs them."""
+    about, *body = ast.parse(path.read_text("utf-8")).body
+    assert isinstance(about, ast.Expr) and not any(isinstance(n, ast.Assert) for n in body)
+    imports = [node for node in body if isinstance(node, ast.Import | ast.ImportFrom)]
+    lines = path.read_text("utf-8").splitlines()[body[len(imports)].lineno - 1 :]
+    assert len([line for line in lines if line.strip()]) <= 15
+    assert ast.unparse(body[-1]).startswith("figure = ej.plots.")
+
+
 def test_one_version_everywhere():
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
     newest = re.search(r"^## (\S+) \((.+)\)$", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.M)

@@ -1,14 +1,21 @@
-"""Pictures of branches, spectra, cycles and flows show what the results say."""
+"""Pictures of branches, spectra, cycles and flows show what the results say; and what all pictures have in common."""
+
+from types import SimpleNamespace
 
 import diffrax as dfx
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import matplotlib.figure
 import numpy as np
 import pytest
 
 from eqjax import fields, plots
+from eqjax.relaxation import SpikeTrain, SpikingState
 from eqjax.stability import (
+    Curve,
+    CurvePoint,
+    Diagram,
     continuation,
     cycle_continuation,
     periodic_orbit,
@@ -56,16 +63,22 @@ def test_a_branch_is_drawn_solid_where_stable_and_dashed_where_not(folded, tmp_p
     z = np.asarray(dashed.get_ydata(), float)
     assert abs(z[0] + 1) < 1e-6 and abs(z[-1] - 1) < 1e-6
     np.testing.assert_allclose(dashed.get_xdata(), z**3 / 3 - z, atol=1e-9)
-    assert drawn["stable"].get_linestyle() == drawn["Euler leaves"].get_linestyle() == "-"
-    assert drawn["stable"].get_color() != drawn["Euler leaves"].get_color()
+    assert drawn["stable"].get_linestyle() == "-" != drawn["Euler leaves"].get_linestyle()
     euler = np.asarray(drawn["Euler leaves"].get_ydata(), float)
     assert (euler <= -np.sqrt(3) + 1e-6).all()
     told = legend(figure)
-    for point in folded.special_points:
-        label = f"flow: {point.flow}, Euler: {point.euler}, at {point.parameter:.6g}"
-        assert label in told
-        (p,), (height,) = (np.asarray(a, float) for a in drawn[label].get_data())
-        assert p == point.parameter and height == float(point.state[0])
+    # Each kind once, with all its places; a flip of the Euler map alone is hollow.
+    kinds = {
+        "flow: –, Euler: flip, at 0, 0": "none",
+        "flow: fold, Euler: fold, at 0.666667, -0.666667": "full",
+    }
+    assert set(told) == {"stable", "Euler leaves", "unstable", *kinds}
+    for label, fill in kinds.items():
+        mine = [s for s in folded.special_points if s.euler in label]
+        p, height = (np.asarray(a, float) for a in drawn[label].get_data())
+        np.testing.assert_array_equal(p, [s.parameter for s in mine])
+        np.testing.assert_array_equal(height, [float(s.state[0]) for s in mine])
+        assert drawn[label].get_fillstyle() == fill
     growth = lines(below)["max Re μ"].get_ydata()
     want = np.max(1 - np.asarray(folded.states) ** 2, axis=1)
     np.testing.assert_allclose(np.asarray(growth, float), want, atol=1e-9)
@@ -124,12 +137,19 @@ def test_a_batch_of_spectra_without_a_step_has_no_circle():
     assert count == 4 and not any("ε" in text for text in legend(figure))
 
 
-def test_cycles_and_phase_portraits(tmp_path):
+@pytest.fixture(scope="module")
+def cycling():
+    """A field, one of its cycles and the branch of them."""
     field = fields.StuartLandau(growth=jnp.asarray(0.5), shear=jnp.asarray(0.3))
     orbit = periodic_orbit(field, jnp.array([0.7, 0.0]), period=2 * np.pi / (1 - 0.15), steps=64)
     branch = cycle_continuation(
         field, orbit, where=lambda f: f.growth, bounds=(-0.1, 0.6), backwards=True, steps=64
     )
+    return field, orbit, branch
+
+
+def test_cycles_and_phase_portraits(cycling, tmp_path):
+    field, orbit, branch = cycling
     figure = plots.cycles(branch, label="μ")
     amplitude, period, multipliers = figure.axes
     assert [axes.get_ylabel() for axes in figure.axes] == ["amplitude", "period T", "|multipliers|"]
@@ -163,3 +183,145 @@ def test_cycles_and_phase_portraits(tmp_path):
     assert np.shape(lines(axes)["cycle"].get_xdata()) == (50,)
     plots.save(figure, tmp_path / "portrait.png")
     assert (tmp_path / "portrait.png").stat().st_size > 10_000
+
+
+# What all pictures have in common
+
+
+ROW = dict.fromkeys(("relative_error", "adjoint_residual", "field_evaluations"), 0.5)
+LINES = [
+    {"step": i, "loss": 1.0 - i / 9, "free_residual": 0.1, "adjoint_residual": 0.2}
+    for i in range(5)
+]
+LINES[3] |= {"validation": 0.8, "probe_cosine": 0.9999}
+CURVE = np.arange(1.0, 31.0), np.linspace(0.9, 0.1, 30)
+
+
+@pytest.fixture(scope="module")
+def calls(folded, cycling):
+    """Every picture, of five curves where there may be several: its call, and how many panels it has."""
+    field, orbit, cycles = cycling
+    curves = dict.fromkeys("abcde", CURVE)
+    rows = [ROW | {"estimator": o, "objective": o} for o in ("equilibrium", "output")]
+    table = SimpleNamespace(rows=[SimpleNamespace(**row) for row in rows], reference="equilibrium")
+    found = Diagram((folded,), ("",), (cycles,), ("",), ())
+    modes = folded.spectra
+    one = eqx.tree_at(lambda s: s.values, modes, jnp.array([[-0.5], [-2.5], [0.3]]))
+    spikes = jnp.array([1.0, 2.0]), jnp.array([0, 1]), jnp.array([1, 1])
+    train = SpikeTrain(*spikes, SpikingState(*[jnp.zeros(2)] * 3), jnp.asarray(True))
+    paths = {n: np.stack([np.asarray(orbit.state)] * k) for n, k in (("a", 30), ("b", 1))}
+    point = CurvePoint("cusp", (1.5, 0.5), jnp.zeros(1), (), 0.0, "converged", 0)
+    line = jnp.stack(CURVE, axis=1)
+    critical = Curve(line, jnp.zeros((30, 1)), line[:, 0], line, (point,), "end")
+    energies = np.exp(-np.arange(3)[:, None] * np.arange(5) / 2)
+    return {
+        "residuals": (lambda ax: plots.residuals(curves, ax=ax), 1),
+        "training": (lambda ax: plots.training({"a": LINES, "b": LINES}, ax=ax), 3),
+        "comparison": (lambda ax: plots.comparison(table, ax=ax), 3),
+        "trace": (
+            lambda ax: plots.trace(
+                CURVE[0], dict.fromkeys("abcde", CURVE[1]), stimulus=CURVE[1], ax=ax
+            ),
+            2,
+        ),
+        "raster": (
+            lambda ax: plots.raster(train, duration=10.0, groups={"a": 1, "b": 1}, ax=ax),
+            2,
+        ),
+        "f_i_curve": (
+            lambda ax: plots.f_i_curve(curves, marks={"Hopf": 3.0, "fold": 5.0}, ax=ax),
+            1,
+        ),
+        "order_parameter": (
+            lambda ax: plots.order_parameter(
+                curves, theory={"law": CURVE, "bound": CURVE}, onset=2.0, ax=ax
+            ),
+            1,
+        ),
+        "recall": (lambda ax: plots.recall({"cue": np.ones((3, 2, 2))}, energies, ax=ax), 2),
+        "branch": (lambda ax: plots.branch(folded, ax=ax), 2),
+        "diagram": (lambda ax: plots.diagram(found, value=lambda z: z[0], ax=ax), 1),
+        "spectrum": (lambda ax: plots.spectrum(one, step=1.0, ax=ax), 1),
+        "cycles": (lambda ax: plots.cycles(cycles, ax=ax), 3),
+        "critical_curves": (
+            lambda ax: plots.critical_curves(dict.fromkeys("abcde", critical), ax=ax),
+            1,
+        ),
+        "phase_portrait": (
+            lambda ax: plots.phase_portrait(
+                field, ((-1, 1), (-1, 1)), curves=paths, points=9, ax=ax
+            ),
+            1,
+        ),
+    }
+
+
+PICTURES = [
+    n
+    for n, f in vars(plots).items()
+    if getattr(f, "__annotations__", {}).get("return") is matplotlib.figure.Figure
+]
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_is_drawn_on_axes_of_the_callers_and_told_apart_in_grey(name, calls, monkeypatch):
+    call, panels = calls[name]
+    canvas = matplotlib.figure.Figure()
+    given = list(canvas.subplots(panels, 1, squeeze=False).flat)
+    one = canvas.add_axes((0, 0, 1, 1))
+    before = len(canvas.axes)
+    with monkeypatch.context() as patch:  # no other figure is made
+        patch.setattr(matplotlib.figure.Figure, "__init__", None)
+        assert call(given) is canvas
+        assert call(one) is canvas  # the first panel alone, if there are several
+    assert len(canvas.axes) == before and not canvas.legends
+    for axes in (*given, one):
+        assert (
+            axes.has_data() and axes.get_xlabel() + (axes is not one) * "?" and axes.get_ylabel()
+        ), axes
+        # Lines, markers and filling: no colour.
+        looks = [
+            (line.get_linestyle(), line._dash_pattern, line.get_marker(), line.get_fillstyle())
+            for line in axes.get_lines()
+            if not line.get_label().startswith("_")
+        ]
+        assert len(looks) == len(set(map(str, looks))), looks
+    ours = call(None)
+    assert len(ours.axes) == panels and all(axes.get_ylabel() for axes in ours.axes[:1])
+    for wrong in ("axes", [], [*given, one], [one, None][: panels + 1]):
+        with pytest.raises(ValueError, match="`ax` must be Matplotlib axes"):
+            call(wrong)
+
+
+def test_five_curves_that_coincide_are_all_seen():
+    (axes,) = plots.residuals(dict.fromkeys("abcde", CURVE)).axes
+    places = {tuple(line.get_markevery()) for line in axes.get_lines()[:4]}
+    assert len(places) == 4
+
+
+def test_energies_that_coincide_are_one_curve_with_all_its_names():
+    images = np.ones((7, 1, 4))
+    figure = plots.recall({"sent": images}, np.tile(np.exp(-np.arange(9.0)), (7, 1)))
+    assert list(lines(figure.axes[1])) == ["1 to 7, alike"]
+
+
+def test_a_narrow_spectrum_leaves_no_empty_canvas(folded):
+    values = jnp.array([-3.0 + 0.2j, -3.0 - 0.2j, -0.5 + 0.2j, -0.5 - 0.2j])
+    found = plots.spectrum(eqx.tree_at(lambda s: s.values, folded.spectra, values), step=1.0)
+    axes = found.axes[0]
+    box, (left, right), (low, high) = axes.get_window_extent(), axes.get_xlim(), axes.get_ylim()
+    assert axes.get_aspect() == 1
+    np.testing.assert_allclose((right - left) / (high - low), box.width / box.height)
+
+
+def test_ticks_of_errors_within_a_decade_are_decades():
+    rows = [
+        ROW | {"estimator": n, "objective": "equilibrium", "relative_error": e}
+        for n, e in (("a", 2.0e3), ("b", 3.0e3))
+    ]
+    axes = plots.comparison(
+        SimpleNamespace(rows=[SimpleNamespace(**row) for row in rows], reference="a")
+    ).axes[0]
+    low, high = axes.get_xlim()
+    assert low < 1e3 and high > 1e4 and len(axes.get_xticks()) <= 7
+    assert not any(label.get_text() for label in axes.get_xticklabels(minor=True))

@@ -160,7 +160,12 @@ def at_least_float32(dtype: Any) -> Any:
 
 
 def tree_cast(tree, dtype):
-    """`tree` with every inexact array leaf cast to `dtype` (a float64 probe of a float32 model, say)."""
+    """`tree` with every inexact array leaf cast to `dtype` (a float64 probe of a float32 model, say).
+
+    ```python
+    assert ej.tree_cast(field, jnp.float16).weight.dtype == jnp.float16
+    ```
+    """
     return jax.tree.map(
         lambda leaf: (
             leaf.astype(dtype)

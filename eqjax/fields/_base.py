@@ -20,6 +20,15 @@ class AbstractForceField(eqx.Module):
     `z` is the state of ONE sample (any pytree of inexact arrays), `x` its clamped input (any pytree) and the
     result has the structure of `z`. Batch with `jax.vmap` outside. `diffrax.ODETerm(field)` and
     `optimistix.root_find(lambda z, x: field(0.0, z, x), …)` work as they are.
+
+    ```python
+    class Leak(ej.AbstractForceField):
+        def __call__(self, t, z, x):
+            return x - z
+
+
+    assert ej.force_residual(Leak(), x, x) == 0
+    ```
     """
 
     def __check_init__(self):
@@ -35,7 +44,20 @@ class AbstractForceField(eqx.Module):
 
 
 class AbstractSplitField(AbstractForceField):
-    """A field whose force is the sum of a reciprocal part (symmetric Jacobian) and a non-reciprocal one."""
+    """A field whose force is the sum of a reciprocal part (symmetric Jacobian) and a non-reciprocal one.
+
+    ```python
+    class Turned(ej.AbstractSplitField):
+        def reciprocal(self, t, z, x):
+            return x - z
+
+        def nonreciprocal(self, t, z, x):
+            return 0.5 * (jnp.roll(z, 1) - jnp.roll(z, -1))
+
+
+    assert jnp.all(Turned()(0.0, start, x) == x)
+    ```
+    """
 
     @abc.abstractmethod
     def reciprocal(self, t: Any, z: PyTree[Array], x: PyTree) -> PyTree[Array]:
@@ -50,7 +72,17 @@ class AbstractSplitField(AbstractForceField):
 
 
 class AbstractEnergyField(AbstractForceField):
-    """A conservative field, `F = -∂E/∂z`; only the energy is written, the force is its derivative."""
+    """A conservative field, `F = -∂E/∂z`; only the energy is written, the force is its derivative.
+
+    ```python
+    class Bowl(ej.AbstractEnergyField):
+        def energy(self, z, x):
+            return 0.5 * jnp.sum((z - x) ** 2)
+
+
+    assert jnp.all(Bowl()(0.0, start, x) == x)
+    ```
+    """
 
     @abc.abstractmethod
     def energy(self, z: PyTree[Array], x: PyTree) -> Inexact[Array, ""]:
@@ -84,6 +116,11 @@ def trainable(model: PyTree) -> PyTree[bool]:
     **Returns:** a pytree of bools in the structure of `model`, to be used as an Equinox filter
     (`eqx.partition(model, trainable(model))`). To train a hyperparameter too, flip its entry with
     `eqx.tree_at` and hand the result (or a function from models to such masks) to the estimator.
+
+    ```python
+    mask = ej.trainable(model)
+    assert mask.field.weight and not mask.field.strength
+    ```
     """
 
     def is_trained(path, leaf):
@@ -109,6 +146,12 @@ class Realified(eqx.Module):
     """A complex field as a real one: the state is `(Re z, Im z)`, so that every real solver settles it.
 
     `split` and `join` go between the two forms of a state.
+
+    ```python
+    real = ej.Realified(field)
+    force = real(0.0, (start, start), x)  # real and imaginary part
+    assert jnp.allclose(force[0], field(0.0, start, x)) and jnp.all(force[1] == 0)
+    ```
     """
 
     field: Callable[..., Any]

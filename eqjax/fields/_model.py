@@ -12,7 +12,25 @@ from ._base import AbstractForceField
 
 
 class AbstractEquilibriumModel(eqx.Module):
-    """A force field with an encoder and a decoder. Every method describes one sample."""
+    """A force field with an encoder and a decoder. Every method describes one sample.
+
+    ```python
+    class Reader(ej.AbstractEquilibriumModel):
+        field: ej.AbstractForceField
+
+        def encode(self, inputs):
+            return inputs
+
+        def initial(self, x):
+            return jnp.zeros_like(x)
+
+        def decode(self, z):
+            return z[:1]
+
+
+    assert Reader(field).decode(start).shape == (1,)
+    ```
+    """
 
     field: eqx.AbstractVar[AbstractForceField]
 
@@ -43,6 +61,11 @@ class EquilibriumModel(AbstractEquilibriumModel):
     - `field`: the force field.
     - `decoder`: callable `z -> outputs`.
     - `start`: callable `x -> z0`; by default `z0 = x`.
+
+    ```python
+    reader = ej.EquilibriumModel(encoder=lambda u: u, field=field, decoder=lambda z: z[:1])
+    assert reader.decode(start).shape == (1,)
+    ```
     """
 
     encoder: Callable[[Any], Any]

@@ -33,6 +33,11 @@ class AsymEP(AbstractNudgedEstimator):
     - `state_noise`: relative standard deviation of what is read of every number of a state, the free one and the nudged
       ones (needs `key`); None for none. It is divided by the nudge, which must be the larger.
     - `accept`: per-sample thresholds. `trains`: function from models to a mask of the trained arrays.
+
+    ```python
+    estimate = ej.AsymEP()(model, ej.squared_error, batch)
+    assert jnp.allclose(estimate.grads.field.weight, exact, rtol=1e-2, atol=1e-3)
+    ```
     """
 
     free: Solver = Anderson(rtol=1e-5)
@@ -53,6 +58,11 @@ class VectorFieldEP(AbstractNudgedEstimator):
     wrong (`adjoint_residual`), so by default only one above 10 is refused for the latter.
 
     **Arguments:** as `AsymEP`, without `correction`.
+
+    ```python
+    estimate = ej.VectorFieldEP()(model, ej.squared_error, batch)
+    assert not jnp.allclose(estimate.grads.field.weight, exact, rtol=1e-2, atol=1e-3)
+    ```
     """
 
     free: Solver = Anderson(rtol=1e-5)

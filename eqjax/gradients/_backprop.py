@@ -51,6 +51,13 @@ class Backprop(AbstractEstimator):
     - `context`: for `make_step(..., mesh=...)`, an axis of the mesh whose devices share the tokens of every sample out: `call` gets
       those of its device, and meets the others by attention in a ring (`eqjax.language.RingAttention`). The loss must be a mean over
       tokens, of which no two devices count differently many.
+
+    ```python
+    import equinox as eqx
+
+    layer = eqx.nn.Linear(4, 4, key=jax.random.key(1))
+    assert jnp.any(ej.Backprop()(layer, ej.squared_error, batch).grads.weight != 0)
+    ```
     """
 
     objective: ClassVar[str] = "output"

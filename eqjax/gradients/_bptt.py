@@ -47,6 +47,11 @@ class BPTT(AbstractEstimator):
     A sample whose trajectory or loss is not finite is not accepted: the gradient is then computed again
     without it, so its neighbours never notice. (A gradient that overflows only on its way back spoils the
     batch; `make_step` then leaves the update out.)
+
+    ```python
+    estimator = ej.BPTT(steps=200, step=0.1, truncate=50)  # called as any: estimator(model, loss, batch)
+    assert estimator.objective == "finite horizon"
+    ```
     """
 
     objective: ClassVar[str] = "finite horizon"

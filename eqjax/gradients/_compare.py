@@ -23,6 +23,14 @@ def agreement(grads: PyTree, reference: PyTree) -> tuple[Float[Array, ""], Float
     return dot / jnp.sqrt(size * extent), jnp.sqrt(error / extent)
 
 
+def _cosine_distance(grads: PyTree, reference: PyTree) -> float:
+    """1 - cosine as half the squared distance of the directions, so that it has its digits where the cosine is all but 1."""
+    ours, theirs = jax.tree.leaves(grads), jax.tree.leaves(reference)
+    size, extent = (jnp.sqrt(sum(jnp.sum(a * a) for a in leaves)) for leaves in (ours, theirs))
+    apart = (jnp.sum((a / size - b / extent) ** 2) for a, b in zip(ours, theirs, strict=True))
+    return 0.5 * float(sum(apart))
+
+
 def on_common_samples(
     model: Any,
     loss: Callable,
@@ -36,6 +44,14 @@ def on_common_samples(
 
     Gradients over different samples differ for that reason alone: one sample near marginality can own a batch.
     """
+    estimate, ours, theirs = _common(model, loss, batch, estimator, reference, key)
+    return estimate, *agreement(ours, theirs)
+
+
+def _common(
+    model: Any, loss: Callable, batch: tuple, estimator: Any, reference: Any, key: Any
+) -> tuple[GradientEstimate, PyTree, PyTree]:
+    """The estimate on the whole batch; its gradient and the reference's over the samples both accept."""
     estimate = estimator(model, loss, batch, key=key)
     truth = reference(model, loss, batch, key=key)
     ours, theirs = estimate, truth
@@ -43,19 +59,20 @@ def on_common_samples(
         common = estimate.report.accepted & truth.report.accepted
         ours = estimator(model, loss, batch, key=key, subset=common)
         theirs = reference(model, loss, batch, key=key, subset=common)
-    return estimate, *agreement(ours.grads, theirs.grads)
+    return estimate, ours.grads, theirs.grads
 
 
 @dataclasses.dataclass(frozen=True)
 class ComparisonRow:
-    """One estimator's line in a `Comparison`. Residuals are the worst over accepted samples; cosine and
-    relative error are over the samples that the reference accepts too; `spread` is the standard error that a random
+    """One estimator's line in a `Comparison`. Residuals are the worst over accepted samples; cosine, its distance from 1
+    and relative error are over the samples that the reference accepts too; `spread` is the standard error that a random
     estimate states of itself, relative to its norm; `seconds` is the best repeat."""
 
     estimator: str
     objective: str
     loss: float
     cosine: float
+    cosine_distance: float
     relative_error: float
     spread: float
     free_residual: float
@@ -66,26 +83,50 @@ class ComparisonRow:
     seconds: float
 
 
+# What a terminal shows; a name that leaves no room for the numbers has a line of its own.
+_WIDTH = 100
+_MARKS = {"finite horizon": " †", "output": " ‡"}
+_HEADS = (
+    ("loss", "loss"),
+    ("cosine_distance", "1 - cos"),
+    ("relative_error", "error"),
+    ("spread", "spread"),
+    ("free_residual", "free"),
+    ("nudged_residual", "nudged"),
+    ("adjoint_residual", "adjoint"),
+    ("field_evaluations", "calls"),
+    ("accepted", "kept"),
+    ("seconds", "seconds"),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The table that `compare` returns; print it, or read `rows`. `reference` names the gradient compared to."""
+    """The table that `compare` returns; print it, or read `rows`. `reference` names the gradient compared to.
+
+    Printed are the loss, 1 - cosine and the relative error, the worst residuals (free, nudged, adjoint), field evaluations
+    (calls), the fraction of samples accepted (kept) and seconds, in 100 columns at most."""
 
     rows: tuple[ComparisonRow, ...]
     reference: str
 
     def __str__(self) -> str:
-        names = [f.name for f in dataclasses.fields(ComparisonRow)]
-        table = [names] + [[_text(getattr(row, name)) for name in names] for row in self.rows]
-        widths = [max(len(line[i]) for line in table) for i in range(len(names))]
-        lines = [
-            "  ".join(
-                cell.ljust(width) if i < 2 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in table
+        columns = [
+            [head, *(_text(getattr(row, name)) for row in self.rows)] for name, head in _HEADS
         ]
+        columns = [c for c in columns if set(c[1:]) != {"–"}]  # what none of them has takes no room
+        numbers = [
+            "".join(f"  {c[i]:>{max(map(len, c))}}" for c in columns)
+            for i in range(len(columns[0]))
+        ]
+        names = ["estimator", *(row.estimator + _MARKS.get(row.objective, "") for row in self.rows)]
+        room = min(_WIDTH - len(numbers[0]), max(map(len, names)))
+        lines = [line for pair in zip(names, numbers, strict=True) for line in _line(*pair, room)]
         lines.insert(1, "-" * len(lines[0]))
-        return "\n".join([*lines, f"cosine and relative error against {self.reference}"])
+        foot = f"error and 1 - cosine against {self.reference}"
+        met = {row.objective: None for row in self.rows if row.objective in _MARKS}
+        marks = [f";{_MARKS[objective]} of the {objective}" for objective in met]
+        return "\n".join([*lines, foot + "".join(marks)])
 
     __repr__ = __str__
 
@@ -101,10 +142,18 @@ class Comparison:
         return next(row for row in self.rows if row.estimator == estimator)
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return "–" if value != value else f"{value:.4g}"
+def _text(value: float) -> str:
+    """As many digits as 7 characters hold."""
+    if value != value:
+        return "–"
+    form = ".0f" if 1e3 <= value < 1e7 else ".4g" if 0.01 <= value < 1e3 else ".2g"
+    return f"{value:{form}}"
+
+
+def _line(name: str, numbers: str, room: int) -> list[str]:
+    if len(name) <= room:
+        return [f"{name:<{room}}{numbers}"]
+    return [name if len(name) <= _WIDTH else f"{name[: _WIDTH - 1]}…", " " * room + numbers]
 
 
 def compare(
@@ -130,6 +179,11 @@ def compare(
     - `callback(told)`: called before every estimator, with a line that says which it is.
 
     **Returns:** a `Comparison`, which prints itself as a table.
+
+    ```python
+    table = ej.compare(model, ej.squared_error, batch, [ej.AsymEP(), ej.OracleAdjoint()])
+    assert table["AsymEP"].cosine_distance < 1e-5
+    ```
     """
     if not estimators:
         raise ValueError(
@@ -152,9 +206,8 @@ def compare(
     for i, (name, estimator) in enumerate(named.items()):
         if callback is not None:
             callback(f"{name}, {i + 1} of {len(named)}")
-        estimate, cosine, error = on_common_samples(
-            model, loss, batch, estimator, reference, key=key
-        )
+        estimate, ours, theirs = _common(model, loss, batch, estimator, reference, key)
+        cosine, error = agreement(ours, theirs)
         seconds = []
         for _ in range(repeats):
             start = time.perf_counter()
@@ -168,6 +221,7 @@ def compare(
                 estimator=name,
                 objective=estimator.objective,
                 cosine=float(cosine),
+                cosine_distance=_cosine_distance(ours, theirs),
                 relative_error=float(error),
                 spread=_spread(estimate),
                 seconds=min(seconds),

@@ -31,6 +31,11 @@ class DyadicEP(AbstractEquilibriumEstimator):
     (and for the state alone where a model is evaluated); its tolerance is relative to the pair, a being in units
     of the pull at the start. `radius`: `β‖a‖/‖z‖`, by default as for `AsymEP`; or one for every sample, `(B,)`. `accept`,
     `trains`: as there.
+
+    ```python
+    estimate = ej.DyadicEP()(model, ej.squared_error, batch)
+    assert jnp.allclose(estimate.grads.field.weight, exact, rtol=1e-2, atol=1e-3)
+    ```
     """
 
     free: Solver = Anderson(rtol=1e-5)

@@ -33,6 +33,19 @@ class EnergyEP(AbstractNudgedEstimator):
     field rests, so the loss must not depend on that.
 
     **Arguments:** as `AsymEP`, without `correction` and `read_noise`.
+
+    ```python
+    class Bowl(ej.AbstractEnergyField):
+        pull: jax.Array
+
+        def energy(self, z, x):
+            return 0.5 * jnp.sum((z - self.pull * x) ** 2)
+
+
+    bowl = ej.EquilibriumModel(lambda u: u, Bowl(jnp.asarray(2.0)), lambda z: z)
+    estimate = ej.EnergyEP()(bowl, lambda z, y: jnp.sum(z), batch)
+    assert jnp.isclose(estimate.grads.field.pull, 4, rtol=1e-3)
+    ```
     """
 
     free: Solver = Anderson(rtol=1e-5)

@@ -102,6 +102,12 @@ class Accept(eqx.Module):
     `prefix`: of a window settled in `TokenOrder`, take the tokens before the first one that is not settled. Theirs is the
     exact gradient of their part of the loss, since Jᵀ is upper triangular: what later tokens do is nothing to them. For a
     model that decodes token by token, and a loss that is a sum over tokens. The loss reported is of all.
+
+    ```python
+    accept = ej.Accept(free_residual=1e-3)
+    seen = accept.settled(jnp.array([1e-4, 1e-2]), ej.Anderson(1e-5))
+    assert seen.tolist() == [True, False]
+    ```
     """
 
     free_residual: float | Array | None = None

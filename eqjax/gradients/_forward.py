@@ -170,6 +170,11 @@ class ForwardEligibility(AbstractEstimator):
     **Arguments:** `steps`: T; `step`: ε, a float or an array; `eligibility`: `ExactEligibility()` (equal to BPTT to rounding;
     small models), `RandomDirections(draws)` or `LowRank(draws)` (unbiased, need `key`; with more than one draw the
     estimate states its `variance`); `trains`: function from models to a mask of the trained arrays.
+
+    ```python
+    estimate = ej.ForwardEligibility(steps=200)(model, ej.squared_error, batch)
+    assert jnp.allclose(estimate.grads.field.weight, exact, rtol=1e-2, atol=1e-3)
+    ```
     """
 
     objective: ClassVar[str] = "finite horizon"

@@ -34,6 +34,11 @@ class HolomorphicEP(AbstractNudgedEstimator):
 
     **Arguments:** as `AsymEP`, with `points`: N ≥ 2, any, in place of a `stencil`, and a default `radius` of a fifth of
     `eps^(1/(N + 1))`. The `contrast` of the `Nudge` may also be `LockIn(...)`.
+
+    ```python
+    estimate = ej.HolomorphicEP()(model, ej.squared_error, batch)
+    assert jnp.allclose(estimate.grads.field.weight, exact, rtol=1e-2, atol=1e-3)
+    ```
     """
 
     free: Solver = Anderson(rtol=1e-5)

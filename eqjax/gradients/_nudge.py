@@ -248,6 +248,11 @@ class Nudge(eqx.Module):
     - `contrast`: `AdjointCoordinates()`, `SharedAdjoint()` (the fastest) or `RawStates()` (the literal one).
 
     **Raises:** `ValueError` for a solver of another kind, for both `radius` and `beta`, or one that is not above 0.
+
+    ```python
+    estimator = ej.AsymEP(nudged=ej.Nudge(ej.Anderson(1e-4), radius=1e-4))
+    assert estimator.nudged.radius == 1e-4
+    ```
     """
 
     solver: Solver | None = None

@@ -39,6 +39,11 @@ class OracleAdjoint(AbstractAdjointEstimator):
     - `accept`: per-sample thresholds. `trains`: function from models to a mask of the trained arrays.
 
     A linear solve that fails shows in `report.adjoint_residual`, and its sample is not accepted.
+
+    ```python
+    estimate = ej.OracleAdjoint()(model, ej.squared_error, batch)
+    assert estimate.report.accepted.all() and jnp.all(estimate.grads.field.weight == exact)
+    ```
     """
 
     free: Solver = Anderson(rtol=1e-5)

@@ -25,6 +25,11 @@ class TruncatedAdjoint(AbstractAdjointEstimator):
 
     **Arguments:** `terms`: k ≥ 1, products with Jᵀ being k - 1; `damping`: ε; `free`, `free_steps`, `accept`, `trains`: as
     for `AsymEP`.
+
+    ```python
+    estimate = ej.TruncatedAdjoint(terms=40, damping=0.5)(model, ej.squared_error, batch)
+    assert jnp.allclose(estimate.grads.field.weight, exact, rtol=1e-2, atol=1e-3)
+    ```
     """
 
     free: Solver = Anderson(rtol=1e-5)

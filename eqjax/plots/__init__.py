@@ -16,6 +16,7 @@ from ._neurons import (
 )
 from ._stability import (
     branch as branch,
+    critical_curves as critical_curves,
     cycles as cycles,
     diagram as diagram,
     phase_portrait as phase_portrait,

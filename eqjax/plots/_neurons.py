@@ -4,10 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from ..relaxation import SpikeTrain
-from ._figure import panels, styled
+from ._figure import LINES, curve, legend, look, panels
 
 
 def trace(
@@ -17,24 +19,26 @@ def trace(
     stimulus: Any = None,
     labels: tuple[str, str, str] = ("time (ms)", "V (mV)", "I (µA/cm²)"),
     title: str = "",
+    ax: Any = None,
 ) -> Figure:
     """Voltages against time, and below them the stimulus.
 
     **Arguments:** `times (m,)`. `traces`: name to `(m,)`. `stimulus (m,)`: or None. `labels`: of time, traces and stimulus.
+    `title`: above it. `ax`: axes of the two panels, or of the first; by default of a new figure.
     """
     height, ratios = (3.4, (1,)) if stimulus is None else (4.4, (4, 1))
-    shape = {"nrows": len(ratios), "height_ratios": ratios, "sharex": True, "squeeze": False}
-    figure, found = panels(8, height, **shape)
-    above, *below = found[:, 0]
-    for values, look in styled(traces):
-        above.plot(np.asarray(times), np.asarray(values), **look)
+    rows = len(ratios)
+    figure, found = panels(ax, 8, height, rows, height_ratios=ratios, sharex=True)
+    above, *below = found
+    for i, (name, values) in enumerate(traces.items()):
+        curve(above, i, name, times, values, **({} if len(traces) > 1 else {"marker": ""}))
     above.set(ylabel=labels[1], title=title)
     if len(traces) > 1:
-        figure.legend(loc="outside right upper", fontsize=8)
+        legend(above, ax)
     for axes in below:
         axes.plot(np.asarray(times), np.asarray(stimulus), color="0.3")
         axes.set(ylabel=labels[2])
-    found[-1, 0].set(xlabel=labels[0])
+    found[-1].set(xlabel=labels[0])
     return figure
 
 
@@ -45,11 +49,13 @@ def raster(
     groups: Mapping[str, int] | None = None,
     width: float = 5.0,
     title: str = "",
+    ax: Any = None,
 ) -> Figure:
     """Every spike as a dot, and below the rate of each group of neurons.
 
     **Arguments:** `train`: from `relaxation.fire`. `duration`: of the run, ms. `groups`: name to a number of neurons, in the
-    order of their indices, all of them; by default all are one group. `width`: of the bins of the rate, ms.
+    order of their indices, all of them; by default all are one group. `width`: of the bins of the rate, ms. `title`: above
+    it. `ax`: axes of the two panels, or of the first; by default of a new figure.
 
     **Raises:** `ValueError` if the groups do not make up all neurons.
     """
@@ -59,21 +65,28 @@ def raster(
         raise ValueError(f"`groups` must make up all {n} neurons, got {dict(groups)}.")
     times, indices = np.asarray(train.times), np.asarray(train.indices)
     times, indices = times[indices >= 0], indices[indices >= 0]
-    figure, (above, below) = panels(8, 5, 2, 1, sharex=True, height_ratios=(3, 1))
+    figure, (above, *below) = panels(ax, 8, 5, 2, sharex=True, height_ratios=(3, 1))
     above.grid(False)
     edges = np.linspace(0, duration, max(1, round(duration / width)) + 1)
     first = 0
-    for count, look in styled(groups):
+    for i, (name, count) in enumerate(groups.items()):
         mine = (indices >= first) & (indices < first + count)
-        dots = look | {"linestyle": "none"}
-        above.plot(times[mine], indices[mine], marker=".", markersize=2, **dots)
-        found, _ = np.histogram(times[mine], edges)
-        below.stairs(1000 * found / (count * np.diff(edges)), edges, **look)
+        dots = look(i) | {"linestyle": "none", "markersize": 2, "markeredgewidth": 0.0}
+        above.plot(times[mine], indices[mine], **dots, label=name)
+        spikes, _ = np.histogram(times[mine], edges)
+        line = {key: look(i)[key] for key in ("color", "linestyle")}
+        for axes in below:
+            axes.stairs(1000 * spikes / (count * np.diff(edges)), edges, **line, label=name)
         first += count
-    above.set(ylabel="neuron", ylim=(-0.5, n - 0.5), title=title)
-    below.set(xlabel="time (ms)", ylabel="rate (Hz)", xlim=(0, duration))
+    above.set(ylabel="neuron", ylim=(-0.5, n - 0.5), xlim=(0, duration), title=title)
+    for axes in below:
+        axes.set(ylabel="rate (Hz)")
+    [above, *below][-1].set(xlabel="time (ms)")
     if len(groups) > 1:
-        below.legend(fontsize=8)
+        # What tells the groups apart are the dots above and the lines below; the legend shows the former, larger.
+        legend(above, ax, markerscale=3)
+        for axes in below:
+            axes.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     return figure
 
 
@@ -83,21 +96,22 @@ def f_i_curve(
     marks: Mapping[str, float] | None = None,
     unit: str = "µA/cm²",
     title: str = "",
+    ax: Any = None,
 ) -> Figure:
     """Firing rate against current.
 
     **Arguments:** `curves`: name to `(currents, rates)`, each 1-D, the rates in Hz. `marks`: name to a current that is
-    marked by a line: a Hopf point, say. `unit`: of the current.
+    marked by a line: a Hopf point, say. `unit`: of the current. `title`: above it. `ax`: axes to draw on; by default of a
+    new figure.
     """
-    figure, axes = panels(7, 4.2)
-    for (current, rate), look in styled(curves):
-        few = len(np.asarray(current)) < 60
-        axes.plot(np.asarray(current), np.asarray(rate), marker="." if few else "", **look)
+    figure, (axes,) = panels(ax, 7, 4.2)
+    for i, (name, (current, rate)) in enumerate(curves.items()):
+        few = {"markersize": 3, "markevery": None} if len(np.asarray(current)) < 100 else {}
+        curve(axes, i, name, current, rate, **few)
     for i, (name, current) in enumerate((marks or {}).items()):
-        line = ("--", ":", "-.")[i % 3]
-        axes.axvline(current, color="0.4", linewidth=0.9, linestyle=line, label=name)
+        axes.axvline(current, color="0.4", linewidth=0.9, linestyle=_line(i + 1), label=name)
     axes.set(xlabel=f"current ({unit})", ylabel="rate (Hz)", title=title)
-    axes.legend(fontsize=8)
+    legend(axes, ax, columns=2)
     return figure
 
 
@@ -108,33 +122,45 @@ def order_parameter(
     onset: float | None = None,
     labels: tuple[str, str] = ("coupling K", "order parameter r"),
     title: str = "",
+    ax: Any = None,
 ) -> Figure:
     """Order parameter r against coupling K: measured points over the curve of the theory.
 
     **Arguments:** `curves`: name to `(couplings, r)`, each 1-D. `theory`: the same, drawn as lines; or None. `onset`: the critical
-    coupling, drawn as a line, or None. `labels`: of the axes.
+    coupling, drawn as a line, or None. `labels`: of the axes. `title`: above it. `ax`: axes to draw on; by default of a new
+    figure.
     """
-    figure, axes = panels(6.5, 4.2)
-    for i, (name, curve) in enumerate((theory or {}).items()):
-        axes.plot(*map(np.asarray, curve), color="0.4", linestyle=("-", ":")[i % 2], label=name)
-    for i, (name, curve) in enumerate(curves.items()):
-        marker = f"C{i}" + "osD^"[i % 4]
-        axes.plot(*map(np.asarray, curve), marker, markersize=5, label=name)
+    figure, (axes,) = panels(ax, 6.5, 4.2)
+    lines = theory or {}
+    for i, (name, found) in enumerate(lines.items()):
+        axes.plot(*map(np.asarray, found), color="0.4", linestyle=_line(i), label=name)
+    for i, (name, found) in enumerate(curves.items()):
+        axes.plot(
+            *map(np.asarray, found), **look(i) | {"linestyle": "none", "markersize": 5}, label=name
+        )
     if onset is not None:
         name = f"critical: {onset:.4g}"
-        axes.axvline(onset, color="0.4", linewidth=0.9, linestyle="--", label=name)
+        line = _line(max(1, len(lines)))
+        axes.axvline(onset, color="0.4", linewidth=0.9, linestyle=line, label=name)
     axes.set(xlabel=labels[0], ylabel=labels[1], ylim=(-0.03, 1.03), title=title)
-    axes.legend(fontsize=8)
+    legend(axes, ax, columns=2)
     return figure
 
 
 def recall(
-    patterns: Mapping[str, Any], energies: Any = None, *, label: str = "sweep", title: str = ""
+    patterns: Mapping[str, Any],
+    energies: Any = None,
+    *,
+    label: str = "sweep",
+    title: str = "",
+    ax: Any = None,
 ) -> Figure:
-    """Patterns before and after, one column each, and the energy along the way.
+    """Patterns before and after, one column each, and the energy along the way; where energies coincide, one curve that
+    names all its columns.
 
     **Arguments:** `patterns`: name of a row (stored, cue, recalled) to images `(m, height, width)`, m the same in all rows.
-    `energies (m, steps)`: the energy of each, drawn beside them; or None. `label`: of its axis. `title`: above the whole.
+    `energies (m, steps)`: the energy of each, drawn beside them; or None. `label`: of its axis. `title`: above the whole. `ax`:
+    axes of images and energies, or of the images alone; by default of a new figure.
 
     **Raises:** `ValueError` if the rows are not of one number of images.
     """
@@ -145,28 +171,58 @@ def recall(
             f"`patterns` must hold as many images in every row, each row of the shape (m, height, width), got {shapes}."
         )
     count = next(iter(shapes.values()))[0]
-    height = 0.5 + sum(0.1 + 1.3 * s[1] / s[2] for s in shapes.values())
-    more, least = (0.6, 1.0) if energies is None else (4.2, 2.8)
-    size = 1.3 * count + more, max(height, least)
-    figure = Figure(figsize=size, layout="constrained")
-    whole: Any = figure
-    if energies is not None:
-        parts: Any = figure.subfigures(1, 2, width_ratios=(1.3 * count, 4.0))
-        whole, beside = parts
-        axes = beside.subplots()
-        for i, path in enumerate(np.asarray(energies)):
-            axes.plot(np.arange(len(path)), path, f"C{i % 10}", marker=".", label=f"{i + 1}")
-        axes.set(xlabel=label, ylabel="energy")
-        axes.grid(alpha=0.3)
-    found = whole.subplots(len(rows), count, squeeze=False)
-    for line, (name, images) in zip(found, rows.items(), strict=True):
-        low, high = images.min(), images.max()
-        for i, (axes, image) in enumerate(zip(line, images, strict=True)):
-            axes.imshow(image, cmap="Greys", vmin=low, vmax=high, interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-            if i == 0:
-                axes.set_ylabel(name)
-    for i, axes in enumerate(found[0]):
-        axes.set_title(str(i + 1), color=f"C{i % 10}", fontsize=9)
-    figure.suptitle(title)
+    heights = [s[1] / s[2] for s in shapes.values()]
+    images, energy = 1.2 * count + 0.8, 4.2
+    size = (images, 0.8 + sum(0.1 + 1.2 * h for h in heights))
+    if energies is None:
+        figure, found = panels(ax, *size)
+    else:
+        widths = images + energy, max(size[1], 2.8)
+        figure, found = panels(ax, *widths, 1, 2, width_ratios=(images, energy))
+        for axes in found[1:]:
+            _energies(axes, np.asarray(energies), label)
+    _mosaic(found[0], rows, heights)
+    (figure.suptitle if ax is None else found[0].set_title)(title)
     return figure
+
+
+def _mosaic(axes: Axes, rows: Mapping[str, np.ndarray], heights: list[float]) -> None:
+    """Images beside and below one another, each a unit wide, with a gap between them; each row in its own range."""
+    tops = np.cumsum([0.0, *(h + 0.1 for h in heights[:-1])])
+    for images, top, height in zip(rows.values(), tops, heights, strict=True):
+        shades = {"cmap": "Greys", "vmin": images.min(), "vmax": images.max()}
+        for i, image in enumerate(images):
+            place = (1.1 * i, 1.1 * i + 1, top + height, top)
+            axes.imshow(image, extent=place, interpolation="nearest", **shades)
+            axes.add_patch(Rectangle((1.1 * i, top), 1, height, fill=False, color="0.6", lw=0.6))
+    columns = 1.1 * np.arange(len(next(iter(rows.values()))))
+    axes.grid(False)
+    axes.set_yticks(tops + 0.5 * np.array(heights), list(rows))
+    axes.set_xticks(columns + 0.5, [str(i + 1) for i in range(len(columns))])
+    axes.set(xlim=(-0.1, columns[-1] + 1.1), ylim=(tops[-1] + heights[-1] + 0.1, -0.1))
+    axes.set(xlabel="pattern", ylabel="state")
+    axes.tick_params(length=0)
+
+
+def _energies(axes: Axes, energies: np.ndarray, label: str) -> None:
+    close = 5e-3 * max(float(np.ptp(energies)), 1e-12)  # less than the width of a line
+    groups: list[list[int]] = []
+    for i, path in enumerate(energies):
+        alike = (g for g in groups if np.max(np.abs(path - energies[g[0]])) < close)
+        group = next(alike, None)
+        groups.append([i]) if group is None else group.append(i)
+    for k, group in enumerate(groups):
+        curve(axes, k, _numbers(group), np.arange(energies.shape[1]), energies[group[0]])
+    axes.set(xlabel=label, ylabel="energy")
+    axes.legend(title="pattern", fontsize=8)
+
+
+def _numbers(group: list[int]) -> str:
+    """Columns as they are numbered: a run of three or more by its ends."""
+    if len(group) > 2 and group[-1] - group[0] == len(group) - 1:
+        return f"{group[0] + 1} to {group[-1] + 1}, alike"
+    return ", ".join(str(i + 1) for i in group)
+
+
+def _line(i: int) -> Any:
+    return LINES[i % len(LINES)]

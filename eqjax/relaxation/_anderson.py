@@ -34,6 +34,11 @@ class Anderson(AbstractSecant):
 
     Like every quasi-Newton method it may converge to a fixed point that is *unstable* for the relaxation. To
     check, `relax` from the fixed point with a small perturbation: from an unstable one the state leaves.
+
+    ```python
+    found = ej.equilibrium(field, start, x, solver=ej.Anderson(rtol=1e-5))
+    assert found.residual < 1e-5 and found.stats["field_evaluations"] < 20
+    ```
     """
 
     rtol: ScalarLike

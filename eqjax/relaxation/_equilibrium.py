@@ -110,6 +110,11 @@ def equilibrium(
 
     **Returns:** an `Equilibrium`. "successful" is overridden when the residual recomputed at the returned
     state exceeds the solver's tolerance.
+
+    ```python
+    found = ej.equilibrium(field, start, x, solver=ej.Anderson(rtol=1e-5))
+    assert ej.force_residual(field, found.value, x) < 1e-5
+    ```
     """
     if isinstance(solver, TokenOrder) and not (
         adjoint is None and isinstance(precision, str | None)

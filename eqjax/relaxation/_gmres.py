@@ -32,6 +32,14 @@ class GMRES(lx.AbstractLinearSolver):
     `options={"y0": …}` gives a starting guess, dropped where 0 is no worse. `stats`: `num_steps` (products with the
     operator, those for residuals included) and `residual` (relative, true). A failure is a `RESULTS` value, never
     silence.
+
+    ```python
+    import lineax
+
+    operator = lineax.MatrixLinearOperator(jnp.diag(1 + jnp.arange(4.0)))
+    found = lineax.linear_solve(operator, x, ej.GMRES(rtol=1e-6))
+    assert jnp.allclose(found.value, x / (1 + jnp.arange(4.0)), rtol=1e-5)
+    ```
     """
 
     rtol: ScalarLike = 1e-6

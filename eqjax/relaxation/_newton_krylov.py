@@ -69,6 +69,11 @@ class NewtonKrylov(AbstractInexactNewton):
 
     It may converge to a fixed point that is *unstable* for the relaxation (`PseudoTransient` will hardly). To check,
     `relax` from the fixed point with a small perturbation: from an unstable one the state leaves.
+
+    ```python
+    found = ej.equilibrium(field, start, x, solver=ej.NewtonKrylov(rtol=1e-5))
+    assert found.residual < 1e-5
+    ```
     """
 
     rtol: ScalarLike

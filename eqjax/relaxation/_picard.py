@@ -28,6 +28,11 @@ class Picard(optx.AbstractFixedPointSolver):
     - `rtol`, `atol`: stop when `‖F(y)‖ ≤ atol + rtol · max(‖y‖, scale)`. Both 0 (the default) asks for no
       tolerance: exactly `max_steps` steps are made.
     - `step_size`: ε > 0. `norm`, `scale`: of the residual (None: see `equilibrium`).
+
+    ```python
+    found = ej.equilibrium(field, start, x, solver=ej.Picard(rtol=1e-5, step_size=0.5))
+    assert found.residual < 1e-5
+    ```
     """
 
     rtol: ScalarLike = 0.0

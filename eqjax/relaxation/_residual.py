@@ -37,7 +37,13 @@ class MeasuresForce(Protocol):
 
 
 class RESULTS(dfx.RESULTS):  # pyright: ignore[reportGeneralTypeIssues]
-    """Outcome of a solve: those of Diffrax, Optimistix and Lineax, and one of our own."""
+    """Outcome of a solve: those of Diffrax, Optimistix and Lineax, and one of our own.
+
+    ```python
+    found = ej.equilibrium(field, start, x, solver=ej.Anderson(rtol=1e-5), throw=False)
+    assert found.result == ej.RESULTS.successful
+    ```
+    """
 
     successful = ""
     residual_above_tolerance = (
@@ -87,7 +93,12 @@ def residual_ratio(
 
 
 def force_residual(field, z: PyTree[Array], x: PyTree = None, *, t: float = 0.0, **kwargs):
-    """`residual_ratio` of a field at state `z` under input `x` (one sample); `norm` and `scale` by keyword."""
+    """`residual_ratio` of a field at state `z` under input `x` (one sample); `norm` and `scale` by keyword.
+
+    ```python
+    assert ej.force_residual(field, start, x) > 0.1
+    ```
+    """
     return residual_ratio(field(t, z, x), z, **kwargs)
 
 

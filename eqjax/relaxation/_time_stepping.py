@@ -47,6 +47,11 @@ class TimeStepping(optx.AbstractFixedPointSolver):
 
     The residual costs one field evaluation a step, which Euler shares. Evaluations are counted for explicit
     Runge–Kutta methods.
+
+    ```python
+    found = ej.equilibrium(field, start, x, solver=ej.TimeStepping(rtol=1e-5))
+    assert found.residual < 1e-5
+    ```
     """
 
     rtol: ScalarLike

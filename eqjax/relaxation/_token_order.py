@@ -44,6 +44,12 @@ class TokenOrder(AbstractAround):
     - `flow`: step ε of the flow, of which at most ten times `max_steps` are taken; None for neither Newton nor flow.
 
     **Raises:** `ValueError` for a solver that does not measure the force, or a field that is not causal.
+
+    ```python
+    order = ej.TokenOrder(chunk=16)  # sixteen tokens side by side, for a GPU
+    estimator = ej.OracleAdjoint(free=order, adjoint_solver=order)
+    assert estimator.free.chunk == 16
+    ```
     """
 
     solver: optx.AbstractFixedPointSolver | optx.AbstractRootFinder = AndersonTypeI(1e-5, window=6)

@@ -164,7 +164,7 @@ class XorShow(AbstractShow):
         figure = plots.trace(
             times,
             dict(zip(names, answers, strict=True)),
-            labels=("time (τ_v)", "answering neuron", ""),
+            labels=(r"time ($\tau_v$)", "answering neuron", ""),
             title=f"XOR settles, β = {self.beta:g}",
         )
         found = list(zip(names, answers[:, -1], known, strict=True))
@@ -195,7 +195,7 @@ class HammingShow(AbstractShow):
         figure = plots.recall(
             {name: np.asarray(a)[:, None] for name, a in images.items()},
             energies[:, :61],
-            label="tenth of τ_v",
+            label=r"time ($\tau_v$ / 10)",
             title=f"one wrong bit in each word, β = {self.beta:g}",
         )
         rows = (
