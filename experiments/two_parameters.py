@@ -19,6 +19,7 @@ import scipy.interpolate
 from matplotlib.figure import Figure
 
 from eqjax import plots, stability
+from eqjax.plots._figure import look
 from eqjax.recipes import TrainConfig, check_windows, in_double, open_run, windows
 from eqjax.recipes._examine import settle
 from eqjax.training import Run, plain
@@ -127,16 +128,19 @@ def tables(curves):
 def picture(curves, at):
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for step, curve in sorted(curves.items(), key=lambda pair: pair[0] or 0):
-        style = {"color": "black", "lw": 2} if step is None else {"lw": 1.3}
-        label = "Hopf, flow" if step is None else f"Neimark–Sacker, ε = {step}"
-        gains, leaks = curve["gain_leak"].T
-        left.plot(gains, leaks, label=label, **style)
-        right.plot((step or 0) * (1 + leaks), gains, label=label, **style)
+    for i, step in enumerate(sorted(curves, key=lambda step: step or 0)):
+        style = look(i) | {"marker": ""}
+        gains, leaks = np.asarray(curves[step]["gain_leak"]).T
+        left.plot(gains, leaks, label="Hopf, flow" if step is None else f"ε = {step}", **style)
+        if step is None:
+            right.axhline(gains[0], label="Hopf, flow", **style)
+        else:
+            right.plot(step * (1 + leaks), gains, label=f"Neimark–Sacker, ε = {step}", **style)
     left.plot(*at, "k*", ms=9, label="as trained")
     left.set(xlabel="attention gain α", ylabel="leak c")
     right.set(xlabel="ε(1 + c)", ylabel="attention gain α")
     left.legend(fontsize=8)
+    right.legend(fontsize=8)
     return figure
 
 
