@@ -1,5 +1,5 @@
 """Pictures: how a state settles, how it loses its stability, how training went, what neurons do. Every function draws and
-returns a Matplotlib figure."""
+returns a Matplotlib figure, but for `explorer`, which writes a page."""
 
 from .._extras import require as _require
 

@@ -16,9 +16,16 @@ from ..fields import ContinuousHopfield, GainNetwork, HodgkinHuxley, Kuramoto, L
 from ..relaxation import check_field, relax
 from ..stability import Branch, CycleBranch, state_dtype
 
-_TURN = 80  # points of a cycle
+_TURN, _FINER = (
+    80,
+    4,
+)  # points of a cycle, and how much finer two of them are laid beside one another
 _CYCLES = 60  # of a branch of them
-_STARTS, _VALUES, _TIMES = 5, 9, 101  # of trajectories computed beforehand: in either direction; of the parameter; in time
+_STARTS, _VALUES, _TIMES = (
+    5,
+    9,
+    101,
+)  # of trajectories computed beforehand: in either direction; of the parameter; in time
 
 
 def branch_data(
@@ -37,9 +44,13 @@ def branch_data(
 ) -> dict[str, Any]:
     """The points of a branch, special ones among them, the cycles beside it, and trajectories."""
     if (field is None) != (where is None):
-        raise ValueError("`field` and `where` go together: pass both, as `continuation` was given them, or neither.")
+        raise ValueError(
+            "`field` and `where` go together: pass both, as `continuation` was given them, or neither."
+        )
     if field is None and (cycles or start is not None or span is not None):
-        raise ValueError("`cycles`, `start` and `span` need the `field` of the branch, and `where`, too.")
+        raise ValueError(
+            "`cycles`, `start` and `span` need the `field` of the branch, and `where`, too."
+        )
     real = jnp.issubdtype(state_dtype(branch.states), jnp.floating)
     if not real:
         raise ValueError("`branch` is complex: continue `eqjax.Realified(field)` instead.")
@@ -50,6 +61,7 @@ def branch_data(
     mu = points["real"] + 1j * points["imag"]
     step = float(branch.step if step is None and branch.step is not None else step or _step(mu))
     span = float(8 * np.pi / max(np.median(np.abs(mu[:, 0])), 1e-6)) if span is None else span
+    turns = [_turns(field, x, where, found, shown) for found in cycles]
     data = {
         "kind": "branch",
         "parameter": parameter or (where and _name(field, where)) or "parameter",
@@ -62,11 +74,13 @@ def branch_data(
         # Fourth order is exact to far below a pixel, and stable, where a mode turns by a twentieth in a step.
         "pace": max(min(span / 1000, 0.05 / np.max(np.abs(mu))), span / 20_000),
         "note": f"{branch.parameters.size} points; {branch.ended}; largest force residual {np.max(branch.residuals):.1e}",
-        "cycles": [_turns(field, x, where, found, shown) for found in cycles],
+        "cycles": turns,
     }
     if field is None:
         return data
-    return data | _motion(field, x, where, points, at(0), shown, start, span)
+    ends = [turn["loops"].reshape(-1, len(shown)) for turn in turns]
+    reach = np.ptp(np.concatenate([points["states"][:, shown], *ends]), axis=0)
+    return data | _motion(field, x, where, points, at(0), shown, start, span, reach)
 
 
 def parameter_data(
@@ -132,7 +146,9 @@ def in_page(field: Any, x: Any) -> dict[str, Any] | None:
     if kind is HodgkinHuxley and field.stimulus is not None:
         return None
     leaves = jax.tree_util.tree_leaves_with_path(field)
-    numbers = {jax.tree_util.keystr(path).lstrip("."): np.asarray(leaf, float) for path, leaf in leaves}
+    numbers = {
+        jax.tree_util.keystr(path).lstrip("."): np.asarray(leaf, float) for path, leaf in leaves
+    }
     if kind is HodgkinHuxley and any(value.ndim for value in numbers.values()):
         return None  # a population
     given = np.asarray(0.0 if x is None or kind is Kuramoto else x, float)
@@ -233,9 +249,14 @@ def _turns(
     chosen = np.unique(np.linspace(0, count - 1, min(count, _CYCLES)).round().astype(int))
     pick = lambda tree: jax.tree.map(lambda a: a[chosen], tree)
     states, periods = pick(branch.states), jnp.asarray(branch.periods)[chosen]
-    loops = _paths(field, x, where, jnp.asarray(branch.parameters)[chosen], states, periods, _TURN, 25)
+    count = _TURN * _FINER + 1
+    loops = _paths(
+        field, x, where, jnp.asarray(branch.parameters)[chosen], states, periods, count, 7
+    )
     hopf = [(p.parameter, p.period, p.state) for p in branch.special_points if p.type == "Hopf"]
     parameters, loops = np.asarray(branch.parameters)[chosen], np.asarray(loops)[..., shown]
+    low, high = np.min(loops, axis=1), np.max(loops, axis=1)
+    loops = _aligned(loops)
     periods, unstable = np.asarray(periods), branch.unstable[chosen]
     for parameter, period, state in hopf:  # where it shrinks to a point
         first = abs(parameters[0] - parameter) < abs(parameters[-1] - parameter)
@@ -244,10 +265,31 @@ def _turns(
         parameters, periods = put(parameters, np.array(parameter)), put(periods, np.array(period))
         unstable = put(unstable, unstable[0 if first else -1])
         loops = put(loops, np.broadcast_to(point, loops.shape[1:]))
-    special = [{"type": p.type, "parameter": p.parameter} for p in branch.special_points]
+        low, high = put(low, point), put(high, point)
     # For a line on a screen.
     shapes = np.array([f"{v:.5g}" for v in loops.ravel()], float).reshape(loops.shape)
-    return {"parameter": parameters, "period": periods, "unstable": unstable, "loops": shapes, "special": special}
+    return {
+        "parameter": parameters,
+        "period": periods,
+        "unstable": unstable,
+        "loops": shapes,
+        "low": low,
+        "high": high,
+    }
+
+
+def _aligned(loops: np.ndarray) -> np.ndarray:
+    """Each cycle begun where it is nearest to the one before, so that between the two lies one like them; and fewer points."""
+    loops = loops[:, :-1].copy()
+    unit = np.maximum(np.ptp(loops, axis=(0, 1)), 1e-300)
+    for i in range(1, len(loops)):
+        # ‖a - b‖² over all turns of b at once, but for what no turn changes.
+        spectra = np.fft.rfft(loops[i] / unit, axis=0).conj() * np.fft.rfft(
+            loops[i - 1] / unit, axis=0
+        )
+        turn = int(np.argmax(np.fft.irfft(spectra.sum(axis=1), n=loops.shape[1])))
+        loops[i] = np.roll(loops[i], turn, axis=0)
+    return loops[:, ::_FINER]
 
 
 def _paths(field, x, where, parameters, states, spans, count, finer):
@@ -259,20 +301,30 @@ def _paths(field, x, where, parameters, states, spans, count, finer):
         scaled = lambda t, z, x: jax.tree.map(lambda f: span.astype(f.dtype) * f, here(t, z, x))
         save = dfx.SaveAt(ts=times, fn=lambda t, z, x: ravel_pytree(z)[0])
         steps = (count - 1) * finer
-        found = relax(scaled, state, x, solver=dfx.Tsit5(), step=1 / steps, steps=steps, saveat=save, throw=False)
+        found = relax(
+            scaled,
+            state,
+            x,
+            solver=dfx.Tsit5(),
+            step=1 / steps,
+            steps=steps,
+            saveat=save,
+            throw=False,
+        )
         return found.trajectory
 
     return jax.jit(jax.vmap(one))(parameters, states, spans)
 
 
-def _motion(field, x, where, points, state, shown, start, span) -> dict[str, Any]:
+def _motion(field, x, where, points, state, shown, start, span, reach) -> dict[str, Any]:
     """How trajectories come about: in the page, or computed here from a grid of starts, in the plane of the first two
-    coordinates, around the fixed points."""
+    coordinates, around the fixed points; `reach`: how far what is shown extends."""
     flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, state))
     middle = points["states"][len(points["states"]) // 2]
-    wide = np.maximum(np.ptp(points["states"], axis=0), 0.2 * (1 + np.abs(middle)))
+    wide = np.maximum(reach, 0.2 * (1 + np.abs(middle[shown])))
     if start is None:
-        first = middle + 0.3 * wide * (np.arange(middle.size) < 1)
+        first = middle.copy()
+        first[shown[0]] += 0.3 * wide[0]
     else:
         check_arrays(start=start)
         first = np.asarray(ravel_pytree(start)[0], float)
@@ -289,7 +341,7 @@ def _motion(field, x, where, points, state, shown, start, span) -> dict[str, Any
     moved = moved.reshape(-1, moved.shape[-1])
     starts = np.repeat(first[None], len(moved), axis=0)
     plane = list(shown[: moved.shape[1]])
-    starts[:, plane] = middle[plane] + wide[plane] * moved
+    starts[:, plane] = middle[plane] + wide[: moved.shape[1]] * moved
     each = lambda a: jnp.asarray(np.tile(a, (_VALUES, 1)), flat.dtype)
     paths = _paths(
         field,
@@ -305,4 +357,11 @@ def _motion(field, x, where, points, state, shown, start, span) -> dict[str, Any
     far = np.abs(paths) > 1e3 * np.max(np.abs(starts)) + 1e3
     paths = np.where(far, np.nan, paths)
     short = np.array([float(f"{v:.5g}") for v in paths.ravel()]).reshape(paths.shape)
-    return common | {"sampled": {"name": name, "parameter": values, "starts": starts[:, list(shown)], "paths": short}}
+    return common | {
+        "sampled": {
+            "name": name,
+            "parameter": values,
+            "starts": starts[:, list(shown)],
+            "paths": short,
+        }
+    }

@@ -9,7 +9,6 @@ class BranchPage {
     this.special = data.grid.special || [];
     this.pick = [0, Math.min(1, data.names.length - 1)];
     this.start = data.start || null;
-    this.moved = false; // whether the start was taken by hand
     if (this.special.length > 0) this.position = Math.max(this.special[0].at - 1, 0);
     this.build();
     this.draw();
@@ -34,8 +33,8 @@ class BranchPage {
     if (this.special.length > 0) {
       this.buttons = this.special.map((point, i) =>
         element("button", { id: `special-${i}`, "data-parameter": point.parameter, onclick: () => this.set({ position: point.at }) }, this.label(point)));
-      const step = data.labelled === null ? "" : `, Euler with ε = ${told(data.labelled)}`;
-      pages.push(element("div", { class: "row" }, element("span", { class: "what" }, `Go to (flow${step}):`), ...this.buttons));
+      const step = data.labelled === null ? "Go to" : `Go to (Euler with ε = ${told(data.labelled)})`;
+      pages.push(element("div", { class: "row" }, element("span", { class: "what" }, `${step}:`), ...this.buttons));
     }
     this.verdict = element("p", { class: "verdict", id: "verdict", "aria-live": "polite" });
     const kinds = [["stable", "stable"], ["euler", "Euler's steps leave"], ["unstable", "the flow leaves"]];
@@ -43,13 +42,13 @@ class BranchPage {
     if (this.fixed) pages.push(this.verdict, key(...kinds));
     const charts = element("div", { class: "charts" });
     if (this.fixed) {
-      this.diagram = new Chart("diagram", "The branch: click or drag along it");
+      this.diagram = new Chart("diagram", "The branch");
       this.diagram.moves((x, y) => this.set({ position: this.nearest(x, y) }));
       this.plane = new Plane();
       charts.append(this.diagram.box, ...this.plane.boxes);
     }
     if (data.field || data.sampled) {
-      this.portrait = new Chart("portrait", "Trajectories: drag the ring, or move it with the arrow keys");
+      this.portrait = new Chart("portrait", "Trajectories");
       this.portrait.svg.setAttribute("tabindex", 0);
       this.portrait.moves((x, y) => this.take(x, y, true), () => this.set({ dragging: false }));
       this.portrait.svg.addEventListener("keydown", (event) => this.arrow(event));
@@ -65,14 +64,15 @@ class BranchPage {
       this.values = element("table", { id: "eigenvalues" });
       this.state = element("table", { id: "state" });
       const whole = data.all ? "all" : "the rightmost";
-      pages.push(element("div", { class: "charts" }, element("section", { class: "panel" }, element("h2", {}, `Eigenvalues, ${whole}`), this.values),
-        element("section", { class: "panel" }, element("h2", {}, "Fixed point"), this.state)));
+      charts.append(element("section", { class: "panel" }, element("h2", {}, `Eigenvalues, ${whole}`), this.values,
+        element("h2", {}, "Fixed point"), this.state));
     }
     document.getElementById("page").append(...pages);
   }
 
   label(point) {
-    return `${point.flow}, ${point.euler} at ${told(point.parameter)}`;
+    const kinds = [[point.flow, "flow"], [point.euler, "Euler"]].filter(([kind]) => kind !== "–");
+    return `${kinds.map(([kind, whose]) => `${kind} (${whose})`).join(", ")} at ${told(point.parameter)}`;
   }
 
   set(changes) {
@@ -94,7 +94,7 @@ class BranchPage {
     const [a, b] = this.pick.map((index) => this.data.shown[index]), start = [...this.start];
     start[a] = x;
     if (a !== b) start[b] = y;
-    this.set({ start, moved: true, dragging });
+    this.set({ start, dragging });
   }
 
   arrow(event) {
@@ -161,7 +161,7 @@ class BranchPage {
 
   drawDiagram() {
     const [a] = this.pick, chart = this.diagram, { parameter, states } = this.grid;
-    const tops = this.data.cycles.flatMap(({ loops }) => loops.flatMap((loop) => extent(loop.map((point) => point[a]))));
+    const tops = this.data.cycles.flatMap(({ low, high }) => [...low, ...high].map((row) => row[a]));
     const heights = states.map((state) => state[a]);
     chart.begin(roomy(extent(parameter)), roomy(extent([...heights, ...tops])), [this.data.parameter, this.data.names[a]]);
     chart.upright(this.parameter, "cursor");
@@ -173,9 +173,9 @@ class BranchPage {
       from = i + 1;
     }
     for (const cycle of this.data.cycles) {
-      for (const end of [0, 1]) {
+      for (const end of [cycle.low, cycle.high]) {
         for (let i = 0; i + 1 < cycle.parameter.length; i++) {
-          const pair = [i, i + 1].map((j) => [cycle.parameter[j], extent(cycle.loops[j].map((point) => point[a]))[end]]);
+          const pair = [i, i + 1].map((j) => [cycle.parameter[j], end[j][a]]);
           chart.line(pair, cycle.unstable[i] > 0 ? "cycle leaves" : "cycle");
         }
       }
@@ -184,12 +184,12 @@ class BranchPage {
     chart.dot(this.parameter, between(states, this.position)[a], "here", 7);
     const point = this.special.find(({ at }) => at === this.position);
     const more = point ? ` ± ${point.error.toExponential(0)}, ${point.status}${point.frequency ? `, ω = ${told(point.frequency)}` : ""}` : "";
-    chart.note.textContent = point ? `${this.label(point)}${more}` : "Black dots are special points.";
+    chart.note.textContent = point ? `${this.label(point)}${more}` : "Click, or drag along it. Dots are special points.";
     this.buttons?.forEach((button, i) => button.setAttribute("aria-pressed", this.special[i] === point));
   }
 
   drawMotion() {
-    const [a, b] = this.pick, { names, data } = this;
+    const [a, b] = this.pick, { data } = this;
     const { flow, euler, pace } = this.paths(), labels = data.names;
     const drawn = (path) => path.map((row) => [row[a], row[b]]);
     const every = Math.max(1, Math.floor(flow.length / 1500));
@@ -197,7 +197,11 @@ class BranchPage {
     const first = this.start && [a, b].map((index) => this.start[data.shown[index]]);
     if (!this.dragging || !this.room) {
       const near = [...flow, ...this.cyclesHere.flatMap((cycle) => cycle.points), ...(this.fixed ? [between(this.grid.states, this.position)] : [])];
-      this.room = [a, b].map((index, axis) => roomy(extent([first[axis], ...near.map((row) => row[index])]), 0.15));
+      // Euler's steps as well, unless they go far.
+      this.room = [a, b].map((index, axis) => {
+        const calm = extent([first[axis], ...near.map((row) => row[index])]), all = extent([...calm, ...euler.map((row) => row[index])]);
+        return roomy(all[1] - all[0] < 4 * (calm[1] - calm[0]) ? all : calm, 0.1);
+      });
     }
     const chart = this.portrait;
     chart.begin(...this.room, [labels[a], labels[b]]);
@@ -209,11 +213,10 @@ class BranchPage {
       chart.dot(rest[a], rest[b], this.kind(this.position), 5);
     }
     chart.dot(...first, "start", 7);
-    const told_ = this.cyclesHere.map((cycle) => `${cycle.leaves ? "unstable" : "stable"} cycle of period ${told(cycle.period, 5)}`);
-    if (!data.sampled) chart.note.textContent = ["Blue: the flow. Orange: Euler's steps.", ...told_].join(" Green: ");
-    const seen = Math.max(1, Math.floor(euler.length / 1500));
-    const times = this.time, heights = extent([...flow.map((row) => row[a]), ...this.cyclesHere.flatMap((cycle) => cycle.points.map((row) => row[a]))]);
-    times.begin([0, data.span], roomy(heights, 0.15), ["time", labels[a]]);
+    const toldCycles = this.cyclesHere.map((cycle) => `${cycle.leaves ? "unstable" : "stable"} cycle of period ${told(cycle.period, 5)}`);
+    if (!data.sampled) chart.note.textContent = ["Drag the ring, or use the arrow keys. Blue: the flow; orange: Euler's steps.", ...toldCycles].join(" Green: ");
+    const times = this.time, seen = Math.max(1, Math.floor(euler.length / 1500));
+    times.begin([0, data.span], this.room[0], ["time", labels[a]]);
     times.line(thin(euler, seen).map((row, i) => [i * seen * this.step, row[a]]), "euler thin");
     times.line(thin(flow, every).map((row, i) => [i * every * pace, row[a]]), "flow");
   }

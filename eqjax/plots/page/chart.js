@@ -41,8 +41,8 @@ class Chart {
     this.box = element("section", { class: "panel" }, element("h2", {}, title), this.svg, this.note);
   }
 
-  // Empty axes; `equal`: with the same unit on both.
-  begin(x, y, names, { equal = false } = {}) {
+  // Empty axes; `equal`: with the same unit on both; `words`: in place of the numbers 0, 1, ….
+  begin(x, y, names, { equal = false, words = null } = {}) {
     const [w, h] = [WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM];
     let [[x0, x1], [y0, y1]] = [x, y];
     if (equal) {
@@ -51,10 +51,10 @@ class Chart {
     }
     Object.assign(this, { x0, x1, y0, y1 });
     const parts = [];
-    for (const value of ticks(x0, x1)) {
+    for (const value of words ? words.keys() : ticks(x0, x1)) {
       const at = this.px(value);
       parts.push(element("line", { class: "gridline", x1: at, x2: at, y1: TOP, y2: TOP + h }));
-      parts.push(element("text", { x: at, y: TOP + h + 14, "text-anchor": "middle" }, told(value, 4)));
+      parts.push(element("text", { x: at, y: TOP + h + 14, "text-anchor": "middle" }, words ? words[value] : told(value, 4)));
     }
     for (const value of ticks(y0, y1)) {
       const at = this.py(value);
@@ -115,8 +115,10 @@ class Chart {
 // Two charts of the same eigenvalues: μ, with the imaginary axis, and 1 + εμ, with the unit circle.
 class Plane {
   constructor() {
-    this.flow = new Chart("flow-plane", "Eigenvalues μ: the flow decays left of the axis");
-    this.map = new Chart("euler-plane", "Multipliers 1 + εμ: Euler's steps decay inside the circle");
+    this.flow = new Chart("flow-plane", "Eigenvalues μ");
+    this.map = new Chart("euler-plane", "Multipliers 1 + εμ");
+    this.flow.note.textContent = "The flow decays left of the axis.";
+    this.map.note.textContent = "Euler's steps decay inside the circle.";
     this.boxes = [this.flow.box, this.map.box];
   }
 

@@ -16,6 +16,8 @@ class TokensPage {
     const { data } = this, count = data.names.length, heads = data.attention[0]?.length ?? 0;
     const named = (text) => (text.trim() === "" ? { " ": "␣", "\n": "⏎", "\t": "⇥" }[text] || "␣" : text.replaceAll("\n", "⏎"));
     this.words = data.names.map(named);
+    // Under the axes there is room for short ones.
+    this.marks = count <= 32 && this.words.every((word) => word.length < 2) ? this.words : null;
     this.sliders = {
       token: slider("token", "token", count - 1, 0, (token) => this.set({ token })),
       time: slider("time-step", "Euler steps made", data.residuals.length - 1, 0, (time) => this.set({ time })),
@@ -23,10 +25,10 @@ class TokensPage {
     if (heads > 1) this.sliders.head = slider("head", "head", heads - 1, 0, (head) => this.set({ head }));
     this.sliders.step = slider("step", "Euler's step ε, in the planes", 2 * TICKS - 1, 0, (at) => this.set({ step: (data.step * (at + 1)) / TICKS }));
     this.buttons = this.words.map((word, token) => element("button", { title: `token ${token}`, onclick: () => this.set({ token }) }, word));
-    this.settling = new Chart("settling", "What is left of the force at every token, while it settles");
+    this.settling = new Chart("settling", "Residual of every token while it settles");
     this.settling.label = (value) => `1e${told(value, 3)}`;
     this.settling.moves((x) => this.set({ time: Math.min(Math.max(Math.round(x), 0), data.residuals.length - 1) }));
-    this.residuals = new Chart("residuals", "The same at this step, token by token");
+    this.residuals = new Chart("residuals", "Residuals at this step");
     this.residuals.label = this.settling.label;
     this.residuals.moves((x) => this.choose(x));
     this.plane = new Plane();
@@ -77,13 +79,13 @@ class TokensPage {
     words.forEach((_, t) => { if (t !== token) line(t, "other"); });
     line(token, "chosen");
     this.settling.upright(time, "cursor");
-    this.residuals.begin([-0.5, words.length - 0.5], sizes, ["token", "residual"]);
+    this.residuals.begin([-0.5, words.length - 0.5], sizes, ["token", "residual"], { words: this.marks });
     data.residuals[time].forEach((value, t) => this.residuals.bar(t, 0.8, log(value), t === token ? "chosen" : ""));
   }
 
   drawAttention() {
     const { data, token, head, words, frame } = this, row = data.attention[frame][head][token], chart = this.attention;
-    chart.begin([-0.5, words.length - 0.5], [0, 1], ["token", "weight"]);
+    chart.begin([-0.5, words.length - 0.5], [0, 1], ["token", "weight"], { words: this.marks });
     row.forEach((value, t) => chart.bar(t, 0.8, value, t === token ? "" : "chosen"));
     chart.svg.dataset.row = JSON.stringify(row);
     const first = row.indexOf(Math.max(...row));
