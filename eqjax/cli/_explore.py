@@ -119,7 +119,7 @@ def _followed(
         hopf = [point for point in found.special_points if point.flow == "Hopf"][-1]
         tell("following the cycles")
         born = switch(field, found, hopf, where=where)
-        path = PseudoArclength(most=0.2)
+        path = PseudoArclength(most=0.1)
         how = {"bounds": bounds, "backwards": backwards, "k": k - 1, "path": path}
         cycles = cycle_continuation(*born, where=where, **how)
         tell("writing the page")
@@ -140,8 +140,8 @@ def _block(what: ExploreBlock) -> Path:
         )
     import jax.numpy as jnp
 
-    given = what.prompt is not None
-    ids = jnp.asarray(encoded(run.tokenizer, what.prompt)) if given else windows(run, 1)[0]
+    prompt = what.prompt
+    ids = windows(run, 1)[0] if prompt is None else jnp.asarray(encoded(run.tokenizer, prompt))
     if len(ids) > run.recipe.length:
         raise ValueError(
             f"`prompt` has {len(ids)} tokens, and the model was trained on {run.recipe.length}: make it shorter."

@@ -20,7 +20,7 @@ _TURN, _FINER = (
     80,
     4,
 )  # points of a cycle, and how much finer two of them are laid beside one another
-_CYCLES = 60  # of a branch of them
+_CYCLES = 80  # of a branch of them
 _STARTS, _VALUES, _TIMES = (
     5,
     9,
@@ -60,11 +60,11 @@ def branch_data(
     points = _with_special_points(branch, size)
     mu = points["real"] + 1j * points["imag"]
     step = float(branch.step if step is None and branch.step is not None else step or _step(mu))
-    span = float(8 * np.pi / max(np.median(np.abs(mu[:, 0])), 1e-6)) if span is None else span
+    span = float(8 * np.pi / max(np.nanmedian(np.abs(mu[:, 0])), 1e-6)) if span is None else span
     turns = [_turns(field, x, where, found, shown) for found in cycles]
     data = {
         "kind": "branch",
-        "parameter": parameter or (where and _name(field, where)) or "parameter",
+        "parameter": parameter or (where and _leaf(field, where)[1]) or "parameter",
         "names": _names(names, shown),
         "grid": points | {"states": points["states"][:, shown]},
         "all": mu.shape[1] >= size,
@@ -72,7 +72,7 @@ def branch_data(
         "labelled": None if branch.step is None else float(branch.step),
         "span": span,
         # Fourth order is exact to far below a pixel, and stable, where a mode turns by a twentieth in a step.
-        "pace": max(min(span / 1000, 0.05 / np.max(np.abs(mu))), span / 20_000),
+        "pace": max(min(span / 1000, 0.05 / np.nanmax(np.abs(mu))), span / 20_000),
         "note": f"{branch.parameters.size} points; {branch.ended}; largest force residual {np.max(branch.residuals):.1e}",
         "cycles": turns,
     }
@@ -102,7 +102,7 @@ def parameter_data(
             "`where`, `bounds` and `start` are needed beside a field: the parameter, between which values, and a state. To "
             "see fixed points, pass the branch that `continuation` returns, and this as `field`."
         )
-    name = _name(field, where)
+    _, name = _leaf(field, where)
     low, high = (float(bound) for bound in bounds)
     if not (np.isfinite([low, high]).all() and low < high):
         refuse("bounds", "be (low, high), finite and in order", bounds)
@@ -155,16 +155,18 @@ def in_page(field: Any, x: Any) -> dict[str, Any] | None:
     return {"kind": kind.__name__, "numbers": numbers | {"input": given}}
 
 
-def _name(field: Any, where: Callable[[Any], Any]) -> str:
-    """The path of the parameter that `where` picks."""
+def _leaf(field: Any, where: Callable[[Any], Any]) -> tuple[int, str]:
+    """Which leaf of the field the parameter is, and its path."""
     check_callable("of a field, as in `eqx.tree_at`", where=where)
     marker = object()
     try:
         marked = eqx.tree_at(where, field, marker)
     except Exception as error:
         raise ValueError(f"`where` picks no leaf of `field`: {error}") from error
-    leaves = jax.tree_util.tree_leaves_with_path(marked)
-    return next(jax.tree_util.keystr(path).lstrip(".") for path, leaf in leaves if leaf is marker)
+    for index, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(marked)):
+        if leaf is marker:
+            return index, jax.tree_util.keystr(path).lstrip(".")
+    raise ValueError("`where` picks no leaf of `field`.")
 
 
 def _shown(size: int, coordinates: Sequence[int] | None) -> list[int]:
@@ -219,18 +221,20 @@ def _with_special_points(branch: Branch, size: int) -> dict[str, Any]:
         "frequency": p.frequency,
     }
     _, along, reached, spectra, points = zip(*rows, strict=True)
+    values = np.stack(spectra)
     return {
         "parameter": np.array(along),
         "states": np.stack(reached),
-        "real": np.stack(spectra).real,
-        "imag": np.stack(spectra).imag,
+        "real": np.real(values),
+        "imag": np.imag(values),
         "special": [told(p) | {"at": i} for i, p in enumerate(points) if p is not None],
     }
 
 
 def _matching(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """In which order eigenvalues move least."""
-    return linear_sum_assignment(np.abs(before[:, None] - after[None]))[1]
+    moved = np.abs(before[:, None] - after[None])
+    return linear_sum_assignment(np.nan_to_num(moved, nan=1e300, posinf=1e300))[1]
 
 
 def _step(mu: np.ndarray) -> float:
@@ -250,11 +254,10 @@ def _turns(
     pick = lambda tree: jax.tree.map(lambda a: a[chosen], tree)
     states, periods = pick(branch.states), jnp.asarray(branch.periods)[chosen]
     count = _TURN * _FINER + 1
-    loops = _paths(
-        field, x, where, jnp.asarray(branch.parameters)[chosen], states, periods, count, 7
-    )
+    along, (index, _) = jnp.asarray(branch.parameters)[chosen], _leaf(field, where)
+    loops = np.asarray(_paths(field, index, x, along, states, periods, count, 7, tuple(shown)))
     hopf = [(p.parameter, p.period, p.state) for p in branch.special_points if p.type == "Hopf"]
-    parameters, loops = np.asarray(branch.parameters)[chosen], np.asarray(loops)[..., shown]
+    parameters = np.asarray(along)
     low, high = np.min(loops, axis=1), np.max(loops, axis=1)
     loops = _aligned(loops)
     periods, unstable = np.asarray(periods), branch.unstable[chosen]
@@ -292,28 +295,23 @@ def _aligned(loops: np.ndarray) -> np.ndarray:
     return loops[:, ::_FINER]
 
 
-def _paths(field, x, where, parameters, states, spans, count, finer):
-    """Trajectories `(m, count, n)` of m fields from m states, for as long as each is to last."""
+@eqx.filter_jit
+def _paths(field, index, x, parameters, states, spans, count, finer, shown):
+    """Trajectories `(m, count, coordinates)` of m fields from m states, for as long as each is to last."""
     times = jnp.linspace(0.0, 1.0, count).astype(spans.dtype)
+    leaves, structure = jax.tree.flatten(field)
 
     def one(parameter, state, span):
-        here = eqx.tree_at(where, field, parameter)
+        old = leaves[index]
+        new = parameter.astype(old.dtype) if eqx.is_array(old) else parameter
+        here = jax.tree.unflatten(structure, [*leaves[:index], new, *leaves[index + 1 :]])
         scaled = lambda t, z, x: jax.tree.map(lambda f: span.astype(f.dtype) * f, here(t, z, x))
-        save = dfx.SaveAt(ts=times, fn=lambda t, z, x: ravel_pytree(z)[0])
-        steps = (count - 1) * finer
-        found = relax(
-            scaled,
-            state,
-            x,
-            solver=dfx.Tsit5(),
-            step=1 / steps,
-            steps=steps,
-            saveat=save,
-            throw=False,
-        )
-        return found.trajectory
+        seen = lambda t, z, x: ravel_pytree(z)[0][np.array(shown)]
+        how: dict[str, Any] = {"step": 1 / ((count - 1) * finer), "steps": (count - 1) * finer}
+        how |= {"saveat": dfx.SaveAt(subs=dfx.SubSaveAt(ts=times, fn=seen)), "throw": False}
+        return relax(scaled, state, x, solver=dfx.Tsit5(), **how).trajectory
 
-    return jax.jit(jax.vmap(one))(parameters, states, spans)
+    return jax.vmap(one)(parameters, states, spans)
 
 
 def _motion(field, x, where, points, state, shown, start, span, reach) -> dict[str, Any]:
@@ -333,8 +331,8 @@ def _motion(field, x, where, points, state, shown, start, span, reach) -> dict[s
     known = in_page(field, x)
     common = {"start": first, "shown": list(shown)}
     if known is not None:
-        return common | {"field": known | {"varied": _name(field, where)}}
-    name = _name(field, where)
+        return common | {"field": known | {"varied": _leaf(field, where)[1]}}
+    index, name = _leaf(field, where)
     values = np.linspace(points["parameter"].min(), points["parameter"].max(), _VALUES)
     offsets = np.linspace(-1, 1, _STARTS)
     moved = np.stack(np.meshgrid(*[offsets] * min(2, len(shown)), indexing="ij"), axis=-1)
@@ -345,15 +343,16 @@ def _motion(field, x, where, points, state, shown, start, span, reach) -> dict[s
     each = lambda a: jnp.asarray(np.tile(a, (_VALUES, 1)), flat.dtype)
     paths = _paths(
         field,
+        index,
         x,
-        where,
         jnp.asarray(np.repeat(values, len(moved)), flat.dtype),
         jax.vmap(unravel)(each(starts)),
         jnp.full(_VALUES * len(moved), span, flat.dtype),
         _TIMES,
         10,
+        tuple(shown),
     )
-    paths = np.asarray(paths)[..., list(shown)].reshape(_VALUES, len(moved), _TIMES, len(shown))
+    paths = np.asarray(paths).reshape(_VALUES, len(moved), _TIMES, len(shown))
     far = np.abs(paths) > 1e3 * np.max(np.abs(starts)) + 1e3
     paths = np.where(far, np.nan, paths)
     short = np.array([float(f"{v:.5g}") for v in paths.ravel()]).reshape(paths.shape)

@@ -43,8 +43,8 @@ def token_data(
         "names": list(names),
         "step": step,
         "residuals": np.asarray(residuals),
-        "real": modes.real,
-        "imag": modes.imag,
+        "real": np.real(modes),
+        "imag": np.imag(modes),
         "all": width <= _MODES,
         "frames": [],
         "attention": [],
@@ -56,7 +56,7 @@ def token_data(
     fit = int(np.clip(_NUMBERS / (heads * count * (count + 1) / 2), 1, 20))
     frames = np.unique(np.round(steps * np.linspace(0, 1, fit) ** 2).astype(int))
     frames = frames if fit > 1 else np.array([steps])
-    weights = np.asarray(jax.jit(jax.vmap(field.attends))(states[frames]))
+    weights = np.asarray(_attention(field, states[frames]))
     lower = [[[row[: t + 1] for t, row in enumerate(head)] for head in frame] for frame in weights]
     return data | {"frames": frames, "attention": lower}
 
@@ -70,3 +70,8 @@ def _settling(field, z, x, step, steps):
         return z + step * force, (z, jax.vmap(residual_ratio)(force, z))
 
     return jax.lax.scan(go, z, None, length=steps + 1)[1]
+
+
+@eqx.filter_jit
+def _attention(field, states):
+    return jax.vmap(field.attends)(states)

@@ -214,7 +214,8 @@ class BranchPage {
     }
     chart.dot(...first, "start", 7);
     const toldCycles = this.cyclesHere.map((cycle) => `${cycle.leaves ? "unstable" : "stable"} cycle of period ${told(cycle.period, 5)}`);
-    if (!data.sampled) chart.note.textContent = ["Drag the ring, or use the arrow keys. Blue: the flow; orange: Euler's steps.", ...toldCycles].join(" Green: ");
+    const green = toldCycles.length ? ` Green: ${toldCycles.join("; ")}.` : "";
+    if (!data.sampled) chart.note.textContent = `Drag the ring, or use the arrow keys. Blue: the flow; orange: Euler's steps.${green}`;
     const times = this.time, seen = Math.max(1, Math.floor(euler.length / 1500));
     times.begin([0, data.span], this.room[0], ["time", labels[a]]);
     times.line(thin(euler, seen).map((row, i) => [i * seen * this.step, row[a]]), "euler thin");
