@@ -15,9 +15,9 @@ from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.chrome.service import Service
 from textbook import special
 
-from eqjax import cli, fields, plots
+from eqjax import cli, fields, plots, stability
 from eqjax.plots._explorer_branch import in_page
-from eqjax.stability import Branch, Spectrum, SpectrumResults
+from eqjax.stability import Branch, CycleBranch, Spectrum, SpectrumResults
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
@@ -70,6 +70,28 @@ def folded():
     )
 
 
+def gain_force(gain):
+    return lambda z: -z + gain * (COUPLED @ np.tanh(z))
+
+
+def gain_cycles():
+    """The cycles of the gain network by simulation: where they cross `z₂ = 0` upwards, and how long that takes."""
+    gains, h = np.array([0.9, 1.0, 1.1, 1.2]), 0.02
+    states, periods = [], []
+    for gain in gains:
+        path = runge_kutta(gain_force(gain), [1.0, 0.0], h, 3000)
+        before = np.flatnonzero((path[:-1, 1] < 0) & (path[1:, 1] >= 0))[-2:]
+        part = path[before, 1] / (path[before, 1] - path[before + 1, 1])
+        states.append(path[before[0]] + part[0] * (path[before[0] + 1] - path[before[0]]))
+        periods.append(h * (before[1] + part[1] - before[0] - part[0]))
+    some = jnp.zeros(4)
+    return CycleBranch(
+        *(jnp.asarray(gains), jnp.asarray(states), jnp.asarray(periods), some),
+        *(jnp.zeros((4, 1), complex), np.zeros(4, int), some, some, some == 0, ()),
+        ended="left the bounds",
+    )
+
+
 def tiny_block():
     key = jax.random.key(3)
     return fields.ThickBlock(8, 2, qknorm=True, key=key), jax.random.normal(key, (6, 8))
@@ -80,7 +102,10 @@ def pages(tmp_path_factory):
     """One page of each kind."""
     folder = tmp_path_factory.mktemp("pages of explorer")
     jax.config.update("jax_enable_x64", True)
-    cli.main(["explore", "gain-toy", "--out", str(folder / "gain.html")])
+    with pytest.MonkeyPatch.context() as patch:  # the cycles of the library take long to compile
+        patch.setattr(stability, "switch", lambda field, *_, **__: (field, None))
+        patch.setattr(stability, "cycle_continuation", lambda *_, **__: gain_cycles())
+        cli.main(["explore", "gain-toy", "--out", str(folder / "gain.html")])
     neuron, where = fields.HodgkinHuxley(), lambda f: f.current
     how = {"where": where, "bounds": (0.0, 20.0), "start": neuron.clamped(-65.0)}
     plots.explorer(neuron, folder / "neuron.html", **how, span=30.0, names=list("Vmhn"))
@@ -192,20 +217,22 @@ def test_the_branch_is_clicked_and_the_start_dragged(opened, browser):
         "[explorer.page.parameter, explorer.page.step, explorer.page.data.pace]"
     )
     shown = page("explorer.page.paths()")
-    force = lambda z: -z + gain * (COUPLED @ np.tanh(z))
+    force = gain_force(gain)
     want = runge_kutta(force, start, pace, len(shown["flow"]) - 1)
     np.testing.assert_allclose(shown["flow"], want, atol=1e-6)
     euler = [np.array(start)]
     for _ in shown["euler"][1:]:
         euler.append(euler[-1] + epsilon * force(euler[-1]))
     np.testing.assert_allclose(shown["euler"], euler, atol=1e-6)
-    # The cycle is where the flow ends.
-    page("explorer.page.set({position: explorer.page.grid.parameter.length - 4})")
+    # The cycle is where the flow ends, also between two that are known.
+    at = page("explorer.page.grid.parameter.findIndex((gain) => gain > 1.04)")
+    page("explorer.page.set({position: arguments[0]})", at)
     gain = page("explorer.page.parameter")
     (cycle,) = page("explorer.page.cyclesHere")
-    end = runge_kutta(force, [1.0, 0.0], 0.02, 3000)[-1]
-    gaps = np.linalg.norm(np.array(cycle["points"]) - end, axis=1)
-    assert gain > 1 and not cycle["leaves"] and min(gaps) < 0.1
+    ends = runge_kutta(gain_force(gain), [1.0, 0.0], 0.02, 3000)[-400:]
+    points = np.array(cycle["points"])
+    gaps = np.min(np.linalg.norm(points[:, None] - ends[None], axis=2), axis=1)
+    assert 1.04 < gain < 1.06 and not cycle["leaves"] and len(points) == 80 and max(gaps) < 0.03
 
 
 def test_forces_in_the_page_are_the_librarys(opened):
