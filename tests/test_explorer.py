@@ -232,7 +232,7 @@ def test_the_branch_is_clicked_and_the_start_dragged(opened, browser):
     ends = runge_kutta(gain_force(gain), [1.0, 0.0], 0.02, 3000)[-400:]
     points = np.array(cycle["points"])
     gaps = np.min(np.linalg.norm(points[:, None] - ends[None], axis=2), axis=1)
-    assert 1.04 < gain < 1.06 and not cycle["leaves"] and len(points) == 80 and max(gaps) < 0.03
+    assert 1.04 < gain < 1.06 and not cycle["leaves"] and len(points) == 160 and max(gaps) < 0.03
 
 
 def test_forces_in_the_page_are_the_librarys(opened):

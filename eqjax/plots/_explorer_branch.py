@@ -16,16 +16,10 @@ from ..fields import ContinuousHopfield, GainNetwork, HodgkinHuxley, Kuramoto, L
 from ..relaxation import check_field, relax
 from ..stability import Branch, CycleBranch, state_dtype
 
-_TURN, _FINER = (
-    80,
-    4,
-)  # points of a cycle, and how much finer two of them are laid beside one another
+_TURN, _FINER = 160, 2  # points of a cycle, and how many times more are looked at
 _CYCLES = 80  # of a branch of them
-_STARTS, _VALUES, _TIMES = (
-    5,
-    9,
-    101,
-)  # of trajectories computed beforehand: in either direction; of the parameter; in time
+# Of trajectories computed beforehand: starts in either direction, values of the parameter, times.
+_STARTS, _VALUES, _TIMES = 5, 9, 101
 
 
 def branch_data(

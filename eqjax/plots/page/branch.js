@@ -232,9 +232,8 @@ class BranchPage {
     Object.assign(this.verdict.dataset, { growth, largest });
     const cell = (value, text = told(value)) => element("td", { "data-value": value }, text);
     this.values.replaceChildren(
-      element("tr", {}, ...["μ", "1 + εμ", "|1 + εμ|"].map((name) => element("th", {}, name))),
-      ...real.map((a, j) => element("tr", { "data-re": a, "data-im": imag[j] }, element("td", {}, toldComplex(a, imag[j])),
-        element("td", {}, toldComplex(1 + this.step * a, this.step * imag[j])), cell(sizes[j]))));
+      element("tr", {}, ...["μ", "|1 + εμ|"].map((name) => element("th", {}, name))),
+      ...real.map((a, j) => element("tr", { "data-re": a, "data-im": imag[j] }, element("td", {}, toldComplex(a, imag[j])), cell(sizes[j]))));
     this.state.replaceChildren(...between(this.grid.states, this.position).map((value, i) =>
       element("tr", {}, element("th", {}, this.data.names[i]), cell(value))));
   }

@@ -17,7 +17,7 @@ function told(value, digits = 6) {
 }
 
 function toldComplex(re, im) {
-  return `${told(re, 4)} ${im < 0 ? "−" : "+"} ${told(Math.abs(im), 4)}i`;
+  return `${told(re, 5)} ${im < 0 ? "−" : "+"} ${told(Math.abs(im), 5)}i`;
 }
 
 // Round numbers between two, some five of them.
