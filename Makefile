@@ -22,6 +22,7 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	@.ci/ngspice
+	@.ci/browser
 	"$(PY)" -m pytest
 
 # The newest packages of everything, on the newest Python at hand. Another day's newest: `make clean` first.

@@ -2,7 +2,8 @@
 
 A page of docs/ is copied as it is, but for a line that asks for what is known elsewhere: `::: eqjax.fields` becomes every
 public name of that room, `::: eqjax --help` the help of every command, `::: notebooks` a list of the notebooks, which
-become pages themselves, `::: gallery` the scripts of docs/gallery, each run, with the picture it draws.
+become pages themselves, `::: gallery` the scripts of docs/gallery, each run, with the picture it draws, and
+`::: explorer gain-toy` what `eqjax explore gain-toy` writes.
 """
 
 import ast
@@ -87,12 +88,28 @@ def gallery(draw=drawn):
         yield f"## {title}\n\n{about}\n\n![{title}](gallery/{path.stem}.png)\n\n```python\n{code}\n```"
 
 
+def explorer(name):
+    """A page of its own that `eqjax explore` writes, in a frame, and a link to it."""
+    from eqjax.cli import main
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        main(["explore", name, "--out", str(STAGE / "explore" / f"{name}.html")])
+    # A page of the site stands in a folder of its own name.
+    path = f"../explore/{name}.html"
+    return (
+        f'<iframe src="{path}" title="{name}" loading="lazy" style="width: 100%; height: 46rem; border: 0"></iframe>\n\n'
+        f'<a href="{path}">The same on a page of its own</a>'
+    )
+
+
 def asked(match):
     """What a line `::: ...` asks for."""
     if match[1] == "gallery":
         return "\n\n".join(gallery())
     if match[1] == "notebooks":
         return "\n".join(notebooks())
+    if match[1].startswith("explorer "):
+        return explorer(match[1].split()[1])
     return "\n\n".join(commands()) if match[1] == "eqjax --help" else reference.page(match[1][6:])
 
 

@@ -152,6 +152,7 @@ fields.RecurrentField(size=_, key=key) : 1 4.0 '4' None 10**7
 fields.RecurrentField(4, key=key, asymmetry=_) : 2.0 nan 'a'
 fields.RecurrentField(4, key=key, strength=_) : -1.0 nan inf 'a'
 fields.RecurrentField(4, key=_) : 0 None 'a' keys
+fields.GainNetwork(weight=_) : jnp.ones(4) jnp.ones((2,3)) jnp.eye(2,dtype=int) 'a'
 fields.ThickBlock(8, 2, key=_) : 0 None
 fields.ThickBlock(width=_, heads=2, key=key) : 7 8.0 0 -8 '8' 10**9
 fields.ThickBlock(8, heads=_, key=key) : 3 0 2.0

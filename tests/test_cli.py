@@ -109,7 +109,15 @@ def test_spectrum_and_continue_see_what_dense_algebra_sees(text, tmp_path, capsy
     assert float(branch.residuals.max()) < 1e-9
     for name in ("spectrum.png", "branch.png"):
         assert matplotlib.image.imread(out / name).std() > 0.02
+    main(["explore", "block", str(out), "--steps", "3", "--prompt", "settle "])
+    page = out / "explorer.html"
+    assert f"Written: {page}" in capsys.readouterr().out
+    assert '"names":["s","e","t","t","l","e"," "]' in page.read_text("utf-8")
     for arguments, message in (
+        (["explore", "block", out, "--steps", 0], "--steps"),
+        (["explore", "block", out, "--prompt", ""], "--prompt is empty"),
+        (["explore", "block", out, "--prompt", "settle and answer"], "--prompt has 17 tokens"),
+        (["explore", "block", out, "--out", tmp_path], "--out"),
         (["spectrum", out, "--windows", 0], "--windows"),
         (["spectrum", out, "--k", 0], "--k"),
         (["spectrum", out, "--k", 10**6], "--k must be at most 64"),

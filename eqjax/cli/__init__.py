@@ -1,4 +1,4 @@
-"""The command line: `eqjax demo | train | evaluate | sample | compare | spectrum | continue | run | gpt2`."""
+"""The command line: `eqjax demo | train | evaluate | sample | compare | spectrum | continue | explore | run | gpt2`."""
 
 from .._extras import require as _require
 

@@ -1,4 +1,4 @@
-"""The commands for equilibrium models: `eqjax demo | train | evaluate | sample | compare | spectrum | continue | run`."""
+"""The commands for equilibrium models: `eqjax demo | train | evaluate | sample | compare | spectrum | continue | explore | run`."""
 
 import dataclasses
 import math
@@ -13,6 +13,7 @@ from .._checks import check_count, check_finite_number, check_positive, given
 from .._files import write_text
 from ..recipes import EstimatorName, TrainConfig
 from ._common import check_sampling, encoded, print_entropy, trained
+from ._explore import ExploreCommand, explore
 from ._working import working
 
 
@@ -405,5 +406,6 @@ COMMANDS = {
     CompareCommand: _compare,
     SpectrumCommand: _spectrum,
     ContinueCommand: _continue,
+    ExploreCommand: explore,
     RunCommand: lambda command: showcase.present(command.show),
 }

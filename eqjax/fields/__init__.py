@@ -69,7 +69,7 @@ from ._oscillators import (
     VanDerPol as VanDerPol,
 )
 from ._parts import check_heads as check_heads, in_ring as in_ring
-from ._recurrent import RecurrentField as RecurrentField
+from ._recurrent import GainNetwork as GainNetwork, RecurrentField as RecurrentField
 from ._spiking import (
     AbstractSynapse as AbstractSynapse,
     DeltaSynapse as DeltaSynapse,

@@ -131,6 +131,10 @@ class MonotoneBlock(AbstractSplitField, AbstractCausalField):
         transformed = analytic.scale(self.mlp(g), rho_m)
         return analytic.scale(attended, rho_a * self.attention_gain) + transformed
 
+    def attends(self, z: _State) -> Inexact[Array, "h t t"]:
+        """How much every token attends to itself and each before it, `(heads, T, T)`: rows that sum to 1."""
+        return self.attention.weights(floored_norm(z), 1 / z.shape[1])
+
     def remember(self, z: _State) -> tuple[Array, Array]:
         return self.attention.remember(floored_norm(z))
 

@@ -96,6 +96,15 @@ class Attention(eqx.Module):
             mixed = analytic.attention(q, k, v, seen, inverse_temperature)
         return analytic.matmul(analytic.unheads(mixed), self.output)
 
+    def weights(
+        self, g: Inexact[Array, "n c"], inverse_temperature: float | None = None
+    ) -> Inexact[Array, "h n n"]:
+        """How much every token reads of itself and each before it, by head: rows that sum to 1."""
+        query = self._normed(analytic.matmul(g, self.query))
+        q, k = (analytic.heads(rows, self.heads) for rows in (query, self.remember(g)[0]))
+        each = jnp.broadcast_to(jnp.eye(len(g), dtype=g.dtype)[None], (self.heads, len(g), len(g)))
+        return analytic.attention(q, k, each, analytic.causal_mask(len(g)), inverse_temperature)
+
     def _normed(self, rows: Inexact[Array, "n c"]) -> Inexact[Array, "n c"]:
         if not self.qknorm:
             return rows

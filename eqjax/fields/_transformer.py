@@ -108,6 +108,10 @@ class ThickBlock(AbstractSplitField, AbstractCausalField):
         """The attention branch, `α Attn(LN₁ z)`."""
         return scale(self.attention(self.norm1(z), memory, seen), self.attention_gain)
 
+    def attends(self, z: _State) -> Inexact[Array, "h t t"]:
+        """How much every token attends to itself and each before it, `(heads, T, T)`: rows that sum to 1."""
+        return self.attention.weights(self.norm1(z))
+
     def transformed(self, z: _State) -> _State:
         """The MLP branch, `MLP(LN₂ z)`."""
         return self.mlp(self.norm2(z))
@@ -212,6 +216,10 @@ class RealBlock(AbstractSplitField, AbstractCausalField):
     ) -> _State:
         attended = scale(self.attention(self.norm1(z), memory, seen), self.attention_gain)
         return scale(attended - scale(z, self.leak), self.nonreciprocity)
+
+    def attends(self, z: _State) -> Inexact[Array, "h t t"]:
+        """How much every token attends to itself and each before it, `(heads, T, T)`: rows that sum to 1."""
+        return self.attention.weights(self.norm1(z))
 
     def remember(self, z: _State) -> tuple[Array, Array]:
         return self.attention.remember(self.norm1(z))

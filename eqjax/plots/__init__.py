@@ -1,10 +1,11 @@
 """Pictures: how a state settles, how it loses its stability, how training went, what neurons do. Every function draws and
-returns a Matplotlib figure."""
+returns a Matplotlib figure, but for `explorer`, which writes a page."""
 
 from .._extras import require as _require
 
 _require("plots")
 
+from ._explorer import explorer as explorer
 from ._figure import save as save
 from ._learning import comparison as comparison, residuals as residuals, training as training
 from ._neurons import (
