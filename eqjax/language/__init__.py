@@ -57,12 +57,11 @@ from ._hub import (
 from ._lora import (
     adapted_maps as adapted_maps,
     adapters as adapters,
-    load_adapters as load_adapters,
     lora as lora,
     merge as merge,
     quantise as quantise,
-    save_adapters as save_adapters,
 )
+from ._peft import load_adapters as load_adapters, save_adapters as save_adapters
 from ._sequences import (
     DecoderLayer as DecoderLayer,
     EncoderLayer as EncoderLayer,
