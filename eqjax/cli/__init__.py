@@ -22,6 +22,7 @@ from ..language import cache_folder
 from . import _equilibrium, _gpt2
 from ._common import as_flags, check_alone
 from ._hosts import join_hosts
+from ._working import be_quiet, is_quiet
 
 _RUN = _equilibrium.COMMANDS | _gpt2.GPT2_COMMANDS
 _NAMES = {kind.__name__.removesuffix("Command").lower(): kind for kind in _equilibrium.COMMANDS}
@@ -61,7 +62,7 @@ def _parse(argv: list[str]):
         args=argv,
         prog="eqjax",
         description="Equilibrium models that settle, and learn by settling again. Any command takes --no-cache: to keep "
-        "no compiled programs. Training on several hosts: --coordinator, --hosts and --host (docs/devices.md).",
+        "no compiled programs; and --quiet: for results, warnings and errors alone. Training on several hosts: --coordinator, --hosts and --host (docs/devices.md).",
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
 
@@ -70,7 +71,9 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of the `eqjax` command."""
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     argv = sys.argv[1:] if argv is None else argv
-    kept, argv = "--no-cache" not in argv, [word for word in argv if word != "--no-cache"]
+    kept = "--no-cache" not in argv
+    be_quiet("--quiet" in argv)
+    argv = [word for word in argv if word not in ("--no-cache", "--quiet")]
     if argv == ["--version"]:
         print(importlib.metadata.version("eqjax"))
         return
@@ -101,10 +104,11 @@ def _keep_programs() -> None:
         return
     folder = cache_folder() / "xla"
     if not folder.exists():
-        print(
-            f"Compiled programs are kept in {folder}; with --no-cache they are not.",
-            file=sys.stderr,
-        )
+        if not is_quiet():
+            print(
+                f"Compiled programs are kept in {folder}; with --no-cache they are not.",
+                file=sys.stderr,
+            )
         folder.mkdir(parents=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
 

@@ -12,8 +12,8 @@ from .. import showcase
 from .._checks import check_count, check_finite_number, check_positive, given
 from .._files import write_text
 from ..recipes import EstimatorName, TrainConfig
-from ._common import check_sampling, encoded, print_entropy, trained
-from ._working import working
+from ._common import TrackerName, check_sampling, encoded, print_entropy, trained
+from ._working import talk, working
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +52,9 @@ class TrainCommand:
     config: Path | None = None
     """A YAML file of settings; flags given beside it win."""
     resume: Path | None = None
-    """Go on with the run in this folder, by its own settings: of the other flags only --devices goes with it."""
+    """Go on with the run in this folder, by its own settings: of the other flags only --devices and --log go with it."""
+    log: tuple[TrackerName, ...] = ()
+    """Where metrics go beside metrics.jsonl; a run that goes on goes on there. Each is an extra of eqjax."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +183,8 @@ def _demo(command: DemoCommand) -> None:
             probe_every=max(1, command.steps // 8),
             evaluate_every=quarter,
             save_every=quarter,
-        )
+        ),
+        talk=talk(),
     )
 
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import tyro
 
 from ..recipes import AeonSettings, ARLLSettings, GPT2Settings
-from ._common import check_sampling, encoded, print_entropy, trained
-from ._working import working
+from ._common import TrackerName, check_sampling, encoded, print_entropy, trained
+from ._working import is_quiet, working
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,9 @@ class GPT2TrainCommand:
     config: Path | None = None
     """A YAML file of settings; flags given beside it win."""
     resume: Path | None = None
-    """Go on with the run in this folder, by its own settings: of the other flags only --devices goes with it."""
+    """Go on with the run in this folder, by its own settings: of the other flags only --devices and --log go with it."""
+    log: tuple[TrackerName, ...] = ()
+    """Where metrics go beside metrics.jsonl; a run that goes on goes on there. Each is an extra of eqjax."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -195,7 +197,7 @@ def _chat(command: GPT2ChatCommand) -> None:
         newline = None  # the text that it learned from was one line
     known = command.memory.exists()
     memory = load_memory(command.memory, model) if known else model.memory()
-    if known:
+    if known and not is_quiet():
         print(f"Goes on after {int(memory.tokens)} tokens.", file=sys.stderr)
     for line in sys.stdin:
         if not line.strip():

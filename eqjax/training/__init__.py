@@ -28,3 +28,11 @@ from ._step import (
     check_finite as check_finite,
     make_step as make_step,
 )
+from ._trackers import (
+    TRACKERS as TRACKERS,
+    Aim as Aim,
+    TensorBoard as TensorBoard,
+    Tracker as Tracker,
+    WandB as WandB,
+    trackers_of as trackers_of,
+)
