@@ -9,7 +9,7 @@ import pytest
 
 from eqjax import _extras
 from eqjax.cli import main
-from eqjax.recipes import TrainConfig, open_run
+from eqjax.recipes import GPT2Settings, open_run
 from eqjax.training import Aim, Run, TensorBoard, WandB, read_metrics, trackers_of
 
 
@@ -42,11 +42,10 @@ def trained(tmp_path_factory):
         "log_every": 1,
         "save_every": 2,
         "evaluate_every": 2,
-        "estimator": "bptt",
-        "bptt_steps": 3,
+        "layers": 1,
     }
     kept, fails = Kept(), Kept(fails_at=2)
-    run = Run.start(TrainConfig(out=folder / "run", text=text, steps=4, **sizes, **often))
+    run = Run.start(GPT2Settings(out=folder / "run", text=text, steps=4, **sizes, **often))
 
     def stop(step, values):
         if step == 3:
@@ -194,7 +193,7 @@ def test_what_is_no_tracker_or_not_installed_is_refused_before_anything_runs(
     _extras.require.cache_clear()
     assert (folder / "run" / "metrics.jsonl").read_bytes() == before
     with pytest.raises(SystemExit) as stop:
-        main(["train", "--resume", str(folder / "run"), "--log", "carbon-copy"])
+        main(["gpt2", "train", "--resume", str(folder / "run"), "--log", "carbon-copy"])
     assert stop.value.code == 2 and "tensorboard" in capsys.readouterr().err
 
 
@@ -205,7 +204,7 @@ def test_the_command_line_goes_on_with_the_trackers_of_a_run(trained, monkeypatc
     monkeypatch.setattr(
         TensorBoard, "begin", lambda self, *told: (begun.append(told[2]), begin(self, *told))[1]
     )
-    main(["--quiet", "train", "--resume", str(folder / "run")])
+    main(["--quiet", "gpt2", "train", "--resume", str(folder / "run")])
     assert begun == [4]
     said = capsys.readouterr()
     assert said.err == "" and said.out.startswith("validation cross-entropy")
