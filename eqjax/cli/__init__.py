@@ -1,4 +1,4 @@
-"""The command line: `eqjax demo | train | evaluate | sample | compare | spectrum | continue | run | runs | gpt2`."""
+"""The command line: `eqjax demo | train | evaluate | sample | compare | spectrum | continue | run | runs | push | gpt2`."""
 
 from .._extras import require as _require
 
@@ -22,10 +22,11 @@ from ..language import cache_folder
 from . import _equilibrium, _gpt2
 from ._common import as_flags, check_alone
 from ._hosts import join_hosts
+from ._push import PushCommand, pushed
 from ._runs import RunsCommand, runs
 from ._working import be_quiet, is_quiet
 
-_PLAIN = _equilibrium.COMMANDS | {RunsCommand: runs}
+_PLAIN = _equilibrium.COMMANDS | {RunsCommand: runs, PushCommand: pushed}
 _RUN = _PLAIN | _gpt2.GPT2_COMMANDS
 _NAMES = {kind.__name__.removesuffix("Command").lower(): kind for kind in _PLAIN}
 _COMMANDS: list[Any] = [

@@ -73,8 +73,8 @@ class EvaluateCommand:
 class SampleCommand:
     """Let a trained model write: every character is decoded by settling."""
 
-    run: tyro.conf.Positional[Path]
-    """The run's folder."""
+    run: tyro.conf.Positional[str]
+    """The run's folder, or a model of `eqjax push`: a folder, or hf://owner/name."""
     prompt: str = "\n"
     """Text to go on from."""
     count: int = 200
@@ -228,10 +228,12 @@ def _evaluate(command: EvaluateCommand) -> None:
 
 
 def _sample(command: SampleCommand) -> None:
-    from ..recipes import open_run, sample
+    from ..recipes import load, open_run, published, sample
 
     check_sampling(command)
-    run = open_run(command.run, TrainConfig)
+    run = load(command.run) if published(command.run) else open_run(command.run, TrainConfig)
+    if not isinstance(run.recipe, TrainConfig):
+        raise ValueError(f"{command.run} is a GPT-2. Let it write by `eqjax gpt2 generate`.")
     prompt = encoded(run.tokenizer, command.prompt)
     how = {"temperature": command.temperature, "seed": command.seed}
     with working(f"writing {command.count} characters"):

@@ -50,6 +50,7 @@ from ._gpt2_config import GPT2Config as GPT2Config
 from ._hub import (
     load_gpt2 as load_gpt2,
     opened as opened,
+    read_json as read_json,
     replacing as replacing,
     resolved as resolved,
     save_gpt2 as save_gpt2,

@@ -326,8 +326,8 @@ def _probe(run: Run) -> dict[str, float]:
     return {f"probe_{name}": float(told[name]) for name in names.split()}
 
 
-def sample(run: Run, prompt: Any, count: int, *, temperature: float, seed: int) -> str:
-    """The text with which the run's model continues the token ids `prompt`, settled as in training."""
+def sample(run: Any, prompt: Any, count: int, *, temperature: float, seed: int) -> str:
+    """The text with which the model of a `Run`, or a `Published` one, continues the token ids `prompt`, settled as in training."""
     order = getattr(run.estimator, "free", None)
     written = generate(
         run.model,
