@@ -19,11 +19,11 @@ from ._corpus import (
     Corpus as Corpus,
     bigram_cross_entropy as bigram_cross_entropy,
     cache_folder as cache_folder,
-    load_corpus as load_corpus,
     read_text as read_text,
     tiny_shakespeare as tiny_shakespeare,
     unigram_entropy as unigram_entropy,
 )
+from ._datasets import load_corpus as load_corpus
 from ._equilibrium_lm import (
     Embedding as Embedding,
     Readout as Readout,

@@ -64,7 +64,7 @@ class TrainConfig(AbstractRecipe):
 
     command: ClassVar[str] = "train"
     text: Path | None = None
-    """A UTF-8 text file to learn from. Tiny Shakespeare if not given."""
+    """A UTF-8 text file to learn from, or datasets:OWNER/NAME, a data set of Hugging Face's. Tiny Shakespeare if not given."""
     tokens: TokensName = "characters"
     """Read it by characters, or by byte pairs learned from it."""
     vocabulary: int = 1024

@@ -42,7 +42,7 @@ class AbstractGPT2Recipe(AbstractRecipe):
     """What all recipes around a GPT-2 share. The defaults are nanoGPT's for a CPU."""
 
     text: Path | None = None
-    """A UTF-8 text file to learn from. Tiny Shakespeare if not given."""
+    """A UTF-8 text file to learn from, or datasets:OWNER/NAME, a data set of Hugging Face's. Tiny Shakespeare if not given."""
     layers: int = 4
     """Blocks."""
     heads: int = 4

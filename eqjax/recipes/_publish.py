@@ -145,8 +145,8 @@ def _about(run: Run, arrays: dict[str, np.ndarray], data: str | None) -> dict[st
     if (start := settings.get("start")) and Path(start).exists():
         settings["start"] = Path(start).absolute().name
     source = run.material.source
-    if run.recipe.text is not None:  # a path is nobody's business
-        source = f"the file {Path(run.recipe.text).name}"
+    if source.startswith("the file "):  # a path is nobody's business
+        source = f"the file {Path(source).name}"
     about = {
         "model_type": "eqjax",
         "format": _FORMAT,
