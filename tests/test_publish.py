@@ -13,7 +13,7 @@ import yaml
 
 from eqjax import recipes
 from eqjax.cli import main
-from eqjax.recipes import ARLLSettings, GPT2Settings, TrainConfig, load, published, push
+from eqjax.recipes import ARLLSettings, GPT2Settings, TrainConfig, published, pull, push
 from eqjax.training import Run, signature
 
 SIZES = {
@@ -54,7 +54,7 @@ def folder(run):
 
 
 def test_it_comes_back_to_the_last_bit(run, folder):
-    found = load(folder)
+    found = pull(folder)
     assert eqx.tree_equal(found.model, run.model) and published(folder)
     assert found.tokenizer == run.tokenizer and found.recipe.seed == 5
     assert type(found.estimator) is type(run.estimator)
@@ -64,12 +64,12 @@ def test_it_comes_back_to_the_last_bit(run, folder):
 
 def test_a_gpt2_with_memory_comes_back(remembering, tmp_path):
     push(remembering, tmp_path / "a", data="Forty sentences.")
-    found = load(tmp_path / "a")
+    found = pull(tmp_path / "a")
     assert eqx.tree_equal(found.model, remembering.model)
     assert (found.about["source"], found.recipe.memory) == ("Forty sentences.", "both")
     assert "GPT-2 with memory" in (tmp_path / "a" / "README.md").read_text()
     push(remembering, tmp_path / "a")  # replaced
-    assert load(tmp_path / "a").about["source"] == "the file my text.txt"
+    assert pull(tmp_path / "a").about["source"] == "the file my text.txt"
 
 
 def test_the_card_states_data_figures_and_seed(run, folder):
@@ -109,7 +109,7 @@ def test_what_cannot_be_verified_is_refused(folder, tmp_path):
         (tmp_path / "a" / "config.json").write_text(json.dumps(body))
         safetensors.numpy.save_file(arrays, tmp_path / "a" / "model.safetensors")
         with pytest.raises(ValueError, match=message):
-            load(tmp_path / "a")
+            pull(tmp_path / "a")
 
     flipped = arrays[name].copy()
     flipped.view(np.uint8).flat[3] ^= 1
@@ -126,7 +126,7 @@ def test_what_cannot_be_verified_is_refused(folder, tmp_path):
     refused("is no model of", about={"model_type": "gpt2"} | {"sha256": ""})
     (tmp_path / "a" / "config.json").write_text("[")
     with pytest.raises(ValueError, match=r"is no model of .*load_gpt2"):
-        load(tmp_path / "a")
+        pull(tmp_path / "a")
 
 
 def test_what_should_not_be_pushed_is_refused(run, remembering, tmp_path, text):
@@ -174,8 +174,8 @@ def test_a_repository_is_made_and_fetched(run, folder, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
     assert push(run, "hf://someone/settles", private=True) == "there/someone/settles"
     assert calls == [("someone/settles", {"exist_ok": True, "private": True})]
-    assert eqx.tree_equal(load("hf://someone/settles").model, run.model)
-    assert 'load("hf://someone/settles")' in (tmp_path / "someone/settles/README.md").read_text()
+    assert eqx.tree_equal(pull("hf://someone/settles").model, run.model)
+    assert 'pull("hf://someone/settles")' in (tmp_path / "someone/settles/README.md").read_text()
 
     def fails(self, *_, **__):
         raise OSError("401")

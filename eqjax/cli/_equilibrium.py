@@ -228,10 +228,10 @@ def _evaluate(command: EvaluateCommand) -> None:
 
 
 def _sample(command: SampleCommand) -> None:
-    from ..recipes import load, open_run, published, sample
+    from ..recipes import open_run, published, pull, sample
 
     check_sampling(command)
-    run = load(command.run) if published(command.run) else open_run(command.run, TrainConfig)
+    run = pull(command.run) if published(command.run) else open_run(command.run, TrainConfig)
     if not isinstance(run.recipe, TrainConfig):
         raise ValueError(f"{command.run} is a GPT-2. Let it write by `eqjax gpt2 generate`.")
     prompt = encoded(run.tokenizer, command.prompt)

@@ -156,11 +156,11 @@ def _ends(config, *others: int | None) -> tuple[int, ...]:
 
 def _opened(source: str):
     """Model and tokenizer of a run, or of a saved GPT-2."""
-    from ..recipes import load, open_run, pretrained, published
+    from ..recipes import open_run, pretrained, published, pull
     from ..training import holds_run
 
     if published(source):
-        found = load(source)
+        found = pull(source)
         if isinstance(found.recipe, GPT2Settings):
             return found.model, found.tokenizer
         raise ValueError(

@@ -12,7 +12,7 @@ from ._working import working
 class PushCommand:
     """Publish a run's model: weights, settings, and a card that states data, figures and seed.
 
-    `eqjax.recipes.load` reads it back, verified to the last byte; `eqjax sample` and `eqjax gpt2 generate` take it in place of
+    `eqjax.recipes.pull` reads it back, verified to the last byte; `eqjax sample` and `eqjax gpt2 generate` take it in place of
     a run. The figures are measured on the way.
     """
 

@@ -22,6 +22,7 @@ def be_quiet(quiet: bool) -> None:
 
 
 def is_quiet() -> bool:
+    """Whether that was asked for."""
     return _quiet
 
 

@@ -28,7 +28,7 @@ from ._examine import (
 from ._gpt2 import GPT2Settings as GPT2Settings, pretrained as pretrained
 from ._publish import (
     Published as Published,
-    load as load,
     published as published,
+    pull as pull,
     push as push,
 )

@@ -34,7 +34,7 @@ def card(name: str, about: dict[str, Any], license: str | None) -> str:
         if equilibrium
         else f"print(found.model.{'gpt2.' * remembers}config)"
     )
-    imported = "load, sample" if equilibrium else "load"
+    imported = "pull, sample" if equilibrium else "pull"
     lines = [
         "---",
         *head,
@@ -68,7 +68,7 @@ def card(name: str, about: dict[str, Any], license: str | None) -> str:
         "```python",
         f"from eqjax.recipes import {imported}",
         "",
-        f'found = load("{source}")  # {place}: refused if a byte has changed',
+        f'found = pull("{source}")  # {place}: refused if a byte has changed',
         use,
         "```",
         "",

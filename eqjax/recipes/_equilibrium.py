@@ -125,8 +125,7 @@ class TrainConfig(AbstractRecipe):
     homeostat_margin: float = 0.3
     """Rate of decay that growth, token-growth (of every token by itself) and spectral ask for, and lognorm."""
     homeostat_controller: ControllerName = "constant"
-    """What moves the weight: nothing, or a controller that holds the penalty (with jacobian, antisymmetry and residual: the
-    fraction of samples that are not accepted) at the target."""
+    """What moves the weight: nothing, or a controller that holds the penalty (of jacobian, antisymmetry, residual: the fraction of lost samples) at the target."""
     homeostat_target: float = 0.01
     """Target of the controller."""
     homeostat_samples: int | None = None

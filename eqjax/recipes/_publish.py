@@ -31,7 +31,7 @@ _HUB = "hf://"
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What `load` finds: the `model`, its `tokenizer`, the `recipe` that trained it, and `about`, all that `config.json` says:
+    """What `pull` finds: the `model`, its `tokenizer`, the `recipe` that trained it, and `about`, all that `config.json` says:
     the data (`source`, `text_sha256`), the `figures` that `push` measured, the `updates`."""
 
     recipe: Any
@@ -123,7 +123,7 @@ def _write(run: Run, folder: Path, name: str, data: str | None, license: str | N
         signed = json.dumps(about | {"sha256": signature(about)}, indent=1, ensure_ascii=False)
         (fresh / _CONFIG).write_text(signed + "\n", "utf-8")
         (fresh / _CARD).write_text(card(name, about, license), "utf-8")
-        again = named_arrays(load(fresh).model)
+        again = named_arrays(pull(fresh).model)
         if any(not np.array_equal(again[path], array) for path, array in arrays.items()):
             raise ValueError(
                 f"`where` {folder}: what was written is not what was trained. Is the disk damaged?"
@@ -165,7 +165,7 @@ def _about(run: Run, arrays: dict[str, np.ndarray], data: str | None) -> dict[st
 
 
 def published(source: str | os.PathLike) -> bool:
-    """Whether `load` is what reads this: a folder that `push` wrote, or a name that begins with hf://."""
+    """Whether `pull` is what reads this: a folder that `push` wrote, or a name that begins with hf://."""
     if os.fspath(source).startswith(_HUB):
         return True
     try:
@@ -175,7 +175,7 @@ def published(source: str | os.PathLike) -> bool:
     return isinstance(found, dict) and found.get("model_type") == "eqjax"
 
 
-def load(source: str | os.PathLike) -> Published:
+def pull(source: str | os.PathLike) -> Published:
     """Read a model that `push` published.
 
     **Arguments:** `source`: the folder, or `"hf://owner/name"`, which huggingface_hub then fetches into its own cache.
