@@ -233,8 +233,9 @@ def _remembering(command: GPT2ChatCommand, model, sampling: dict[str, Any]) -> C
 
     from ..memory import load_memory, reply, save_memory
 
-    known = command.memory is not None and command.memory.exists()
-    memory = load_memory(command.memory, model) if known else model.memory()
+    file = command.memory
+    known = file is not None and file.exists()
+    memory = load_memory(file, model) if file is not None and known else model.memory()
     if known and not is_quiet():
         print(f"Goes on after {int(memory.tokens)} tokens.", file=sys.stderr)
 
@@ -245,8 +246,8 @@ def _remembering(command: GPT2ChatCommand, model, sampling: dict[str, Any]) -> C
         written, memory = reply(
             model, tokens, memory, command.count, key=key, mask=mask, **sampling
         )
-        if command.memory is not None:
-            save_memory(memory, command.memory, model)
+        if file is not None:
+            save_memory(memory, file, model)
         return written.tokens[: int(written.length)]
 
     return answer

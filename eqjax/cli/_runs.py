@@ -92,7 +92,7 @@ def _line(line: bytes) -> dict[str, Any] | None:
 def series(run: Told, name: str) -> list[tuple[int, float]]:
     """Steps and values of a metric, where it is a number."""
     number = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
-    values = ((line["step"], line.get(name)) for line in run.lines)
+    values: Any = ((line["step"], line.get(name)) for line in run.lines)
     return [(step, float(value)) for step, value in values if number(value) and value == value]
 
 
@@ -168,7 +168,7 @@ def runs(command: RunsCommand) -> None:
     for run in told:
         table.add_row(*_row(run))
     # Redirected, a line of the table is a line of the output.
-    console.print(table, markup=False, **({} if console.is_terminal else {"width": 400}))
+    console.print(table, markup=False, width=None if console.is_terminal else 400)
     if named:
         names = [run.folder.name for run in told]
         names = names if len(set(names)) == len(told) else [str(run.folder) for run in told]

@@ -28,7 +28,7 @@ def dataset_text(name: str) -> Corpus:
     `ConnectionError` for a data set that cannot be had.
     """
     require("datasets")
-    import datasets
+    import datasets  # pyright: ignore[reportMissingImports]
 
     place, *rest = os.fspath(name).removeprefix(_PREFIX).split(":")
     path, _, config = place.partition("@")

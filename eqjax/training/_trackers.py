@@ -49,8 +49,8 @@ class TensorBoard:
         import tensorboardX
 
         there = folder / "tensorboard"
-        how = {"purge_step": after + 1} if after else {}
-        self._writer = tensorboardX.SummaryWriter(str(there), **how)
+        void = after + 1 if after else None  # what is from there on in earlier files
+        self._writer = tensorboardX.SummaryWriter(str(there), purge_step=void)
         if not after:
             lines = "".join(f"    {name}: {value}\n" for name, value in settings.items())
             self._writer.add_text("settings", lines, 0)
@@ -79,7 +79,7 @@ class WandB:
 
     def begin(self, folder: Path, settings: dict[str, Any], after: int) -> None:
         require("wandb")
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]
 
         known = _remembered(folder).get("wandb") if after else None
         identity = known or secrets.token_hex(4)
@@ -108,7 +108,7 @@ class Aim:
 
     def begin(self, folder: Path, settings: dict[str, Any], after: int) -> None:
         require("aim")
-        import aim
+        import aim  # pyright: ignore[reportMissingImports]
 
         repo = Path(folder.absolute().parent if self.repo is None else self.repo)
         known = _remembered(folder).get("aim") if after else None
@@ -152,7 +152,7 @@ def trackers_of(folder: Path) -> list[str]:
 
 def check_trackers(log: Tracker | Sequence[Tracker]) -> tuple[Tracker, ...]:
     """All trackers; `ValueError` for what is none."""
-    every = tuple(log) if isinstance(log, (list, tuple)) else (log,)
+    every: Any = tuple(log) if isinstance(log, (list, tuple)) else (log,)
     for tracker in every:
         if isinstance(tracker, type) or not isinstance(tracker, Tracker):
             cure = "Pass `log=TensorBoard()`, say, or an object with the methods of `Tracker`."
