@@ -8,6 +8,7 @@ import platform
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from .gradients import Accept, AsymEP, OracleAdjoint, on_common_samples
 from .language import bigram_cross_entropy, unigram_entropy, without_attention
 from .recipes import TrainConfig, probe_batch, sample
 from .relaxation import GMRES, Anderson
-from .training import Run, plain, read_metrics
+from .training import Run, Tracker, plain, read_metrics
 
 ESTIMATORS = {"asymep": "AsymEP", "oracle": "OracleAdjoint", "bptt": "BPTT"}
 # A checkpoint counts as settled if this fraction of its samples meets both residuals.
@@ -47,7 +48,7 @@ def progress_bar(
     )
 
 
-def train_with_bar(run: Run, progress: Progress, name: str) -> Any:
+def train_with_bar(run: Run, progress: Progress, name: str, log: Sequence[Tracker] = ()) -> Any:
     """`train`, drawn on a progress bar."""
     steps, done = run.recipe.steps, int(run.state.step)
     task = progress.add_task(name, total=steps, completed=done, loss="compiling…", residual="–")
@@ -64,7 +65,7 @@ def train_with_bar(run: Run, progress: Progress, name: str) -> Any:
             progress.update(task, completed=step, loss=loss, residual=residual)
 
     told = lambda memory: progress.console.print(f"{name}: {memory}.")
-    return run.train(on_step=on_step, on_memory=told)
+    return run.train(on_step=on_step, on_memory=told, log=log)
 
 
 def float64_probe(run: Run) -> dict[str, float]:
@@ -194,8 +195,12 @@ def verdict(rows: dict[str, dict[str, Any]], baselines: dict[str, float]) -> str
     )
 
 
-def demo(config: TrainConfig, *, console: Console | None = None) -> dict[str, Any]:
+def demo(
+    config: TrainConfig, *, console: Console | None = None, talk: Console | None = None
+) -> dict[str, Any]:
     """Train by each estimator, compare, sample, and write everything into `config.out`.
+
+    **Arguments:** `config`; `console` for the results; `talk` for the bar on the way to them, by default the same.
 
     **Returns:** the contents of `comparison.json`.
     """
@@ -210,12 +215,12 @@ def demo(config: TrainConfig, *, console: Console | None = None) -> dict[str, An
     out.mkdir(parents=True, exist_ok=True)
     marker.write_text("The demo replaces the folders beside this file.\n", "utf-8")
     rows, samples, runs = {}, {}, {}
-    with progress_bar(console) as progress:
+    with progress_bar(talk or console) as progress:
         for name, title in ESTIMATORS.items():
             run = Run.start(dataclasses.replace(config, out=out / name, estimator=name))
             if not runs:
                 letters = run.tokenizer.characters
-                console.print(f"Text: {run.material.source}; {len(letters)} characters.")
+                progress.console.print(f"Text: {run.material.source}; {len(letters)} characters.")
             rows[title], runs[title] = measure(run, train_with_bar(run, progress, title)), run
             prompt = run.tokenizer.encode("\n") if "\n" in run.tokenizer.characters else [0]
             samples[title] = sample(run, prompt, 200, temperature=0.8, seed=config.seed)

@@ -47,8 +47,9 @@ ENGINE = {
     "scipy",
 }
 EXTRAS = (
-    "matplotlib orbax grain tokenizers safetensors huggingface_hub pooch tyro rich yaml".split()
-)
+    "matplotlib orbax grain tokenizers safetensors huggingface_hub pooch tyro rich yaml "
+    "tensorboardX wandb aim"
+).split()
 MODULES = sorted((ROOT / "eqjax").rglob("*.py"))
 
 
@@ -168,7 +169,13 @@ def test_the_engine_needs_its_own_packages_only():
     for path in MODULES:
         if room_of(path) in ROOMS and ROOMS[room_of(path)] <= ROOMS["training"]:
             found |= {module.split(".")[0] for module, _ in imports(path)}
-    assert found - set(sys.stdlib_module_names) - {"eqjax"} <= ENGINE | {"orbax", "yaml"}
+    assert found - set(sys.stdlib_module_names) - {"eqjax"} <= ENGINE | {
+        "orbax",
+        "yaml",
+        "tensorboardX",
+        "wandb",
+        "aim",
+    }
 
 
 @pytest.mark.parametrize(

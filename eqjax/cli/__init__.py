@@ -1,4 +1,4 @@
-"""The command line: `eqjax demo | train | evaluate | sample | compare | spectrum | continue | explore | run | gpt2`."""
+"""The command line: `eqjax demo | train | evaluate | sample | compare | spectrum | continue | explore | run | runs | push | gpt2`."""
 
 from .._extras import require as _require
 
@@ -22,9 +22,13 @@ from ..language import cache_folder
 from . import _equilibrium, _gpt2
 from ._common import as_flags, check_alone
 from ._hosts import join_hosts
+from ._push import PushCommand, pushed
+from ._runs import RunsCommand, runs
+from ._working import be_quiet, is_quiet
 
-_RUN = _equilibrium.COMMANDS | _gpt2.GPT2_COMMANDS
-_NAMES = {kind.__name__.removesuffix("Command").lower(): kind for kind in _equilibrium.COMMANDS}
+_PLAIN = _equilibrium.COMMANDS | {RunsCommand: runs, PushCommand: pushed}
+_RUN = _PLAIN | _gpt2.GPT2_COMMANDS
+_NAMES = {kind.__name__.removesuffix("Command").lower(): kind for kind in _PLAIN}
 _COMMANDS: list[Any] = [
     Annotated[kind, tyro.conf.subcommand(name)]
     for name, kind in (_NAMES | {"gpt2": _gpt2.GPT2Command}).items()
@@ -61,7 +65,7 @@ def _parse(argv: list[str]):
         args=argv,
         prog="eqjax",
         description="Equilibrium models that settle, and learn by settling again. Any command takes --no-cache: to keep "
-        "no compiled programs. Training on several hosts: --coordinator, --hosts and --host (docs/devices.md).",
+        "no compiled programs; and --quiet: for results, warnings and errors alone. Training on several hosts: --coordinator, --hosts and --host (docs/devices.md).",
         config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
     )
 
@@ -70,7 +74,9 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of the `eqjax` command."""
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     argv = sys.argv[1:] if argv is None else argv
-    kept, argv = "--no-cache" not in argv, [word for word in argv if word != "--no-cache"]
+    kept = "--no-cache" not in argv
+    be_quiet("--quiet" in argv)
+    argv = [word for word in argv if word not in ("--no-cache", "--quiet")]
     if argv == ["--version"]:
         print(importlib.metadata.version("eqjax"))
         return
@@ -101,10 +107,11 @@ def _keep_programs() -> None:
         return
     folder = cache_folder() / "xla"
     if not folder.exists():
-        print(
-            f"Compiled programs are kept in {folder}; with --no-cache they are not.",
-            file=sys.stderr,
-        )
+        if not is_quiet():
+            print(
+                f"Compiled programs are kept in {folder}; with --no-cache they are not.",
+                file=sys.stderr,
+            )
         folder.mkdir(parents=True)
     jax.config.update("jax_compilation_cache_dir", str(folder))
 

@@ -2,10 +2,13 @@
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, Literal
 
 from .._checks import check_count, check_seed
-from ..training import Run, TrainingReport
+from ..training import TRACKERS, Run, TrainingReport, trackers_of
+from ._working import talk
+
+TrackerName = Literal["tensorboard", "wandb", "aim"]
 
 
 def as_flags(message: str, command: Any) -> str:
@@ -29,27 +32,27 @@ def _flags(command: Any) -> set[str]:
 def check_alone(argv: list[str]) -> None:
     """`ValueError` if other flags go with --resume, at their defaults or not."""
     flags = [word.partition("=")[0] for word in argv if word.startswith("--")]
-    if others := [flag for flag in flags if flag not in ("--resume", "--devices")]:
+    if others := [flag for flag in flags if flag not in ("--resume", "--devices", "--log")]:
         raise ValueError(
-            f"--resume goes on with the settings of its run, but for --devices, and takes no others: leave {', '.join(others)} out."
+            f"--resume goes on with the settings of its run, but for --devices and --log, and takes no others: leave {', '.join(others)} out."
         )
 
 
 def trained(command: Any, *told: str) -> tuple[Run, TrainingReport]:
     """The run that a training command starts, or goes on with, and what its training measured; a bar shows what is `told`."""
-    from rich.console import Console
-
     from ..demo import progress_bar, train_with_bar
 
+    names = command.log
     if command.resume:
         devices = command.settings.devices
         run = Run.open(command.resume, [type(command.settings)], devices=devices)
+        names = names or trackers_of(command.resume)
     else:
         run = Run.start(command.settings)
-    console = Console()
+    console, log = talk(), [TRACKERS[name]() for name in names]
     console.print(f"Text: {run.material.source}; writing to {run.recipe.out}.")
     with progress_bar(console, *told) as progress:
-        return run, train_with_bar(run, progress, getattr(run.recipe, "estimator", "gpt2"))
+        return run, train_with_bar(run, progress, getattr(run.recipe, "estimator", "gpt2"), log)
 
 
 def print_entropy(run: Run) -> None:

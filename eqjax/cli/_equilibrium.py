@@ -12,9 +12,9 @@ from .. import showcase
 from .._checks import check_count, check_finite_number, check_positive, given
 from .._files import write_text
 from ..recipes import EstimatorName, TrainConfig
-from ._common import check_sampling, encoded, print_entropy, trained
+from ._common import TrackerName, check_sampling, encoded, print_entropy, trained
 from ._explore import ExploreCommand, explore
-from ._working import working
+from ._working import talk, working
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,9 @@ class TrainCommand:
     config: Path | None = None
     """A YAML file of settings; flags given beside it win."""
     resume: Path | None = None
-    """Go on with the run in this folder, by its own settings: of the other flags only --devices goes with it."""
+    """Go on with the run in this folder, by its own settings: of the other flags only --devices and --log go with it."""
+    log: tuple[TrackerName, ...] = ()
+    """Where metrics go beside metrics.jsonl; a run that goes on goes on there. Each is an extra of eqjax."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +74,8 @@ class EvaluateCommand:
 class SampleCommand:
     """Let a trained model write: every character is decoded by settling."""
 
-    run: tyro.conf.Positional[Path]
-    """The run's folder."""
+    run: tyro.conf.Positional[str]
+    """The run's folder, or a model of `eqjax push`: a folder, or hf://owner/name."""
     prompt: str = "\n"
     """Text to go on from."""
     count: int = 200
@@ -182,7 +184,8 @@ def _demo(command: DemoCommand) -> None:
             probe_every=max(1, command.steps // 8),
             evaluate_every=quarter,
             save_every=quarter,
-        )
+        ),
+        talk=talk(),
     )
 
 
@@ -226,10 +229,12 @@ def _evaluate(command: EvaluateCommand) -> None:
 
 
 def _sample(command: SampleCommand) -> None:
-    from ..recipes import open_run, sample
+    from ..recipes import open_run, published, pull, sample
 
     check_sampling(command)
-    run = open_run(command.run, TrainConfig)
+    run = pull(command.run) if published(command.run) else open_run(command.run, TrainConfig)
+    if not isinstance(run.recipe, TrainConfig):
+        raise ValueError(f"{command.run} is a GPT-2. Let it write by `eqjax gpt2 generate`.")
     prompt = encoded(run.tokenizer, command.prompt)
     how = {"temperature": command.temperature, "seed": command.seed}
     with working(f"writing {command.count} characters"):

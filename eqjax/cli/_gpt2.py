@@ -2,14 +2,15 @@
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from ..recipes import AeonSettings, ARLLSettings, GPT2Settings
-from ._common import check_sampling, encoded, print_entropy, trained
-from ._working import working
+from ._common import TrackerName, check_sampling, encoded, print_entropy, trained
+from ._working import is_quiet, working
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,9 @@ class GPT2TrainCommand:
     config: Path | None = None
     """A YAML file of settings; flags given beside it win."""
     resume: Path | None = None
-    """Go on with the run in this folder, by its own settings: of the other flags only --devices goes with it."""
+    """Go on with the run in this folder, by its own settings: of the other flags only --devices and --log go with it."""
+    log: tuple[TrackerName, ...] = ()
+    """Where metrics go beside metrics.jsonl; a run that goes on goes on there. Each is an extra of eqjax."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,7 +55,7 @@ class GPT2GenerateCommand:
     """Let a GPT-2 go on from a prompt; one with memory remembers all that it reads and writes, beyond its context."""
 
     source: tyro.conf.Positional[str]
-    """The folder of a run of `eqjax gpt2 train`, or that of a saved GPT-2, or a name such as gpt2."""
+    """The folder of a run of `eqjax gpt2 train`, that of a saved GPT-2 or of `eqjax push`, or a name such as gpt2."""
     prompt: str = "\n"
     """Text to go on from."""
     memory: Path | None = None
@@ -71,15 +74,15 @@ class GPT2GenerateCommand:
 
 @dataclasses.dataclass(frozen=True)
 class GPT2ChatCommand:
-    """Talk to a GPT-2 with memory; what was said is remembered by the next run of this program, too.
+    """Talk to a GPT-2. What one with memory was told, the next run of this program knows, too; others see the end of the talk.
 
     Every line of standard input is read and answered. An empty line, or the end of the input, ends it.
     """
 
-    source: tyro.conf.Positional[Path]
-    """The folder of a run of `eqjax gpt2 train --memory ...`."""
-    memory: Path
-    """File of the memory. Read if it exists, and written, whole, after every answer."""
+    source: tyro.conf.Positional[str]
+    """The folder of a run of `eqjax gpt2 train`, that of a saved GPT-2 or of `eqjax push`, or a name such as gpt2."""
+    memory: Path | None = None
+    """File of the memory, of a GPT-2 that has one. Read if it exists, and written, whole, after every answer."""
     count: int = 80
     """Tokens of an answer, at the most; it ends with its line."""
     temperature: float = 0.8
@@ -153,9 +156,16 @@ def _ends(config, *others: int | None) -> tuple[int, ...]:
 
 def _opened(source: str):
     """Model and tokenizer of a run, or of a saved GPT-2."""
-    from ..recipes import open_run, pretrained
+    from ..recipes import open_run, pretrained, published, pull
     from ..training import holds_run
 
+    if published(source):
+        found = pull(source)
+        if isinstance(found.recipe, GPT2Settings):
+            return found.model, found.tokenizer
+        raise ValueError(
+            f"{source}: an equilibrium model. Let it write by `eqjax sample {source}`."
+        )
     if holds_run(source):
         run = open_run(source)
         if isinstance(run.recipe, AeonSettings):
@@ -172,31 +182,27 @@ def _opened(source: str):
 
 
 def _chat(command: GPT2ChatCommand) -> None:
-    import jax
-    import jax.numpy as jnp
-    import numpy as np
-
     from ..language import CharTokenizer
-    from ..memory import MemoryGPT2, load_memory, reply, save_memory
-    from ..recipes import open_run
+    from ..memory import MemoryGPT2
 
     check_sampling(command)
-    if command.memory.is_dir():
+    if command.memory is not None and command.memory.is_dir():
         raise ValueError(f"--memory {command.memory} is a folder. Give the name of a file.")
-    run = open_run(command.source, GPT2Settings)
-    model, tokenizer = run.model, run.tokenizer
-    if not isinstance(model, MemoryGPT2):
+    model, tokenizer = _opened(command.source)
+    remembers = isinstance(model, MemoryGPT2)
+    if command.memory is not None and not remembers:
         raise ValueError(
-            f"{command.source}: this GPT-2 has no memory. Train one with `eqjax gpt2 train --memory both`."
+            f"--memory {command.memory}: {command.source} has no memory: it sees the end of the talk, as much as its context "
+            "holds. Leave --memory out, or train one that remembers by `eqjax gpt2 train --memory both`."
         )
     try:
         newline = int(tokenizer.encode("\n")[0])
     except ValueError:
         newline = None  # the text that it learned from was one line
-    known = command.memory.exists()
-    memory = load_memory(command.memory, model) if known else model.memory()
-    if known:
-        print(f"Goes on after {int(memory.tokens)} tokens.", file=sys.stderr)
+    config = model.gpt2.config if remembers else model.config
+    sampling = {name: getattr(command, name) for name in ("temperature", "top_k", "top_p")}
+    sampling |= {"stop": _ends(config, getattr(tokenizer, "end", None), newline)}
+    answer = (_remembering if remembers else _in_context)(command, model, sampling)
     for line in sys.stdin:
         if not line.strip():
             break
@@ -206,25 +212,71 @@ def _chat(command: GPT2ChatCommand) -> None:
         if not line.strip():
             print("None of these characters was in the text that the model learned from.")
             continue
-        # Padding on the left, so that few lengths are compiled; not much, since it takes room in the context.
-        size = -(-len(prompt) // 8) * 8
-        padding = size - len(prompt)
         with working("answering"):
-            written, memory = reply(
-                model,
-                jnp.asarray(np.pad(prompt, (padding, 0))),
-                memory,
-                command.count,
-                key=jax.random.fold_in(jax.random.key(command.seed), int(memory.tokens)),
-                temperature=command.temperature,
-                top_k=command.top_k,
-                top_p=command.top_p,
-                stop=_ends(model.gpt2.config, getattr(tokenizer, "end", None), newline),
-                mask=jnp.arange(size) >= padding,
-            )
-            length = int(written.length)
-        print(tokenizer.decode(written.tokens[:length]).strip("\n"), flush=True)
-        save_memory(memory, command.memory, model)
+            written = answer(prompt)
+        print(tokenizer.decode(written).strip("\n"), flush=True)
+
+
+# So that few lengths are compiled.
+def _padded(prompt, size: int):
+    """The tokens with padding before them, and which are none."""
+    import jax.numpy as jnp
+    import numpy as np
+
+    padding = size - len(prompt)
+    return jnp.asarray(np.pad(prompt, (padding, 0))), jnp.arange(size) >= padding
+
+
+def _remembering(command: GPT2ChatCommand, model, sampling: dict[str, Any]) -> Callable[[Any], Any]:
+    """How a GPT-2 with memory answers: with what it remembers, which is kept in a file if there is one."""
+    import jax
+
+    from ..memory import load_memory, reply, save_memory
+
+    file = command.memory
+    known = file is not None and file.exists()
+    memory = load_memory(file, model) if file is not None and known else model.memory()
+    if known and not is_quiet():
+        print(f"Goes on after {int(memory.tokens)} tokens.", file=sys.stderr)
+
+    def answer(prompt):
+        nonlocal memory
+        tokens, mask = _padded(prompt, -(-len(prompt) // 8) * 8)  # it takes room in the context
+        key = jax.random.fold_in(jax.random.key(command.seed), int(memory.tokens))
+        written, memory = reply(
+            model, tokens, memory, command.count, key=key, mask=mask, **sampling
+        )
+        if file is not None:
+            save_memory(memory, file, model)
+        return written.tokens[: int(written.length)]
+
+    return answer
+
+
+def _in_context(command: GPT2ChatCommand, model, sampling: dict[str, Any]) -> Callable[[Any], Any]:
+    """How a GPT-2 without memory answers: with the end of the talk, as much as leaves room for the answer."""
+    import jax
+    import numpy as np
+
+    from ..language import generate
+
+    room, said = model.config.n_positions - command.count, np.zeros(0, np.int32)
+    if room < 1:
+        raise ValueError(
+            f"--count {command.count} leaves no room for a question in the context of {model.config.n_positions} tokens."
+        )
+
+    def answer(prompt):
+        nonlocal said
+        said = np.concatenate([said, np.asarray(prompt, np.int32)])
+        tokens, mask = _padded(said[-room:], min(room, 1 << max(3, (said.size - 1).bit_length())))
+        key = jax.random.fold_in(jax.random.key(command.seed), said.size)
+        written = generate(model, tokens, command.count, key=key, mask=mask, **sampling)
+        new = np.asarray(written.tokens[: int(written.length)], np.int32)
+        said = np.concatenate([said, new])
+        return new
+
+    return answer
 
 
 GPT2_COMMANDS = {

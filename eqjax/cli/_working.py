@@ -12,6 +12,25 @@ import jax
 _PAUSE = 10.0  # seconds between two lines, where there is no terminal to draw on
 
 _compiling = False
+_quiet = False
+
+
+def be_quiet(quiet: bool) -> None:
+    """Whether results alone are printed, and errors and warnings; for the commands from now on."""
+    global _quiet
+    _quiet = quiet
+
+
+def is_quiet() -> bool:
+    """Whether that was asked for."""
+    return _quiet
+
+
+def talk() -> Any:
+    """The console for what is said on the way to a result."""
+    from rich.console import Console
+
+    return Console(quiet=_quiet)
 
 
 # JAX tells when a program has been lowered, which is when its compilation begins, and when that has ended.
@@ -45,6 +64,9 @@ def working(what: str) -> Iterator[Callable[[str], None]]:
         while not ended.wait(pause):
             show(line())
 
+    if _quiet:
+        yield lambda text: None
+        return
     turning = console.status(what) if console.is_terminal else contextlib.nullcontext()
     with turning as status:
         show = status.update if status else lambda text: print(text, file=sys.stderr, flush=True)

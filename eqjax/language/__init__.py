@@ -19,11 +19,11 @@ from ._corpus import (
     Corpus as Corpus,
     bigram_cross_entropy as bigram_cross_entropy,
     cache_folder as cache_folder,
-    load_corpus as load_corpus,
     read_text as read_text,
     tiny_shakespeare as tiny_shakespeare,
     unigram_entropy as unigram_entropy,
 )
+from ._datasets import load_corpus as load_corpus
 from ._equilibrium_lm import (
     Embedding as Embedding,
     Readout as Readout,
@@ -50,6 +50,7 @@ from ._gpt2_config import GPT2Config as GPT2Config
 from ._hub import (
     load_gpt2 as load_gpt2,
     opened as opened,
+    read_json as read_json,
     replacing as replacing,
     resolved as resolved,
     save_gpt2 as save_gpt2,
@@ -57,12 +58,11 @@ from ._hub import (
 from ._lora import (
     adapted_maps as adapted_maps,
     adapters as adapters,
-    load_adapters as load_adapters,
     lora as lora,
     merge as merge,
     quantise as quantise,
-    save_adapters as save_adapters,
 )
+from ._peft import load_adapters as load_adapters, save_adapters as save_adapters
 from ._sequences import (
     DecoderLayer as DecoderLayer,
     EncoderLayer as EncoderLayer,

@@ -6,7 +6,6 @@ import functools
 import hashlib
 import importlib.metadata
 import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -106,26 +105,6 @@ def fallback_text() -> Corpus:
 
     texts = [text for _, text in sorted(pydoc_data.topics.topics.items())]
     return Corpus("\n\n".join(texts), "Python's own help texts (pydoc_data.topics)")
-
-
-def load_corpus(text: str | os.PathLike | None = None, *, fallback: bool = True) -> Corpus:
-    """The user's file if `text` is given, or else tiny Shakespeare.
-
-    With `fallback`, an unreachable tiny Shakespeare is replaced, under a visible warning, by `fallback_text`;
-    without, its `ConnectionError` is raised.
-    """
-    if text is not None:
-        try:
-            return read_text(text)
-        except ValueError as error:
-            raise ValueError(f"`text` {error}") from None
-    try:
-        return tiny_shakespeare()
-    except ConnectionError as error:
-        if not fallback:
-            raise
-        warnings.warn(f"{error} Using Python's own help texts instead.", stacklevel=2)
-        return fallback_text()
 
 
 def unigram_entropy(ids: np.ndarray) -> float:

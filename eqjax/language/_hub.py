@@ -149,7 +149,7 @@ def opened(path: Path) -> Iterator[Any]:
         yield file
 
 
-def resolved(source: str | os.PathLike) -> Path:
+def resolved(source: str | os.PathLike, what: str = "a saved GPT-2") -> Path:
     """A local folder; that of a model on the Hugging Face hub is fetched first, weights and tokenizer.
 
     **Raises:** `ValueError` for what can be neither; `ConnectionError` for a name that cannot be fetched.
@@ -159,7 +159,7 @@ def resolved(source: str | os.PathLike) -> Path:
         return Path(source)
     name = os.fspath(source)
     if Path(source).exists() or not re.fullmatch(r"[\w.-]*\w(/\w[\w.-]*)?", name):
-        raise ValueError(f"{name} is not a folder. Give the folder of a saved GPT-2.")
+        raise ValueError(f"{name} is not a folder. Give the folder of {what}.")
     try:
         import huggingface_hub  # only where a name asks for it
 
@@ -169,7 +169,7 @@ def resolved(source: str | os.PathLike) -> Path:
     except Exception as error:  # whatever went wrong, the cure is the same
         raise ConnectionError(
             f"{name} is no local folder, and could not be fetched from the Hugging Face hub "
-            f"({type(error).__name__}: {error}). Give the folder of a saved GPT-2."
+            f"({type(error).__name__}: {error}). Give the folder of {what}."
         ) from error
 
 

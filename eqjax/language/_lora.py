@@ -1,26 +1,19 @@
-"""Other kinds of linear maps in a model: low-rank adapters (LoRA, Hu et al. 2022), in peft's format on disk, and frozen 4-bit
-weights, NormalFloat-4 in blocks (QLoRA, Dettmers et al. 2023)."""
+"""Other kinds of linear maps in a model: low-rank adapters (LoRA, Hu et al. 2022), and frozen 4-bit weights, NormalFloat-4 in
+blocks (QLoRA, Dettmers et al. 2023)."""
 
-import json
 import math
-import os
-from pathlib import Path
 from statistics import NormalDist
 from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-import safetensors.numpy
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, UInt8
 
 from .._checks import check_count, check_key, check_kind, check_positive
-from ._gpt2 import GPT2, AbstractLinear, Linear
-from ._hub import opened, read_json, replacing
+from ._gpt2 import AbstractLinear, Linear
 
 _Model = TypeVar("_Model", bound=PyTree)
-_WEIGHTS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _BLOCK = 64
 
 
@@ -69,7 +62,7 @@ def lora(
     found = []
 
     def adapt(path, node):
-        name = _dotted(path).split(".")[-1]
+        name = dotted(path).split(".")[-1]
         if not isinstance(node, AbstractLinear) or name not in targets:
             return node
         if isinstance(node, AdaptedLinear):
@@ -87,7 +80,7 @@ def lora(
     if missing or not found:
         raise ValueError(
             f"`targets={targets}`: the model has no linear map {', '.join(missing)}. Its maps are "
-            f"{', '.join(sorted({path.split('.')[-1] for path in _paths(model)}))}."
+            f"{', '.join(sorted({path.split('.')[-1] for path in linear_maps(model)}))}."
         )
     return adapted
 
@@ -110,111 +103,6 @@ def merge(model: _Model) -> _Model:
     return each_linear(lambda _, node: node.plain() if _is_linear(node) else node, model)
 
 
-def save_adapters(model: GPT2, folder: str | os.PathLike) -> None:
-    """Write the adapters of a `GPT2`, without its other weights, as a folder that peft reads."""
-    if not isinstance(model, GPT2):
-        raise ValueError(
-            f"`model` must be a GPT2, got a {type(model).__name__}. Of one with memory, save `model.gpt2`."
-        )
-    found = adapted_maps(model)
-    shapes = {(node.a.shape[-1], node.scale) for node in found.values()}
-    if not found:
-        raise ValueError("`model` has no adapters: make some with `lora`.")
-    if len(shapes) != 1:
-        raise ValueError(
-            "`model` has adapters of several ranks or scales; peft's format here holds one."
-        )
-    ((rank, scale),) = shapes
-    tensors = {}
-    for path, node in found.items():
-        for layer, (a, b) in enumerate(zip(np.asarray(node.a), np.asarray(node.b), strict=True)):
-            tensors[_name(path, layer, "A")] = np.ascontiguousarray(a.T)
-            tensors[_name(path, layer, "B")] = np.ascontiguousarray(b.T)
-    settings = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "r": rank,
-        "lora_alpha": scale * rank,
-        "target_modules": sorted({path.split(".")[-1] for path in found}),
-        "fan_in_fan_out": True,
-        "bias": "none",
-    }
-    with replacing(folder) as fresh:
-        safetensors.numpy.save_file(tensors, fresh / _WEIGHTS, metadata={"format": "pt"})
-        (fresh / _CONFIG).write_text(json.dumps(settings, indent=2) + "\n", "utf-8")
-
-
-def load_adapters(model: GPT2, folder: str | os.PathLike) -> GPT2:
-    """Put the adapters of a folder, written by `save_adapters` or by peft, on a `GPT2`.
-
-    `ValueError` names a setting that is more than LoRA, or the tensor that does not fit.
-    """
-    folder = Path(folder)
-    settings = read_json(folder / _CONFIG)
-    for name, plain in _PLAIN.items():
-        if settings.get(name) not in plain:
-            raise ValueError(
-                f"{folder / _CONFIG} asks for {name}={settings.get(name)!r}, which is more than plain LoRA."
-            )
-    if missing := [name for name in ("r", "lora_alpha", "target_modules") if name not in settings]:
-        raise ValueError(f"{folder / _CONFIG} has no {missing[0]}: it is not the file of a LoRA.")
-    targets = settings["target_modules"]
-    model = lora(
-        model,
-        rank=settings["r"],
-        alpha=settings["lora_alpha"],
-        targets=(targets,) if isinstance(targets, str) else tuple(targets),
-        rs=bool(settings.get("use_rslora")),
-        key=jax.random.key(0),
-    )
-    with opened(folder / _WEIGHTS) as file:
-        names, used = set(file.keys()), set()
-
-        def read(path, layer, letter, like):
-            name = _name(path, layer, letter)
-            found = file.get_tensor(name).T if name in names else None
-            used.add(name)
-            if found is None or found.shape != like.shape[1:]:
-                state = "is missing" if found is None else f"has shape {found.T.shape}"
-                raise ValueError(
-                    f"the tensor {name} {state} in {folder / _WEIGHTS}; the model needs {like.shape[:0:-1]}."
-                )
-            return found
-
-        def fill(path, node):
-            if not isinstance(node, AdaptedLinear):
-                return node
-
-            def stacked(letter, old):
-                layers = [read(_dotted(path), i, letter, old) for i in range(len(old))]
-                return jnp.asarray(np.stack(layers), old.dtype)
-
-            a, b = stacked("A", node.a), stacked("B", node.b)
-            return AdaptedLinear(node.base, a, b, node.scale)
-
-        model = each_linear(fill, model)
-    if left := sorted(names - used):
-        raise ValueError(
-            f"{folder / _WEIGHTS} has tensors for which the model has no place, such as {left[0]}. Do they belong to "
-            "another model?"
-        )
-    return model
-
-
-# Settings of peft's that change what a LoRA layer computes, and the values with which they do not.
-_PLAIN = {
-    "peft_type": ("LORA",),
-    "bias": (None, "none"),
-    **dict.fromkeys(("use_dora", "lora_bias", "use_qalora"), (None, False)),
-    **dict.fromkeys(("rank_pattern", "alpha_pattern"), (None, {})),
-    **dict.fromkeys(("modules_to_save", "layers_to_transform", "layer_replication"), (None, [])),
-    **dict.fromkeys(("trainable_token_indices", "target_parameters"), (None, [])),
-    "alora_invocation_tokens": (None, []),
-    # The others (pissa, olora, loftq, eva, corda) take something off the base weights first.
-    "init_lora_weights": (None, True, False, "gaussian", "orthogonal"),
-}
-
-
 def each_linear(function: Any, model: Any) -> Any:
     """`function(path, node)` of every linear map in the model, and of every leaf outside of them."""
     return jax.tree_util.tree_map_with_path(function, model, is_leaf=_is_linear)
@@ -224,25 +112,22 @@ def _is_linear(node: Any) -> bool:
     return isinstance(node, AbstractLinear)
 
 
-def _dotted(path: tuple[Any, ...]) -> str:
+def dotted(path: tuple[Any, ...]) -> str:
+    """A path in a model as one writes it."""
     return ".".join(getattr(key, "name", str(key)) for key in path)
 
 
-def _paths(model: Any) -> dict[str, AbstractLinear]:
+def linear_maps(model: Any) -> dict[str, AbstractLinear]:
     """Every linear map of the model by its path, such as `blocks.attn.c_attn`."""
     nodes = jax.tree_util.tree_leaves_with_path(model, is_leaf=_is_linear)
-    return {_dotted(path): node for path, node in nodes if _is_linear(node)}
+    return {dotted(path): node for path, node in nodes if _is_linear(node)}
 
 
 def adapted_maps(model: Any) -> dict[str, AdaptedLinear]:
     """Every linear map with an adapter, by its path."""
-    return {path: node for path, node in _paths(model).items() if isinstance(node, AdaptedLinear)}
-
-
-def _name(path: str, layer: int, letter: str) -> str:
-    """peft's name of one layer's tensor."""
-    inside = path.removeprefix("blocks.")
-    return f"base_model.model.transformer.h.{layer}.{inside}.lora_{letter}.weight"
+    return {
+        path: node for path, node in linear_maps(model).items() if isinstance(node, AdaptedLinear)
+    }
 
 
 def _levels() -> tuple[float, ...]:

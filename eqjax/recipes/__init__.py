@@ -26,3 +26,9 @@ from ._examine import (
     windows as windows,
 )
 from ._gpt2 import GPT2Settings as GPT2Settings, pretrained as pretrained
+from ._publish import (
+    Published as Published,
+    published as published,
+    pull as pull,
+    push as push,
+)

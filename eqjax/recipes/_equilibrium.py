@@ -64,7 +64,7 @@ class TrainConfig(AbstractRecipe):
 
     command: ClassVar[str] = "train"
     text: Path | None = None
-    """A UTF-8 text file to learn from. Tiny Shakespeare if not given."""
+    """A UTF-8 text file to learn from, or datasets:OWNER/NAME, a data set of Hugging Face's. Tiny Shakespeare if not given."""
     tokens: TokensName = "characters"
     """Read it by characters, or by byte pairs learned from it."""
     vocabulary: int = 1024
@@ -125,8 +125,7 @@ class TrainConfig(AbstractRecipe):
     homeostat_margin: float = 0.3
     """Rate of decay that growth, token-growth (of every token by itself) and spectral ask for, and lognorm."""
     homeostat_controller: ControllerName = "constant"
-    """What moves the weight: nothing, or a controller that holds the penalty (with jacobian, antisymmetry and residual: the
-    fraction of samples that are not accepted) at the target."""
+    """What moves the weight: nothing, or a controller that holds the penalty (of jacobian, antisymmetry, residual: the fraction of lost samples) at the target."""
     homeostat_target: float = 0.01
     """Target of the controller."""
     homeostat_samples: int | None = None
@@ -326,8 +325,8 @@ def _probe(run: Run) -> dict[str, float]:
     return {f"probe_{name}": float(told[name]) for name in names.split()}
 
 
-def sample(run: Run, prompt: Any, count: int, *, temperature: float, seed: int) -> str:
-    """The text with which the run's model continues the token ids `prompt`, settled as in training."""
+def sample(run: Any, prompt: Any, count: int, *, temperature: float, seed: int) -> str:
+    """The text with which the model of a `Run`, or a `Published` one, continues the token ids `prompt`, settled as in training."""
     order = getattr(run.estimator, "free", None)
     written = generate(
         run.model,

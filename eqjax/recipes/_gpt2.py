@@ -42,7 +42,7 @@ class AbstractGPT2Recipe(AbstractRecipe):
     """What all recipes around a GPT-2 share. The defaults are nanoGPT's for a CPU."""
 
     text: Path | None = None
-    """A UTF-8 text file to learn from. Tiny Shakespeare if not given."""
+    """A UTF-8 text file to learn from, or datasets:OWNER/NAME, a data set of Hugging Face's. Tiny Shakespeare if not given."""
     layers: int = 4
     """Blocks."""
     heads: int = 4
@@ -249,17 +249,8 @@ class GPT2Settings(AbstractGPT2Recipe):
                 f"`length` {self.length} is longer than the context of the pretrained model, {limit} tokens."
             )
         train_ids, validation_ids = language.split(tokenised(material, self.out), self.window)
-        key, adapter_key, memory_key = jax.random.split(jax.random.key(self.seed + 1), 3)
-        if self.lora_rank:
-            model = language.lora(
-                model, rank=self.lora_rank, alpha=2 * self.lora_rank, key=adapter_key
-            )
-        if self.memory != "none":
-            recurrent = eqx.nn.GRUCell if self.memory in ("recurrence", "both") else None
-            capacity = self.slots if self.memory in ("slots", "both") else 0
-            model = MemoryGPT2(
-                model, early=recurrent, late=recurrent, capacity=capacity, key=memory_key
-            )
+        key, *keys = jax.random.split(jax.random.key(self.seed + 1), 3)
+        model = self.completed(model, *keys)
         trains, optimiser = eqx.Partial(_trained, self), gpt2_optimiser(self)
         estimator = Backprop(
             call=eqx.Partial(_read, self.length, self.gradient_checkpointing, self._attends()),
@@ -274,6 +265,19 @@ class GPT2Settings(AbstractGPT2Recipe):
             train_ids,
             validation_ids,
         )
+
+    def completed(self, model: Any, adapter_key: Any, memory_key: Any) -> Any:
+        """A GPT-2 with the adapters and the memory that the settings ask for."""
+        if self.lora_rank:
+            alpha = 2 * self.lora_rank
+            model = language.lora(model, rank=self.lora_rank, alpha=alpha, key=adapter_key)
+        if self.memory != "none":
+            recurrent = eqx.nn.GRUCell if self.memory in ("recurrence", "both") else None
+            capacity = self.slots if self.memory in ("slots", "both") else 0
+            model = MemoryGPT2(
+                model, early=recurrent, late=recurrent, capacity=capacity, key=memory_key
+            )
+        return model
 
 
 def made_of(corpus: language.Corpus, tokenizer: Any, model: GPT2) -> Material:

@@ -1,6 +1,12 @@
 """The pure step, the loop around it, checkpoints and metrics; one run over any recipe."""
 
-from ._checkpoint import CheckpointError as CheckpointError, Checkpoints as Checkpoints
+from ._checkpoint import (
+    CheckpointError as CheckpointError,
+    Checkpoints as Checkpoints,
+    described as described,
+    named_arrays as named_arrays,
+    signature as signature,
+)
 from ._folder import (
     Metrics as Metrics,
     holds_run as holds_run,
@@ -10,6 +16,7 @@ from ._folder import (
 from ._mesh import (
     by_tokens as by_tokens,
     check_pieces as check_pieces,
+    gathered as gathered,
     with_context as with_context,
 )
 from ._recipe import (
@@ -27,4 +34,12 @@ from ._step import (
     TrainState as TrainState,
     check_finite as check_finite,
     make_step as make_step,
+)
+from ._trackers import (
+    TRACKERS as TRACKERS,
+    Aim as Aim,
+    TensorBoard as TensorBoard,
+    Tracker as Tracker,
+    WandB as WandB,
+    trackers_of as trackers_of,
 )

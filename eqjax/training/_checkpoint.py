@@ -29,7 +29,7 @@ class UnreadableError(CheckpointError):
     """A checkpoint that is missing or damaged, or that another process has just replaced."""
 
 
-def _named_arrays(tree: PyTree) -> dict[str, np.ndarray]:
+def named_arrays(tree: PyTree) -> dict[str, np.ndarray]:
     """The array leaves of a tree by path, random keys as their raw data."""
     named = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
@@ -40,12 +40,14 @@ def _named_arrays(tree: PyTree) -> dict[str, np.ndarray]:
     return named
 
 
-def _describe(array: np.ndarray) -> dict[str, Any]:
+def described(array: np.ndarray) -> dict[str, Any]:
+    """Shape, dtype and SHA-256 of an array, as JSON."""
     digest = hashlib.sha256(array.tobytes()).hexdigest()
     return {"shape": list(array.shape), "dtype": array.dtype.name, "sha256": digest}
 
 
-def _digest(manifest: dict[str, Any]) -> str:
+def signature(manifest: dict[str, Any]) -> str:
+    """SHA-256 of what can be written as JSON."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
@@ -107,16 +109,16 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     def save(self, step: int, state: PyTree, about: dict[str, Any]) -> None:
         """Store the arrays of `state` and the JSON value `about`: whatever is needed to rebuild the rest."""
-        arrays = _named_arrays(state)
+        arrays = named_arrays(state)
         if not self._wait:  # what the step goes on to write over
             arrays = {name: np.array(array) for name, array in arrays.items()}
         manifest = {
             "format": _FORMAT,
             "step": step,
             "about": json.loads(json.dumps(about)),
-            "arrays": {name: _describe(array) for name, array in arrays.items()},
+            "arrays": {name: described(array) for name, array in arrays.items()},
         }
-        signed = self._args.JsonSave(manifest | {"sha256": _digest(manifest)})
+        signed = self._args.JsonSave(manifest | {"sha256": signature(manifest)})
         items = self._args.Composite(arrays=self._args.StandardSave(arrays), manifest=signed)
         place = self.folder / str(step)
         # Asked first, since threads of Orbax that find the disk full say so each for itself, and late.
@@ -142,7 +144,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         """
         step = self._which(step)
         stored = self._manifest(step)["arrays"]
-        wanted = {name: _describe(a) for name, a in _named_arrays(template).items()}
+        wanted = {name: described(a) for name, a in named_arrays(template).items()}
         kind = lambda d: f"{d['dtype']}{d['shape']}" if d else "nothing"
         for name in sorted(wanted.keys() | stored.keys()):
             ours, theirs = kind(wanted.get(name)), kind(stored.get(name))
@@ -159,7 +161,7 @@ class Checkpoints(contextlib.AbstractContextManager):
         except Exception as error:
             raise self._damaged(step, error) from error
         for name, description in stored.items():
-            if _describe(np.asarray(arrays[name])) != description:
+            if described(np.asarray(arrays[name])) != description:
                 raise self._damaged(step, f"the array `{name}` is not the one that was saved")
 
         def fill(path, leaf):
@@ -191,7 +193,7 @@ class Checkpoints(contextlib.AbstractContextManager):
             digest = manifest.pop("sha256")
         except Exception as error:
             raise self._damaged(step, error) from error
-        if digest != _digest(manifest):
+        if digest != signature(manifest):
             raise self._damaged(step, "its description is not the one that was saved")
         if manifest["format"] != _FORMAT:
             raise CheckpointError(

@@ -6,7 +6,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from ._mesh import any_process, check_hosts, gathered, next_rows, shares
 from ._recipe import AbstractRecipe, Evaluation, Material
 from ._room import StepMemory
 from ._step import Step, TrainState, check_finite
+from ._trackers import Tracker, check_trackers, tracked
 
 _REPORTED = {field.name for field in dataclasses.fields(Report)} - {"loss"}
 
@@ -188,6 +189,7 @@ class Run:
         *,
         on_step: Callable[[int, dict[str, Any]], None] | None = None,
         on_memory: Callable[[StepMemory], None] | None = None,
+        log: Tracker | Sequence[Tracker] = (),
     ) -> TrainingReport:
         """Train until `recipe.steps`, writing metrics and checkpoints into the run's folder.
 
@@ -195,7 +197,8 @@ class Run:
         step is finished and kept first; a second Ctrl-C acts at once.
 
         **Arguments:** `on_step(step, metrics)` is called after every logged step (for a progress bar); `on_memory(memory)` before the
-        first update, with what it needs of each device.
+        first update, with what it needs of each device. `log`: trackers that get every line of `metrics.jsonl`, too: `TensorBoard()`,
+        `WandB()`, `Aim()`, or any `Tracker`.
 
         **Raises:** `ValueError` if another process writes there, the folder has a newer checkpoint, or a step does not fit into the
         memory of its devices: with what would. An error in a step is told with its batch (`crash.json`). `OSError` where the
@@ -203,6 +206,7 @@ class Run:
         `KeyboardInterrupt` after Ctrl-C, with how to go on.
         """
         recipe, first, outcome = self.recipe, int(self.state.step), TrainingReport()
+        trackers = check_trackers(log)
         check_finite(self.model)
         settings = recipe.to_dict()
         check_hosts("settings", {name: settings[name] for name in settings if name != "out"})
@@ -213,6 +217,7 @@ class Run:
             there = {k: v for k, v in values.items() if k not in _REPORTED or not math.isnan(v)}
             if kept is not None:
                 metrics.write(step, **there)
+                track(step, there)
             if on_step is not None:
                 on_step(step, values)
 
@@ -238,6 +243,7 @@ class Run:
                 )
             if kept is not None:
                 metrics = Metrics(recipe.out / "metrics.jsonl", after=first)
+                track = stack.enter_context(tracked(trackers, recipe.out, settings, first))
             if first == 0 and (values := recipe.diagnose(self, 0)):
                 report(0, values)
             durations, compiled = [], None
