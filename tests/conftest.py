@@ -70,14 +70,6 @@ def forget():
     jax.clear_caches()
 
 
-@pytest.fixture(scope="module")
-def quickly():
-    """Programs that run once: without optimisations they are compiled in half the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture
 def language_batch():
     """A small language model and a batch, in float64."""

@@ -14,7 +14,7 @@ BLOCK = re.compile(r"```python\n(.*?)```", re.S)
 
 
 @pytest.fixture(scope="module")
-def begun(quickly):
+def begun():
     """What the page says all examples begin from."""
     names = {}
     exec("".join(BLOCK.findall(PAGE)), names)
