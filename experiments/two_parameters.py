@@ -1,6 +1,6 @@
 """Where do the Hopf points of a trained block and those of its Euler map part, in attention gain and leak?
 
-    python experiments/two_parameters.py                 # two CPU cores, about three minutes
+    python experiments/two_parameters.py                 # two CPU cores, some ten minutes
     python experiments/two_parameters.py --run runs/mine # a run of yours
 
 Trains a block of width 16 on windows of 8 characters by the exact gradient, to where some windows lose their fixed points.
