@@ -1,15 +1,14 @@
 """The pages of the site, staged in `.docs`: `python .ci/site_pages.py`, and then `zensical build --strict`.
 
 A page of docs/ is copied as it is, but for a line that asks for what is known elsewhere: `::: eqjax.fields` becomes every
-public name of that room, `::: eqjax --help` the help of every command, `::: notebooks` a list of the notebooks, which
-become pages themselves, `::: gallery` the scripts of docs/gallery, each run, with the picture it draws, and
+public name of that room, `::: eqjax --help` the help of every command, `::: notebooks` a list of the notebooks, each run,
+which become pages themselves, `::: gallery` the scripts of docs/gallery, each run, with the picture it draws, and
 `::: explorer gain-toy` what `eqjax explore gain-toy` writes.
 """
 
 import ast
 import contextlib
 import io
-import json
 import multiprocessing
 import os
 import re
@@ -18,6 +17,7 @@ import shutil
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import notebook_pages
 import reference
 
 ROOT = Path(__file__).parents[1]
@@ -45,21 +45,20 @@ def commands(*words):
         yield from commands(*words, name)
 
 
-def notebook(path):
-    """A notebook as Markdown: its words and its code. What it prints one sees by running it."""
-    cells = json.loads(path.read_text("utf-8"))["cells"]
-    for cell in cells:
-        text = "".join(cell["source"]).strip()
-        yield text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```"
-
-
 def notebooks():
-    """The notebooks, each a page of its own below `learn/`."""
-    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        text = "\n\n".join(notebook(path)).replace("](../docs/", "](../")
-        (STAGE / "learn").mkdir(exist_ok=True)
-        (STAGE / "learn" / f"{path.stem}.md").write_text(text + "\n", "utf-8")
-        yield f"1. [{re.match('# (.*)', text)[1]}](learn/{path.stem}.md)"
+    """The notebooks, each run, and a page of its own below `learn/`; two at a time."""
+    paths = sorted((ROOT / "notebooks").glob("*.ipynb"))
+    folder = STAGE / "learn"
+    folder.mkdir(exist_ok=True)
+    with side_by_side() as pool:
+        titles = list(pool.map(notebook_pages.page, paths, [folder] * len(paths)))
+    for path, title in zip(paths, titles, strict=True):
+        yield f"1. [{title}](learn/{path.stem}.md)"
+
+
+def side_by_side():
+    """Two at a time: most of it is the compilers'."""
+    return ProcessPoolExecutor(2, multiprocessing.get_context("spawn"))
 
 
 def drawn(path):
@@ -69,16 +68,15 @@ def drawn(path):
     from eqjax import plots
 
     jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_disable_most_optimizations", True)  # each program runs once
     with contextlib.redirect_stdout(io.StringIO()):
         figure = runpy.run_path(str(path))["figure"]
     plots.save(figure, STAGE / "gallery" / f"{path.stem}.png")
 
 
 def gallery(draw=drawn):
-    """Every script with its picture, two drawn at a time: most of the time is the compilers'."""
+    """Every script with its picture."""
     paths = sorted((ROOT / "docs" / "gallery").glob("*.py"))
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+    with side_by_side() as pool:
         list(pool.map(draw, paths))
     for path in paths:
         text = path.read_text("utf-8")
@@ -114,6 +112,8 @@ def asked(match):
 
 
 def main():
+    # Each program runs once: half the time of compiling it is saved, here and in what is started.
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     shutil.rmtree(STAGE, ignore_errors=True)
     shutil.copytree(ROOT / "docs", STAGE)
     for page in sorted(STAGE.rglob("*.md")):
