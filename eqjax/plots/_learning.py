@@ -41,7 +41,8 @@ def training(
         for i, (name, lines) in enumerate(runs.items()):
             draw(axes, i, name, lines)
         axes.set_xlabel("step")
-        axes.legend(fontsize=8)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
     for i, (name, level) in enumerate((baselines or {}).items()):
         _level(found[0], level, name, 1 - 0.28 * i)
     return figure
