@@ -1,4 +1,12 @@
-"""How a field settles: `relax` (Diffrax), `equilibrium` (Optimistix), and the solvers those libraries lack."""
+"""How a field settles: `relax` (Diffrax), `equilibrium` (Optimistix), and the solvers those libraries lack.
+
+The examples here begin from those of the [whole](../look-up.md), and from these:
+
+```python
+tokens = jnp.ones((3, 4))
+block = ej.fields.ThickBlock(4, 2, key=jax.random.key(1))
+```
+"""
 
 from ._anderson import Anderson as Anderson, AndersonTypeI as AndersonTypeI
 from ._broyden import Broyden as Broyden

@@ -1,4 +1,16 @@
-"""What a field does near a state: its spectrum, how it loses stability along a parameter, and what comes after."""
+"""What a field does near a state: its spectrum, how it loses stability along a parameter, and what comes after.
+
+The examples here begin from those of the [whole](../look-up.md), and from these:
+
+```python
+network, origin, key = ej.fields.GainNetwork(gain=0.5), jnp.zeros(2), jax.random.key(1)
+gain = lambda f: f.gain
+branch = ej.stability.continuation(network, origin, where=gain, bounds=(0.0, 1.0), step=1.0, k=2)
+hopf = branch.special_points[-1]  # at gain .8
+turning, growth = ej.fields.StuartLandau(), lambda f: f.growth
+orbit = ej.stability.periodic_orbit(turning, jnp.array([1.0, 0.0]), period=6.0, intervals=4)
+```
+"""
 
 from ._bifurcation import SpecialPoint as SpecialPoint
 from ._check import Check as Check, check as check

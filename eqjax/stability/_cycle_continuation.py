@@ -114,6 +114,13 @@ def cycle_continuation(
 
     **Raises:** `ValueError` if the parameter is no scalar float leaf, the bounds are reversed or do not hold it, the
     state is complex or a single number, or no cycle is found from `orbit`.
+
+    ```python
+    cycles = ej.stability.cycle_continuation(
+        turning, orbit, where=growth, bounds=(0.5, 1.5), k=1, max_points=3
+    )
+    assert jnp.allclose(cycles.amplitudes**2, cycles.parameters, rtol=1e-3)
+    ```
     """
     z0, unravel = ravel_pytree(jax.tree.map(jnp.asarray, orbit.state))
     real = state_dtype(orbit.state)

@@ -63,6 +63,11 @@ def switch(
     `continuation(*switch(...), where=where, bounds=bounds)` follows the one, `cycle_continuation` the other.
 
     **Raises:** `ValueError` if `point` is none of these, the state is complex, or nothing is found that branches off.
+
+    ```python
+    field, cycle = ej.stability.switch(network, branch, hopf, where=gain)
+    assert jnp.isclose(cycle.period, 2 * jnp.pi / 0.8, rtol=1e-2)
+    ```
     """
     if isinstance(point, CyclePoint):
         return off_cycle(field, branch, point, x, where=where, size=size, k=k, key=key)
