@@ -102,8 +102,12 @@ def test_the_flat_names_have_examples():
 def test_an_example_runs(name):
     room, value = EXAMPLES[name]
     (code,) = BLOCK.findall(inspect.getdoc(value) or "")
-    kind = name.split(".")[-1]
-    assert name in code or f"({kind}):" in code
-    names = dict(begun(None if name in FLAT else room))
-    calls_fit(code, names)
-    exec(code, names)
+    assert name in code
+    try:
+        names = dict(begun(None if name in FLAT else room))
+        calls_fit(code, names)
+        exec(code, names)
+    except ImportError as error:
+        if "eqjax[" not in str(error):
+            raise
+        pytest.skip(str(error))  # an extra is not there

@@ -1,6 +1,6 @@
 """Elementary functions that are right on real and complex arrays; losses; arithmetic on trees.
 
-The examples here begin from those of the [whole](../look-up.md), and from these:
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
 
 ```python
 import equinox as eqx

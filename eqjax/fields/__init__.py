@@ -1,6 +1,6 @@
 """Force fields: Equinox modules with the Diffrax signature `field(t, z, x) -> dz/dt`.
 
-The examples here begin from those of the [whole](../look-up.md), and from these:
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
 
 ```python
 tokens, key = jnp.ones((3, 4)), jax.random.key(1)

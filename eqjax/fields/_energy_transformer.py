@@ -242,10 +242,12 @@ class EnergyTransformerLM(AbstractEquilibriumModel):
     ```python
     memory = ej.fields.EnergyTransformer(2, 3, context=4, key=key)
     model = ej.fields.EnergyTransformerLM(memory, vocabulary=8, key=key)
-    settle = lambda f, z, x: ej.relax(f, z, x, step=0.01, steps=100)
-    context, greedy = model.encode(jnp.array([1, 2])), ej.language.Sampler(0.0)
-    logits, read = model.answer(context, settle), model.reader(settle)
-    new, _, _ = ej.language.autoregress(read, logits, context, 3, sampler=greedy, key=key)
+    settle = lambda f, z, x: ej.equilibrium(f, z, x, solver=ej.Anderson(1e-5, mixing=0.01))
+    greedy, read = ej.language.Sampler(0.0), model.reader(settle)
+    write = lambda context, n: ej.language.autoregress(
+        read, model.answer(context, settle), context, n, sampler=greedy, key=key
+    )
+    context = model.encode(jnp.array([1, 2]))  # `write(context, 100)[0].tokens`
     ```
 
     **Arguments:**

@@ -1,6 +1,6 @@
 """What holds a field settled while it learns: penalties, controllers, homeostats, rails.
 
-The examples here begin from those of the [whole](../look-up.md), and from these:
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
 
 ```python
 import optax

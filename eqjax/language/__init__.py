@@ -1,6 +1,6 @@
 """Text in, text out: corpora, tokenisers, the equilibrium language model, GPT-2, generation.
 
-The examples here begin from those of the [whole](../look-up.md), and from these:
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
 
 ```python
 import tempfile

@@ -1,6 +1,6 @@
 """A GPT-2 that remembers: slots, recurrences, evictions, and a memory that is a value.
 
-The examples here begin from those of the [whole](../look-up.md), and from these:
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
 
 ```python
 import tempfile

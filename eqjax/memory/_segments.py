@@ -78,10 +78,9 @@ def reply(
     **Returns:** the `Continuation`, and the memory to answer the next prompt with.
 
     ```python
-    answer, memory = ej.memory.reply(
-        remembering, tokens, remembering.memory(), 2, temperature=0.0, key=key
-    )
-    assert answer.tokens.shape == (2,)
+    memory = remembering.memory()
+    answer = lambda prompt: ej.memory.reply(remembering, prompt, memory, 2, temperature=0.0, key=key)
+    assert jax.eval_shape(answer, tokens)[0].tokens.shape == (2,)
     ```
     """
     check_tokens(prompt=prompt)

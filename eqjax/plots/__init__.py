@@ -1,7 +1,7 @@
 """Pictures: how a state settles, how it loses its stability, how training went, what neurons do. Every function draws and
 returns a Matplotlib figure, but for `explorer`, which writes a page.
 
-The examples here begin from those of the [whole](../look-up.md), and from these:
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
 
 ```python
 import tempfile

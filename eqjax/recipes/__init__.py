@@ -1,6 +1,6 @@
 """What can be trained, each from its settings: the equilibrium language model, GPT-2, AEON, ARLL.
 
-The examples here begin from those of the [whole](../look-up.md), and from these:
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
 
 ```python
 import dataclasses

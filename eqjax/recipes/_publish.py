@@ -79,9 +79,14 @@ def push(
     check_kind(Run, "a run, such as `open_run(folder)`", run=run)
     check_kind((str, os.PathLike), "a folder, or hf://owner/name", where=where)
     if not isinstance(run.recipe, tuple(_KINDS.values())):
+        plain = isinstance(run.model, language.GPT2)  # `finish` writes it where it is
+        cure = (
+            "The folder model/ that this run leaves at its end is what others read, or what `save_gpt2(run.model, folder)` writes."
+            if plain
+            else "Only a run's folder holds it, for `open_run`."
+        )
         raise ValueError(
-            f"`run` is one of `eqjax {run.recipe.command}`; only those of {', '.join(_KINDS)} can be published. Of a GPT-2, "
-            "the run's folder model/ is what others read."
+            f"`run` is one of `eqjax {run.recipe.command}`; only those of {', '.join(_KINDS)} can be published. {cure}"
         )
     check_finite(run.model)
     name = os.fspath(where)

@@ -1,6 +1,6 @@
 """How a field settles: `relax` (Diffrax), `equilibrium` (Optimistix), and the solvers those libraries lack.
 
-The examples here begin from those of the [whole](../look-up.md), and from these:
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
 
 ```python
 tokens = jnp.ones((3, 4))

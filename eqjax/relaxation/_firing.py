@@ -77,9 +77,8 @@ class EventDriven(AbstractScheme):
     - `jumps (k,)`: times in ms, in order, at which the stimulus jumps. No step crosses them.
 
     ```python
-    neuron = ej.fields.LeakyIntegrateAndFire(current=15.0)
-    train = ej.relaxation.fire(neuron, jnp.zeros(1), t1=20.0, capacity=4, scheme=ej.relaxation.EventDriven())
-    assert jnp.isclose(train.times[0], 10 * jnp.log(3.0))
+    exact = ej.relaxation.EventDriven(jumps=jnp.array([10.0]))  # `fire(..., scheme=exact)`, with a stimulus from 10 ms on
+    assert exact.max_steps == 4096
     ```
     """
 

@@ -20,7 +20,7 @@ def warn_of_fresh(**trees: Any) -> None:
     """Warn, once, where a function in one of these is written in the call, and so compiles it anew at every call.
 
     ```python
-    ej.relaxation.warn_of_fresh(field=field)  # says nothing, since nothing in it is written here
+    assert ej.relaxation.warn_of_fresh(field=field) is None  # no function in it is written here
     ```
     """
     for name, tree in trees.items():

@@ -1,6 +1,6 @@
 """Adaptive resonance: fuzzy ART, its continuous field, ARLL; and AEON, which learns by how learning goes.
 
-The examples here begin from those of the [whole](../look-up.md), and from these:
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
 
 ```python
 import equinox as eqx

@@ -175,8 +175,7 @@ def resonant_adamw(
 
     ```python
     optimiser = ej.resonance.resonant_adamw(1e-3)  # `optax.adamw`, as long as no controller moves it
-    state = optimiser.init({"w": x})
-    updates, state = optimiser.update({"w": x}, state, {"w": x}, value=1.0)
+    assert optimiser.init({"w": x}).step == 0
     ```
     """
     controller = LossController() if controller is None else controller

@@ -90,8 +90,7 @@ def nearest_distance(art: FuzzyART, inputs: Float[Array, "n f"]) -> Float[Array,
     The categories are held: the gradient moves the inputs only.
 
     ```python
-    learned, _ = art.learn(inputs[:2])
-    assert ej.resonance.nearest_distance(learned, inputs[:2]).tolist() == [0, 0]
+    assert ej.resonance.nearest_distance(art, inputs).tolist() == [0, 0, 0]  # there are no categories yet
     ```
     """
     held = analytic.tree_held(art)

@@ -1,6 +1,6 @@
 """What a field does near a state: its spectrum, how it loses stability along a parameter, and what comes after.
 
-The examples here begin from those of the [whole](../look-up.md), and from these:
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
 
 ```python
 network, origin, key = ej.fields.GainNetwork(gain=0.5), jnp.zeros(2), jax.random.key(1)
@@ -8,7 +8,6 @@ gain = lambda f: f.gain
 branch = ej.stability.continuation(network, origin, where=gain, bounds=(0.0, 1.0), step=1.0, k=2)
 hopf = branch.special_points[-1]  # at gain .8
 turning, growth = ej.fields.StuartLandau(), lambda f: f.growth
-orbit = ej.stability.periodic_orbit(turning, jnp.array([1.0, 0.0]), period=6.0, intervals=4)
 ```
 """
 

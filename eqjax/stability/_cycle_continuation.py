@@ -116,10 +116,9 @@ def cycle_continuation(
     state is complex or a single number, or no cycle is found from `orbit`.
 
     ```python
-    cycles = ej.stability.cycle_continuation(
-        turning, orbit, where=growth, bounds=(0.5, 1.5), k=1, max_points=3
-    )
-    assert jnp.allclose(cycles.amplitudes**2, cycles.parameters, rtol=1e-3)
+    orbit = lambda f: ej.stability.periodic_orbit(f, jnp.array([1.0, 0.0]), period=6.0, intervals=4)
+    follow = lambda f: ej.stability.cycle_continuation(f, orbit(f), where=growth, bounds=(0.5, 2.0), k=1)
+    # `follow(turning)` has amplitudes √μ
     ```
     """
     z0, unravel = ravel_pytree(jax.tree.map(jnp.asarray, orbit.state))

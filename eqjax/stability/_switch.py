@@ -65,8 +65,8 @@ def switch(
     **Raises:** `ValueError` if `point` is none of these, the state is complex, or nothing is found that branches off.
 
     ```python
-    field, cycle = ej.stability.switch(network, branch, hopf, where=gain)
-    assert jnp.isclose(cycle.period, 2 * jnp.pi / 0.8, rtol=1e-2)
+    born = lambda f, branch, hopf: ej.stability.switch(f, branch, hopf, where=gain)
+    # `born(network, branch, hopf)`: the network beyond gain .8, and a small cycle of period 2π/.8
     ```
     """
     if isinstance(point, CyclePoint):

@@ -82,7 +82,8 @@ class Rightmost(AbstractTransform):
     **Arguments:** `solver`: a `SparseLU`.
 
     ```python
-    found = ej.stability.spectrum(network, origin, k=2, transform=ej.stability.Rightmost())
+    transform = ej.stability.Rightmost()  # `spectrum(..., transform=transform)`
+    assert transform.solver == ej.stability.SparseLU()
     ```
     """
 

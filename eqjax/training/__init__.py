@@ -1,6 +1,6 @@
 """The pure step, the loop around it, checkpoints and metrics; one run over any recipe.
 
-The examples here begin from those of the [whole](../look-up.md), and from these:
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
 
 ```python
 import dataclasses
