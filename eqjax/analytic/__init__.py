@@ -1,4 +1,15 @@
-"""Elementary functions that are right on real and complex arrays; losses; arithmetic on trees."""
+"""Elementary functions that are right on real and complex arrays; losses; arithmetic on trees.
+
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
+
+```python
+import equinox as eqx
+
+key = jax.random.key(1)
+q = jax.random.normal(key, (2, 3, 2))  # two heads, three tokens
+z = jax.lax.complex(start, x)  # i, i, i, i
+```
+"""
 
 from ._devices import (
     on_shards as on_shards,

@@ -25,6 +25,11 @@ class FactoredLogits(eqx.Module):
 
     **Arguments:** `hidden (..., C)`; `head (V, C)`, which has no batch axis: make these logits and read their loss under
     one `vmap`. `chunk`: tokens, at least 1.
+
+    ```python
+    logits = ej.analytic.FactoredLogits(jnp.zeros((3, 4)), jnp.ones((8, 4)))
+    assert jnp.isclose(ej.cross_entropy(logits, jnp.arange(3)), jnp.log(8.0))
+    ```
     """
 
     hidden: Float[Array, "... c"]
@@ -105,7 +110,12 @@ def squared_error(outputs: Inexact[Array, "..."], targets: Num[Array, "..."]) ->
 
 
 def rows(table: Inexact[Array, "v c"], index: Int[Array, " t"]) -> Inexact[Array, "t c"]:
-    """`table[index]`, NaN where there is no such row."""
+    """`table[index]`, NaN where there is no such row.
+
+    ```python
+    assert jnp.isnan(ej.analytic.rows(jnp.eye(4), jnp.array([1, 4]))[1]).all()
+    ```
+    """
     return table.at[index].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 

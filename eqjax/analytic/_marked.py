@@ -20,6 +20,11 @@ def for_marked(
     **Arguments:** `mask`; `body`, which keeps the structure of the state; `start`: the state before the first.
 
     **Returns:** the state after the last.
+
+    ```python
+    mask = jnp.array([True, False, True, False])
+    assert ej.analytic.for_marked(mask, lambda j, total: total + j, jnp.asarray(0)) == 2
+    ```
     """
     # A listing by cumulated sums takes five times as long as all that follows; words of bits are soon searched.
     marks = jnp.pad(mask, (0, -mask.size % _BITS)).reshape(-1, _BITS)

@@ -38,6 +38,16 @@ def ring_attention(
     reverse mode keeps what came by, O(T).
 
     **Raises:** `ValueError` outside of `jax.shard_map`, and for an odd number of tokens.
+
+    ```python
+    from jax.sharding import PartitionSpec as P
+
+    attend = lambda q: ej.analytic.ring_attention(q, q, q, "sequence")
+    mesh = jax.make_mesh((1,), ("sequence",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = P(None, "sequence")
+    shared = jax.shard_map(attend, mesh=mesh, in_specs=spec, out_specs=spec)
+    assert jax.eval_shape(shared, q[:, :2]).shape == (2, 2, 2)
+    ```
     """
     check_count(block=block)
     size, tokens = ring_size(axis), q.shape[1]
@@ -54,7 +64,16 @@ def ring_attention(
 
 
 def ring_size(axis: str) -> int:
-    """How many devices share tokens out over this axis; `ValueError` where there is no such axis."""
+    """How many devices share tokens out over this axis; `ValueError` where there is no such axis.
+
+    ```python
+    from jax.sharding import PartitionSpec as P
+
+    mesh = jax.make_mesh((1,), ("sequence",), axis_types=(jax.sharding.AxisType.Auto,))
+    size = lambda x: x + ej.analytic.ring_size("sequence")
+    assert jax.shard_map(size, mesh=mesh, in_specs=P("sequence"), out_specs=P("sequence"))(x)[0] == 2
+    ```
+    """
     there = tuple(jax.sharding.get_abstract_mesh().manual_axes)
     if axis not in there:
         raise ValueError(
@@ -71,6 +90,12 @@ class TokenRing(eqx.Module):
     **Arguments:** `mesh`; `axis`: which of its axes shares tokens out; `block`: as of `ring_attention`.
 
     **Raises:** `ValueError` if the mesh has no such axis.
+
+    ```python
+    mesh = jax.make_mesh((1,), ("sequence",), axis_types=(jax.sharding.AxisType.Auto,))
+    ring = ej.analytic.TokenRing(mesh)
+    block = ej.fields.in_ring(ej.fields.ThickBlock(4, 2, key=key), ring)
+    ```
     """
 
     mesh: Mesh = eqx.field(static=True)

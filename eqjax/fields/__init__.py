@@ -1,4 +1,14 @@
-"""Force fields: Equinox modules with the Diffrax signature `field(t, z, x) -> dz/dt`."""
+"""Force fields: Equinox modules with the Diffrax signature `field(t, z, x) -> dz/dt`.
+
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
+
+```python
+tokens, key = jnp.ones((3, 4)), jax.random.key(1)
+two, patterns = jnp.ones(2), jnp.eye(2)
+stored = jnp.array([[1.0, 1.0, -1.0, -1.0]])
+network = ej.fields.BinaryHopfield(ej.fields.hebb(stored))
+```
+"""
 
 from ._associative import (
     AdiabaticMemory as AdiabaticMemory,

@@ -16,14 +16,24 @@ from ._base import AbstractForceField, hyperparameter, scalar
 
 
 class Quadratic(eqx.Module):
-    """`½ Σ z²`: linear neurons."""
+    """`½ Σ z²`: linear neurons.
+
+    ```python
+    assert ej.fields.Quadratic()(x) == 2
+    ```
+    """
 
     def __call__(self, z: Inexact[Array, " n"]) -> Inexact[Array, ""]:
         return 0.5 * jnp.sum(z * z)
 
 
 class Softmax(eqx.Module):
-    """`(1/β) log Σ exp(β z)`: the activation is `softmax(β z)`."""
+    """`(1/β) log Σ exp(β z)`: the activation is `softmax(β z)`.
+
+    ```python
+    assert jnp.isclose(ej.fields.Softmax()(start), jnp.log(4.0))
+    ```
+    """
 
     beta: Float[Array, ""] = hyperparameter(default=1.0)
 
@@ -32,7 +42,12 @@ class Softmax(eqx.Module):
 
 
 class Polynomial(eqx.Module):
-    """`Σ relu(z)^n / n`, n ≥ 2: the activation is `relu(z)^(n-1)`; n = 2 is the rectified linear unit."""
+    """`Σ relu(z)^n / n`, n ≥ 2: the activation is `relu(z)^(n-1)`; n = 2 is the rectified linear unit.
+
+    ```python
+    assert ej.fields.Polynomial(2)(-x) == 0 < ej.fields.Polynomial(2)(x)
+    ```
+    """
 
     power: int = eqx.field(default=2, static=True)
 
@@ -44,7 +59,12 @@ class Polynomial(eqx.Module):
 
 
 class Spherical(eqx.Module):
-    """`√n · √(Σ (z - mean)² + n ε)`: the activation is a layer norm without gain."""
+    """`√n · √(Σ (z - mean)² + n ε)`: the activation is a layer norm without gain.
+
+    ```python
+    assert jnp.isclose(ej.fields.Spherical()(x), 4 * 1e-5**0.5)  # nothing is left but ε
+    ```
+    """
 
     eps: float = eqx.field(default=1e-5, static=True)
 
@@ -54,7 +74,12 @@ class Spherical(eqx.Module):
 
 
 class LogCosh(eqx.Module):
-    """`(1/β) Σ log cosh β z`: the activation is tanh(β z)."""
+    """`(1/β) Σ log cosh β z`: the activation is tanh(β z).
+
+    ```python
+    assert ej.fields.LogCosh()(start) == 0
+    ```
+    """
 
     beta: Float[Array, ""] = hyperparameter(default=1.0)
 
@@ -79,6 +104,12 @@ class AssociativeMemory(AbstractForceField):
     `Quadratic()` and `Softmax()`; `visible_bias`: a,
     `hidden_bias`: b, zero by default; `visible_time`, `hidden_time`: τ > 0, in units of the field's time, which training
     leaves alone.
+
+    ```python
+    memory = ej.fields.AssociativeMemory(patterns, hidden=ej.fields.Softmax(jnp.asarray(10.0)))
+    v, h = memory(0.0, (two, two), 0.0)
+    assert v.shape == (2,) and h.shape == (2,)
+    ```
     """
 
     visible: Callable[[Any], Any]
@@ -150,6 +181,11 @@ class AdiabaticMemory(AbstractForceField):
     `-(1/β) log Σ_μ exp(-(β/2) Σ_i (ξ_μi - v_i)²)`.
 
     **Arguments:** `memory`: the network; its `hidden_time` is ignored.
+
+    ```python
+    memory = ej.fields.AdiabaticMemory(ej.fields.pattern_memory(patterns))
+    assert jnp.linalg.norm(memory(0.0, patterns[0], 0.0)) < 1e-2  # it rests at what it stores
+    ```
     """
 
     memory: AssociativeMemory
@@ -176,6 +212,11 @@ class ClampedMemory(AbstractForceField):
     **Arguments:** `memory`: the network; `clamped`: indices of the held visible neurons, each once.
 
     **Raises:** `ValueError` if an index is out of range or given twice, or none is left free.
+
+    ```python
+    memory = ej.fields.ClampedMemory(ej.fields.pattern_memory(patterns), clamped=(0,))
+    assert memory.free == (1,)
+    ```
     """
 
     memory: AssociativeMemory
@@ -220,6 +261,11 @@ def pattern_memory(
     and the bias `b = -½ Σ_i ξ²`, with which the softmax compares distances.
 
     **Arguments:** `patterns`: ξ `(m, n)`; `beta`: β > 0; the times as in `AssociativeMemory`.
+
+    ```python
+    memory = ej.fields.pattern_memory(patterns, beta=10.0)
+    assert jnp.all(memory.hidden_bias == -0.5)
+    ```
     """
     check_positive(beta=beta)
     return AssociativeMemory(
@@ -235,6 +281,11 @@ def xor_memory(*, beta: float = 10.0, hidden_time: float = 0.1) -> ClampedMemory
     """XOR as recall: the four rows (a, b, a xor b) of its truth table are the patterns, and the bits a and b are
     clamped: `x = jnp.array([a, b])`. Start from v = .5 and h = 0; v settles at the answer if β ≥ .5 (read it by
     rounding), the nearer to 0 or 1 the larger β is. τ_v = 1.
+
+    ```python
+    memory = ej.fields.xor_memory(beta=10.0)
+    assert memory.clamped == (0, 1) and memory.memory.patterns.shape == (4, 3)
+    ```
     """
     table = jnp.array([[a, b, a ^ b] for a in (0, 1) for b in (0, 1)], jnp.result_type(float))
     memory = pattern_memory(table, beta=beta, hidden_time=hidden_time)
@@ -246,6 +297,10 @@ def hamming_memory(*, beta: float = 10.0, hidden_time: float = 0.1) -> Associati
 
     Start from v = the received word in {0, 1}, with h = 0, and no input (x = 0): v settles at the codeword if no more
     than one bit is wrong and β ≥ 3. τ_v = 1.
+
+    ```python
+    assert ej.fields.hamming_memory().patterns.shape == (16, 7)
+    ```
     """
     data = (jnp.arange(16)[:, None] >> jnp.arange(3, -1, -1)[None]) & 1
     parity = (data @ jnp.array([[1, 1, 0], [1, 0, 1], [0, 1, 1], [1, 1, 1]])) % 2

@@ -99,13 +99,30 @@ def negative_gradient(energy, z: PyTree[Array]) -> PyTree[Array]:
 
 def hyperparameter(*, unbounded: bool = False, **kwargs) -> Any:
     """A module field that holds a scalar array which a study may vary but training leaves alone. Of a force field it must be
-    finite, unless it is `unbounded`."""
+    finite, unless it is `unbounded`.
+
+    ```python
+    class Leak(ej.AbstractForceField):
+        rate: jax.Array = ej.fields.hyperparameter(default=1.0)
+
+        def __call__(self, t, z, x):
+            return x - self.rate * z
+
+
+    assert Leak(2.0).rate == 2 and not ej.trainable(Leak()).rate
+    ```
+    """
     metadata = {"hyperparameter": True, "unbounded": unbounded}
     return eqx.field(converter=scalar, metadata=metadata, **kwargs)
 
 
 def scalar(value: Any) -> Any:
-    """A scalar array of the default float dtype from a number; arrays pass unchanged."""
+    """A scalar array of the default float dtype from a number; arrays pass unchanged.
+
+    ```python
+    assert ej.fields.scalar(2).dtype == jnp.result_type(float)
+    ```
+    """
     # Strongly typed: a weak scalar would change type, and so recompile, when it is restored from disk.
     return jnp.asarray(value, jnp.result_type(float)) if isinstance(value, (int, float)) else value
 
@@ -169,7 +186,13 @@ class Realified(eqx.Module):
 
 
 def on_complex_vectors(product: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """A real-linear product that takes complex vectors too."""
+    """A real-linear product that takes complex vectors too.
+
+    ```python
+    product = ej.fields.on_complex_vectors(lambda v: 2 * v)
+    assert jnp.all(product(jax.lax.complex(start, x)).imag == 2)
+    ```
+    """
 
     def apply(v):
         if not is_complex(v):

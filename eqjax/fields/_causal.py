@@ -64,6 +64,11 @@ class AbstractCausalField(AbstractForceField):
 def written(
     memory: PyTree[Array], new: PyTree[Array], start: Int[Array, ""] | int
 ) -> PyTree[Array]:
-    """The memory with entries `new` from index `start`."""
+    """The memory with entries `new` from index `start`.
+
+    ```python
+    assert ej.fields.written(start, jnp.ones(1), 2).tolist() == [0, 0, 1, 0]
+    ```
+    """
     place = lambda whole, part: jax.lax.dynamic_update_slice_in_dim(whole, part, start, 0)
     return jax.tree.map(place, memory, new)

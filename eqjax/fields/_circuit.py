@@ -59,6 +59,12 @@ class Crossbar(AbstractForceField):
     - `gain`: A > 0, inf by default.
 
     **Raises:** `ValueError` for negative patterns or components that are not above 0.
+
+    ```python
+    circuit = ej.fields.Crossbar(ej.fields.pattern_memory(patterns), resistance=1e5, unit=1e-3)
+    v, h = circuit(0.0, (two, two), 0.0)
+    assert v.shape == (2,)
+    ```
     """
 
     conductance: Float[Array, "m n"]
@@ -177,6 +183,12 @@ class FiniteBandwidth(AbstractForceField):
     **Arguments:** `crossbar`: without clamped lines; its `gain` is not used. `bandwidth`: gain-bandwidth product, Hz.
 
     **Raises:** `ValueError` for a crossbar with clamped lines, or a bandwidth that is not above 0.
+
+    ```python
+    circuit = ej.fields.Crossbar(ej.fields.pattern_memory(patterns))
+    slow = ej.fields.FiniteBandwidth(circuit, bandwidth=1e6)
+    assert slow.crossbar is circuit
+    ```
     """
 
     crossbar: Crossbar
@@ -233,6 +245,12 @@ def to_spice(
 
     **Raises:** `ValueError` for values still being traced, negative components, and Lagrangians without a SPICE
     expression (those of this package have one).
+
+    ```python
+    memory = ej.fields.pattern_memory(patterns)
+    netlist = ej.fields.to_spice(memory, (two, two), t1=0.01)
+    assert netlist.rstrip().endswith(".end")
+    ```
     """
     circuit = circuit if isinstance(circuit, Crossbar) else Crossbar(circuit)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((circuit, z0, x))):

@@ -20,6 +20,11 @@ class SparseWeight(eqx.Module):
     - `values (n, k)`: what a spike of j does to them, mV.
 
     **Raises:** `ValueError` on shapes that differ or a target that does not exist.
+
+    ```python
+    weight = ej.fields.SparseWeight(targets=jnp.array([[1], [2]]), values=jnp.ones((2, 1)))  # 0 reaches 1, and 1 nobody
+    network = ej.fields.SpikingNetwork(ej.fields.LeakyIntegrateAndFire(), weight)
+    ```
     """
 
     targets: Int[Array, "n k"]
@@ -107,7 +112,13 @@ class Arrivals(eqx.Module):
 
 
 def arrivals(weight: Weight | None) -> Arrivals | None:
-    """What the spikes of a network with these weights bring."""
+    """What the spikes of a network with these weights bring.
+
+    ```python
+    arrivals = ej.fields.arrivals(jnp.ones((2, 2)))
+    assert ej.fields.arrivals(None) is None
+    ```
+    """
     if weight is None:
         return None
     if isinstance(weight, SparseWeight):

@@ -20,6 +20,11 @@ class Blocks(eqx.Module):
     """`Σ_k L_k(z_k)` over consecutive blocks z_k: each kind of neuron has its own Lagrangian.
 
     **Arguments:** `lagrangians`: callables `(n,) -> ()`; `sizes`: the n of each.
+
+    ```python
+    both = ej.fields.Blocks((ej.fields.Quadratic(), ej.fields.Quadratic()), (1, 3))
+    assert both(x) == ej.fields.Quadratic()(x)
+    ```
     """
 
     lagrangians: tuple[Callable[[Any], Any], ...]
@@ -45,6 +50,11 @@ class Context(eqx.Module):
     """Room for L embedded tokens, one to an attention neuron; the shape never changes, so nothing is compiled again.
 
     `rows (L, D)`: the embeddings. `written`: how many tokens were written so far; token t sits in row `t mod L`.
+
+    ```python
+    room = ej.fields.Context(rows=jnp.zeros((8, 2)), written=jnp.asarray(0))
+    assert room.rows.shape == (8, 2)
+    ```
     """
 
     rows: Float[Array, "L D"]
@@ -107,6 +117,12 @@ class EnergyTransformer(AbstractForceField):
       `Polynomial(2)`, and that energy has no lower bound once the patterns are large; a bounded activation of the
       visible neurons (`LogCosh()`: rails; `Spherical()`: a layer norm) bounds every trajectory.
     - `visible_time`, `hidden_time`: τ. `key`: random key of the patterns, which are drawn non-negative.
+
+    ```python
+    memory = ej.fields.EnergyTransformer(2, 3, context=2, key=key)
+    v, h = memory(0.0, (two, jnp.zeros(5)), patterns)  # two tokens to attend to, and three memories
+    assert h.shape == (5,)
+    ```
     """
 
     patterns: Float[Array, "M D"]
@@ -188,6 +204,12 @@ class AdiabaticTransformer(AbstractForceField):
     """An `EnergyTransformer` whose hidden neurons follow at once; see `AdiabaticMemory`. The state is v `(D,)`.
 
     **Arguments:** `transformer`: the network; its `hidden_time` is ignored.
+
+    ```python
+    memory = ej.fields.EnergyTransformer(2, 3, context=2, key=key)
+    fast = ej.fields.AdiabaticTransformer(memory)
+    assert fast(0.0, two, patterns).shape == two.shape
+    ```
     """
 
     transformer: EnergyTransformer
@@ -218,11 +240,14 @@ class EnergyTransformerLM(AbstractEquilibriumModel):
     One sequence settles once and gives the logits of the token after it. To generate, append and settle again:
 
     ```python
-    read = model.reader(lambda field, z, x: ej.equilibrium(field, z, x, solver=ej.Anderson(1e-5, mixing=0.01)))
-    context = model.encode(prompt)
-    new, _, _ = ej.language.autoregress(
-        read, model.answer(context, settle), context, 100, sampler=ej.language.Sampler(0.0), key=key
+    memory = ej.fields.EnergyTransformer(2, 3, context=4, key=key)
+    model = ej.fields.EnergyTransformerLM(memory, vocabulary=8, key=key)
+    settle = lambda f, z, x: ej.equilibrium(f, z, x, solver=ej.Anderson(1e-5, mixing=0.01))
+    greedy, read = ej.language.Sampler(0.0), model.reader(settle)
+    write = lambda context, n: ej.language.autoregress(
+        read, model.answer(context, settle), context, n, sampler=greedy, key=key
     )
+    context = model.encode(jnp.array([1, 2]))  # `write(context, 100)[0].tokens`
     ```
 
     **Arguments:**

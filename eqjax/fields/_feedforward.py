@@ -30,6 +30,12 @@ class FeedForward(AbstractForceField):
     by default the logistic function; holomorphic if complex states are wanted. `key`: random key of the weights.
 
     **Raises:** `ValueError` for fewer than two sizes, or one below 1.
+
+    ```python
+    network = ej.fields.FeedForward([4, 3, 2], key=key)
+    force = network(0.0, (jnp.zeros(3), jnp.zeros(2)), x)
+    assert [f.shape for f in force] == [(3,), (2,)]
+    ```
     """
 
     weights: tuple[Float[Array, "_ _"], ...]
@@ -100,6 +106,11 @@ def feed_forward_model(
     """A `FeedForward` network as a model: inputs `(sizes[0],)` are clamped, the last layer `(sizes[-1],)` answers.
 
     **Arguments, raises:** as for `FeedForward`.
+
+    ```python
+    network = ej.fields.feed_forward_model([4, 3, 2], key=key)
+    assert [h.shape for h in network.initial(x)] == [(3,), (2,)]
+    ```
     """
     field = FeedForward(sizes, activation=activation, key=key)
     return EquilibriumModel(

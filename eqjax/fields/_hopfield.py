@@ -24,6 +24,10 @@ def hebb(patterns: Float[Array, "p n"]) -> Float[Array, "n n"]:
     Random patterns are recalled up to a load p/n of about .138, and correlated ones hardly at all.
 
     **Arguments:** `patterns` `(p, n)`, each entry -1 or +1, else `ValueError`. **Returns:** the weight `(n, n)`.
+
+    ```python
+    assert ej.fields.hebb(stored).shape == (4, 4)
+    ```
     """
     patterns = _checked_patterns(patterns)
     return _hollow(patterns.T @ patterns) / patterns.shape[1]
@@ -35,6 +39,10 @@ def storkey(patterns: Float[Array, "p n"]) -> Float[Array, "n n"]:
     `ΔW_ij = (ξ_i ξ_j - ξ_i h_ji - h_ij ξ_j) / n`, `h_ij = Σ_{k ≠ i, j} W_ik ξ_k`, for one pattern after the other.
 
     **Arguments, returns:** as `hebb`.
+
+    ```python
+    assert ej.fields.storkey(stored).shape == (4, 4)
+    ```
     """
     patterns = _checked_patterns(patterns)
     n = patterns.shape[1]
@@ -54,6 +62,10 @@ def pseudo_inverse(patterns: Float[Array, "p n"]) -> Float[Array, "n n"]:
     Every pattern, correlated or not, is a fixed point up to p = n - 1, though its basin shrinks on the way.
 
     **Arguments, returns:** as `hebb`.
+
+    ```python
+    assert jnp.all(jnp.diagonal(ej.fields.pseudo_inverse(stored)) == 0)
+    ```
     """
     patterns = _checked_patterns(patterns)
     projection = jnp.linalg.pinv(patterns) @ patterns
@@ -68,6 +80,11 @@ class BinaryHopfield(eqx.Module):
     **Arguments:** `weight (n, n)`: symmetric, with no negative diagonal entry; `threshold (n,)`: θ, zero by default.
 
     **Raises:** `ValueError` if the weight is not square, not symmetric, or has a negative diagonal entry.
+
+    ```python
+    network = ej.fields.BinaryHopfield(ej.fields.hebb(stored))
+    assert ej.fields.recall(network, stored[0], key=key).state.tolist() == stored[0].tolist()
+    ```
     """
 
     weight: Float[Array, "_ _"]
@@ -102,7 +119,13 @@ class AbstractOrder(eqx.Module):
 
 
 class Asynchronous(AbstractOrder):
-    """One neuron at a time, in a new random order in every sweep: the energy never rises."""
+    """One neuron at a time, in a new random order in every sweep: the energy never rises.
+
+    ```python
+    order = ej.fields.Asynchronous()
+    assert ej.fields.recall(network, stored[0], order=order, key=key).fixed
+    ```
+    """
 
     random: ClassVar[bool] = True
 
@@ -117,7 +140,13 @@ class Asynchronous(AbstractOrder):
 
 
 class Synchronous(AbstractOrder):
-    """All neurons at once, which may end in a cycle of two states."""
+    """All neurons at once, which may end in a cycle of two states.
+
+    ```python
+    order = ej.fields.Synchronous()
+    assert ej.fields.recall(network, stored[0], order=order).fixed
+    ```
+    """
 
     random: ClassVar[bool] = False
 
@@ -152,6 +181,12 @@ def recall(
     **Returns:** a `Recall`; a synchronous cycle ends with `fixed` false.
 
     **Raises:** `ValueError` on other entries, on a missing key, and on `max_sweeps` below 1.
+
+    ```python
+    cue = stored[0].at[0].multiply(-1.0)
+    found = ej.fields.recall(network, cue, key=key)
+    assert found.fixed
+    ```
     """
     if order.random and key is None:
         raise ValueError(
@@ -188,6 +223,11 @@ class ContinuousHopfield(AbstractForceField):
     (n,) or a scalar.
 
     **Raises:** `ValueError` if the weight is not square or not symmetric, or τ is not above 0.
+
+    ```python
+    network = ej.fields.ContinuousHopfield(ej.fields.hebb(stored))
+    assert network.energy(start, 0.0) == 0
+    ```
     """
 
     weight: Float[Array, "_ _"]

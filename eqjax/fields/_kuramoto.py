@@ -20,6 +20,11 @@ class Kuramoto(AbstractForceField):
     `r = √(1 - 2γ/K)` beyond K_c = 2γ.
 
     **Arguments:** `frequencies (n,)`: ω in rad per unit of time. `coupling`: K.
+
+    ```python
+    oscillators = ej.fields.Kuramoto(jnp.array([-1.0, 1.0]), coupling=2.0)
+    assert jnp.abs(oscillators(0.0, jnp.array([-0.25, 0.25]) * jnp.pi)).max() < 1e-12  # locked: 2 ω = K sin Δθ
+    ```
     """
 
     frequencies: Float[Array, " n"]
@@ -40,6 +45,11 @@ class KuramotoNetwork(AbstractForceField):
     **Arguments:** `frequencies (n,)`: ω in rad per unit of time. `weight (n, n)`: `weight[i, j]` is how j pulls i.
 
     **Raises:** `ValueError` if the weight is not square or not of the oscillators' number.
+
+    ```python
+    oscillators = ej.fields.KuramotoNetwork(two, jnp.zeros((2, 2)))
+    assert jnp.all(oscillators(0.0, two) == two)  # each by itself
+    ```
     """
 
     frequencies: Float[Array, " n"]
@@ -60,6 +70,10 @@ def order_parameter(phases: Float[Array, "*batch n"]) -> Complex[Array, "*batch"
     """`r e^{iψ} = mean_j e^{iθ_j}` over the last axis: r is 1 in step, and about n^-½ for phases at random.
 
     **Arguments:** `phases (…, n)`, rad. **Returns:** a complex array (…).
+
+    ```python
+    assert jnp.isclose(jnp.abs(ej.fields.order_parameter(x)), 1)  # all in step
+    ```
     """
     return jax.lax.complex(jnp.mean(jnp.cos(phases), axis=-1), jnp.mean(jnp.sin(phases), axis=-1))
 

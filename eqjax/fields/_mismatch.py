@@ -38,6 +38,11 @@ def perturbed(field: Any, spread: ScalarLike, key: PRNGKeyArray) -> Any:
 
     The same realisation gives force, JVP and VJP. **Arguments:** `field`; `spread`: relative standard deviation;
     `key`: random key of the realisation.
+
+    ```python
+    device = ej.fields.perturbed(field, 0.01, key)
+    assert not jnp.any(device.weight == field.weight)
+    ```
     """
     return _varied(field, deviations(field, spread, key))
 
@@ -49,6 +54,11 @@ class Mismatched(AbstractForceField):
     parameters are `nominal · (1 + spread · N(0, 1))`.
 
     **Arguments:** `field`: the nominal field; `spread`: relative standard deviation, ≥ 0; `key`: which device.
+
+    ```python
+    device = ej.fields.Mismatched(field, 0.01, key=key)
+    assert 0 < jnp.abs(device(0.0, x, x) - field(0.0, x, x)).max() < 0.1
+    ```
     """
 
     field: AbstractForceField

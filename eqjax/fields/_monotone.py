@@ -66,6 +66,11 @@ class MonotoneBlock(AbstractSplitField, AbstractCausalField):
     β = 1/C, so that s_h = ‖Q_h‖ ‖K_h‖ does not grow with width.
 
     **Arguments:** as `ThickBlock` (without `qknorm`), and `margin`: m > 0, below 1 + leak.
+
+    ```python
+    block = ej.fields.MonotoneBlock(width=4, heads=2, margin=0.2, key=key)
+    assert block.causal
+    ```
     """
 
     causal: ClassVar[bool] = True

@@ -33,6 +33,12 @@ class HodgkinHuxley(AbstractForceField):
     Repetitive firing begins and ends in Hopf bifurcations at I = 9.7754 and 154.52.
 
     **Raises:** `ValueError` on a negative conductance or a capacitance not above 0.
+
+    ```python
+    neuron = ej.fields.HodgkinHuxley(current=10.0)
+    rest = jnp.array([-65.0, 0.053, 0.596, 0.318])
+    assert abs(neuron(0.0, rest)[0] - 10) < 0.1  # at rest all that drives it is the current
+    ```
     """
 
     g_Na: Float[Array, "..."] = hyperparameter(default=120.0)
@@ -91,6 +97,11 @@ class MorrisLecar(AbstractForceField):
 
     **Arguments:** `g_Ca`, `g_K`, `g_L`: mS/cm². `E_Ca`, `E_K`, `E_L`, `V1` to `V4`: mV. `C`: µF/cm². `rate`: φ, 1/ms.
     `current`: I, µA/cm².
+
+    ```python
+    neuron = ej.fields.MorrisLecar(current=100.0)
+    assert neuron(0.0, jnp.array([-60.0, 0.0])).shape == (2,)
+    ```
     """
 
     g_Ca: Float[Array, "..."] = hyperparameter(default=4.4)

@@ -14,6 +14,11 @@ class Brusselator(AbstractForceField):
     The fixed point (A, B/A) loses stability in a Hopf bifurcation at B = 1 + A², where ω = A.
 
     **Arguments:** `a`, `b`: A > 0 and B.
+
+    ```python
+    oscillator = ej.fields.Brusselator(a=2.0, b=3.0)
+    assert not oscillator(0.0, jnp.array([2.0, 1.5])).any()  # at rest in (A, B/A)
+    ```
     """
 
     a: Float[Array, ""] = hyperparameter(default=1.0)
@@ -30,6 +35,11 @@ class Lorenz(AbstractForceField):
 
     The origin splits in a pitchfork at ρ = 1; its two offspring, at `x = y = ±√(β (ρ - 1))`, `z = ρ - 1`, lose
     stability in a subcritical Hopf bifurcation at `ρ = σ (σ + β + 3) / (σ - β - 1)`, 470/19 by default.
+
+    ```python
+    butterfly = ej.fields.Lorenz(rho=28.0)
+    assert not butterfly(0.0, jnp.zeros(3)).any()
+    ```
     """
 
     sigma: Float[Array, ""] = hyperparameter(default=10.0)
@@ -47,6 +57,11 @@ class FitzHughNagumo(AbstractForceField):
     At rest for weak and for strong currents; in between, from one Hopf bifurcation to the other, it fires.
 
     **Arguments:** `a`, `b`; `rate`: φ; `current`: I.
+
+    ```python
+    neuron = ej.fields.FitzHughNagumo(current=0.5)
+    assert jnp.allclose(neuron(0.0, jnp.zeros(2)), jnp.array([0.5, 0.08 * 0.7]))
+    ```
     """
 
     a: Float[Array, ""] = hyperparameter(default=0.7)
@@ -66,6 +81,11 @@ class VanDerPol(AbstractForceField):
     The origin turns unstable at μ = 0, where ω = 1: a degenerate Hopf point, since what is nonlinear vanishes there too.
 
     **Arguments:** `damping`: μ.
+
+    ```python
+    oscillator = ej.fields.VanDerPol(damping=1.0)
+    assert oscillator(0.0, jnp.array([1.0, 2.0])).tolist() == [2, -1]
+    ```
     """
 
     damping: Float[Array, ""] = hyperparameter(default=1.0)
@@ -82,6 +102,11 @@ class StuartLandau(AbstractForceField):
     `exp(-2μT)`. For l < 0 subcritical.
 
     **Arguments:** `growth`: μ; `frequency`: ω; `saturation`: l; `shear`: c.
+
+    ```python
+    oscillator = ej.fields.StuartLandau(growth=1.0, frequency=2.0)
+    assert oscillator(0.0, jnp.array([1.0, 0.0])).tolist() == [0, 2]  # round its cycle
+    ```
     """
 
     growth: Float[Array, ""] = hyperparameter(default=1.0)

@@ -118,6 +118,10 @@ def in_ring(model: PyTree, ring: analytic.TokenRing | None) -> PyTree:
     The same to rounding, and in all derivatives. What is remembered token by token (`TokenOrder`) stays on one device.
 
     **Raises:** `ValueError` if there is no `Attention` in it.
+
+    ```python
+    assert ej.fields.in_ring(ej.fields.ThickBlock(4, 2, key=key), None).causal
+    ```
     """
     mine = lambda node: isinstance(node, Attention)
     if not any(map(mine, jax.tree.leaves(model, is_leaf=mine))):

@@ -32,6 +32,11 @@ class RecurrentField(AbstractForceField):
 
     **Arguments:** `size`: units n ≥ 2. `strength`: γ ≥ 0. `asymmetry`: r in [0, 1]. `activation`: φ, holomorphic
     if complex states are wanted (tanh by default). `key`: random key of the weight.
+
+    ```python
+    network = ej.fields.RecurrentField(4, strength=0.5, asymmetry=0.8, key=key)
+    assert jnp.all(network(0.0, start, x) == x + network.bias)
+    ```
     """
 
     activation: Callable[[Any], Any] = eqx.field(static=True)
@@ -88,6 +93,11 @@ class GainNetwork(AbstractForceField):
     **Arguments:** `gain`: α. `weight`: W `(n, n)`, where `weight[i, j]` is how j drives i. The input x `(n,)` may be None.
 
     **Raises:** `ValueError` if the weight is not square.
+
+    ```python
+    network = ej.fields.GainNetwork(gain=0.5)
+    assert not network(0.0, jnp.zeros(2)).any()
+    ```
     """
 
     gain: Float[Array, ""] = hyperparameter(default=0.1)

@@ -31,6 +31,11 @@ class LeakyIntegrateAndFire(AbstractForceField):
     - `stimulus`: a function of time (ms) that is added to the current, nA; so is the clamped input `x`, if not None.
 
     **Raises:** `ValueError` on a parameter outside these bounds.
+
+    ```python
+    neuron = ej.fields.LeakyIntegrateAndFire(tau=10.0, current=20.0)
+    assert neuron(0.0, jnp.asarray(0.0)) == 2
+    ```
     """
 
     tau: Float[Array, "..."] = hyperparameter(default=10.0)
@@ -80,7 +85,13 @@ class AbstractSynapse(eqx.Module):
 
 
 class DeltaSynapse(AbstractSynapse):
-    """v jumps by w, in neurons that are not refractory."""
+    """v jumps by w, in neurons that are not refractory.
+
+    ```python
+    synapse = ej.fields.DeltaSynapse()
+    assert not synapse.decay(two).any()
+    ```
+    """
 
     def deliver(self, v, s, kick, active):
         return jnp.where(active, v + kick, v), s
@@ -93,7 +104,13 @@ class DeltaSynapse(AbstractSynapse):
 
 
 class ExponentialSynapse(AbstractSynapse):
-    """s jumps by w and decays: `τ v̇ = … + s`, `τ_s ṡ = -s`. **Arguments:** `tau`: τ_s, ms."""
+    """s jumps by w and decays: `τ v̇ = … + s`, `τ_s ṡ = -s`. **Arguments:** `tau`: τ_s, ms.
+
+    ```python
+    synapse = ej.fields.ExponentialSynapse(tau=2.0)
+    assert jnp.all(synapse.decay(two) == -two / 2)
+    ```
+    """
 
     tau: Float[Array, ""] = hyperparameter(default=5.0)
 
@@ -119,6 +136,12 @@ class SpikingNetwork(AbstractForceField):
     - `synapse`: `DeltaSynapse()` or `ExponentialSynapse(tau)`.
 
     **Raises:** `ValueError` if the weight is not square.
+
+    ```python
+    network = ej.fields.SpikingNetwork(ej.fields.LeakyIntegrateAndFire(), jnp.ones((2, 2)))
+    dv, ds = network(0.0, (two, two))
+    assert not ds.any()
+    ```
     """
 
     neurons: LeakyIntegrateAndFire

@@ -59,6 +59,11 @@ class ThickBlock(AbstractSplitField, AbstractCausalField):
     - `qknorm`: RMS-normalise queries and keys per head.
     - `residual_scale`: factor on the initial W_O and W_down.
     - `expansion`: hidden width of the MLP over C. `key`: random key of the initial weights.
+
+    ```python
+    block = ej.fields.ThickBlock(width=4, heads=2, leak=1.0, key=key)
+    assert block(0.0, tokens, tokens).shape == tokens.shape and block.causal
+    ```
     """
 
     causal: ClassVar[bool] = True
@@ -129,6 +134,11 @@ class EnergyBlock(AbstractEnergyField):
     next-token training refuses it.
 
     **Arguments:** as `ThickBlock`; `residual_scale` scales the initial patterns, queries and keys.
+
+    ```python
+    block = ej.fields.EnergyBlock(width=4, heads=2, key=key)
+    assert not block.causal  # a key feels later queries
+    ```
     """
 
     causal: ClassVar[bool] = False
@@ -171,6 +181,11 @@ class RealBlock(AbstractSplitField, AbstractCausalField):
     At `s = 0` the block is a causal gradient flow; `s` turns the non-reciprocal part on.
 
     **Arguments:** as `ThickBlock`, and `nonreciprocity`: s, a scalar that training leaves alone.
+
+    ```python
+    block = ej.fields.RealBlock(width=4, heads=2, nonreciprocity=0.5, key=key)
+    assert block.causal
+    ```
     """
 
     causal: ClassVar[bool] = True

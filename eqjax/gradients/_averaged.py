@@ -24,6 +24,11 @@ class Averaged(AbstractOuterEstimator):
     accepted what some repeat accepted; `states` are those of the first repeat.
 
     **Arguments:** `estimator`; `repeats`: at least 2. Needs `key`.
+
+    ```python
+    estimator = ej.gradients.Averaged(ej.AsymEP(read_noise=0.01), repeats=8)  # called with a `key`
+    assert estimator.objective == "equilibrium"
+    ```
     """
 
     estimator: AbstractEstimator

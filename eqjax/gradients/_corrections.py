@@ -35,7 +35,12 @@ class AbstractCorrection(eqx.Module):
 
 
 class ExactCorrection(AbstractCorrection):
-    """One product with J and one with Jᵀ: exact, and as non-local as automatic differentiation."""
+    """One product with J and one with Jᵀ: exact, and as non-local as automatic differentiation.
+
+    ```python
+    estimator = ej.AsymEP(correction=ej.gradients.ExactCorrection())  # the default
+    ```
+    """
 
     def prepare(self, response, key):
         return None
@@ -48,7 +53,12 @@ class ExactCorrection(AbstractCorrection):
 
 
 class NoCorrection(AbstractCorrection):
-    """None: vector-field equilibrium propagation, right only where J is symmetric."""
+    """None: vector-field equilibrium propagation, right only where J is symmetric.
+
+    ```python
+    estimator = ej.AsymEP(correction=ej.gradients.NoCorrection())  # `VectorFieldEP`, in other words
+    ```
+    """
 
     def prepare(self, response, key):
         return None
@@ -71,6 +81,10 @@ class ProbeCorrection(AbstractCorrection):
 
     **Arguments:** `probes`: K, at most the state's size n (None: all n); `radius`: h relative to `max(‖z*‖, 1)`,
     by default the cube root of the rounding unit.
+
+    ```python
+    estimator = ej.AsymEP(correction=ej.gradients.ProbeCorrection(probes=4))  # called with a `key`
+    ```
     """
 
     probes: int | None = eqx.field(default=None, static=True)

@@ -193,20 +193,37 @@ class AbstractOuterEstimator(AbstractEstimator):
 
 
 def by_sample(estimator: AbstractEstimator) -> Callable[[Any], bool]:
-    """Which leaves of an estimator have an entry for every sample."""
+    """Which leaves of an estimator have an entry for every sample.
+
+    ```python
+    every = ej.AsymEP(beta=jnp.full(2, 1e-3))
+    assert ej.gradients.by_sample(every)(every.nudged.beta)
+    ```
+    """
     each = {id(value) for value in estimator.per_sample() if np.ndim(value)}
     return lambda leaf: id(leaf) in each
 
 
 def accepted_mean(values: Float[Array, "*b"], accepted: Bool[Array, " b"]) -> Float[Array, ""]:
-    """The mean over accepted samples; NaN when there are none."""
+    """The mean over accepted samples; NaN when there are none.
+
+    ```python
+    assert ej.gradients.accepted_mean(jnp.array([1.0, 5.0]), jnp.array([True, False])) == 1
+    ```
+    """
     total = jnp.sum(jnp.where(accepted, values, jnp.zeros_like(values)))
     return total / jnp.sum(accepted).astype(values.dtype)
 
 
 def borrow(accepted: Bool[Array, "*b"], tree: PyTree) -> PyTree:
     """Replace each rejected sample by an accepted one. It enters with weight zero, so what it holds does not
-    matter as long as it is finite: 0 · NaN would spoil its neighbours."""
+    matter as long as it is finite: 0 · NaN would spoil its neighbours.
+
+    ```python
+    seen = ej.gradients.borrow(jnp.array([True, False]), jnp.array([1.0, jnp.nan]))
+    assert seen.tolist() == [1, 1]
+    ```
+    """
     index = jnp.where(accepted, jnp.arange(accepted.size), jnp.argmax(accepted))
     return jax.tree.map(lambda leaf: leaf[index] if eqx.is_array(leaf) else leaf, tree)
 
@@ -313,7 +330,12 @@ def needed_key(key: Any, why: str) -> Any:
 
 
 def batch_keys(key: Any, size: int) -> Any:
-    """A key per sample, or None; keys that already are are not split again."""
+    """A key per sample, or None; keys that already are are not split again.
+
+    ```python
+    assert ej.gradients.batch_keys(jax.random.key(0), 3).shape == (3,)
+    ```
+    """
     return key if key is None or _each(key) else jax.random.split(key, size)
 
 

@@ -59,7 +59,12 @@ class AbstractEligibility(eqx.Module):
 # Backpropagation keeps the trajectory for it, RTRL the matrix ∂z/∂θ instead.
 class ExactEligibility(AbstractEligibility):
     """The whole matrix, `e ← Φ_z e + ε ∂F/∂θ`: real-time recurrent learning (Williams & Zipser 1989). Memory n·P per
-    sample: for small models."""
+    sample: for small models.
+
+    ```python
+    estimator = ej.ForwardEligibility(steps=200, eligibility=ej.gradients.ExactEligibility())
+    ```
+    """
 
     draws: ClassVar[int] = 1
 
@@ -90,7 +95,13 @@ class ExactEligibility(AbstractEligibility):
 
 class RandomDirections(AbstractEligibility):
     """Forward gradients: `e ≈ (e u) uᵀ` along random directions `u ~ N(0, I)` of parameter space (Baydin et al. 2022;
-    Silver et al. 2022). Unbiased; the variance of one draw is about P times the squared gradient."""
+    Silver et al. 2022). Unbiased; the variance of one draw is about P times the squared gradient.
+
+    ```python
+    random = ej.gradients.RandomDirections(draws=8)
+    estimator = ej.ForwardEligibility(eligibility=random)  # called with a `key`
+    ```
+    """
 
     draws: int = eqx.field(default=1, static=True)
 
@@ -118,7 +129,12 @@ class RandomDirections(AbstractEligibility):
 class LowRank(AbstractEligibility):
     """Rank-one sketches `e ≈ z̃ θ̃ᵀ`, unbiased (UORO: Tallec & Ollivier 2018), averaged over independent `draws`.
 
-    `z̃ ← ρ₀ Φ_z z̃ + ρ₁ ν`, `θ̃ ← θ̃/ρ₀ + νᵀ(ε ∂F/∂θ)/ρ₁` with random signs ν; the ρ balance the norms."""
+    `z̃ ← ρ₀ Φ_z z̃ + ρ₁ ν`, `θ̃ ← θ̃/ρ₀ + νᵀ(ε ∂F/∂θ)/ρ₁` with random signs ν; the ρ balance the norms.
+
+    ```python
+    estimator = ej.ForwardEligibility(eligibility=ej.gradients.LowRank(draws=4))  # called with a `key`
+    ```
+    """
 
     draws: int = eqx.field(default=1, static=True)
 

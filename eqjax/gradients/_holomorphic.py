@@ -91,6 +91,11 @@ class LockIn(AbstractContrast):
 
     **Arguments:** `period`: 2π/ω, in units of the field's time; `periods`, `transient`: how many are demodulated, and
     left out first; `step`: of the integration, a whole number of times in the period; `solver`: a Diffrax solver.
+
+    ```python
+    nudge = ej.Nudge(contrast=ej.gradients.LockIn(period=60.0, step=0.1))
+    estimator = ej.HolomorphicEP(nudged=nudge, beta=1e-2)
+    ```
     """
 
     period: float = eqx.field(default=60.0, static=True)

@@ -128,6 +128,11 @@ class AdjointCoordinates(AbstractContrast):
     phases: anchored there, what the free phase left unsettled is not divided by β. With a `radius`, β follows
     the iterate, `β = radius · ‖z*‖ / ‖a‖`, so the *settled* displacement is `radius · ‖z*‖`; all phases share one β and
     settle as one system.
+
+    ```python
+    nudged = ej.Nudge(contrast=ej.gradients.AdjointCoordinates())
+    assert ej.AsymEP(nudged=nudged).nudged.contrast == ej.Nudge().contrast  # the default
+    ```
     """
 
     def settle(self, phases, nudge):
@@ -164,6 +169,12 @@ class SharedAdjoint(AbstractContrast):
     phase and a state of a single phase: the fastest of the three. The phases mirror one another, so they are
     not nudged equilibria each by itself; on a linear field with a quadratic loss nothing is left of the error.
     `nudged_residual` is an upper bound here.
+
+    ```python
+    estimator = ej.AsymEP(nudged=ej.Nudge(contrast=ej.gradients.SharedAdjoint()))
+    estimate = estimator(model, ej.squared_error, batch)
+    assert jnp.allclose(estimate.grads.field.weight, exact, rtol=1e-2, atol=1e-3)
+    ```
     """
 
     def settle(self, phases, nudge):
@@ -202,7 +213,12 @@ class SharedAdjoint(AbstractContrast):
 class RawStates(AbstractContrast):
     """The literal form, as hardware would run it: relax `F(z) - (J - Jᵀ)(z - z*) - β ∂L/∂z` from z*, each phase by
     itself, and contrast the states. The tolerance of a nudged solver that is given is relative to ‖z‖, and so must be far
-    tighter than the adjoint residual that is wanted. A `radius` sets `β = radius · ‖z*‖ / ‖∂L/∂z‖`."""
+    tighter than the adjoint residual that is wanted. A `radius` sets `β = radius · ‖z*‖ / ‖∂L/∂z‖`.
+
+    ```python
+    estimator = ej.AsymEP(nudged=ej.Nudge(contrast=ej.gradients.RawStates()), beta=1e-3)
+    ```
+    """
 
     def settle(self, phases, nudge):
         response = phases.response

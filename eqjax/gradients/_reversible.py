@@ -32,6 +32,12 @@ class Reversible(eqx.Module):
 
     **Arguments:** `coupling`: λ in (0, 1); by default `1 - 2εk`, at most .9, with k the fastest rate of the field at the start
     (10 products with its Jacobian), but never so small that going back leaves less than four digits.
+
+    ```python
+    estimator = ej.BPTT(steps=20, solver=ej.gradients.Reversible())
+    estimate = estimator(model, ej.squared_error, batch)
+    assert estimate.report.accepted.all()
+    ```
     """
 
     coupling: float | None = eqx.field(default=None, static=True)

@@ -25,7 +25,13 @@ class AbstractStencil(eqx.Module):
 
 
 class OneSided(AbstractStencil):
-    """One nudged phase, at β: half the cost of two, error O(β)."""
+    """One nudged phase, at β: half the cost of two, error O(β).
+
+    ```python
+    estimator = ej.AsymEP(nudged=ej.Nudge(stencil=ej.gradients.OneSided()))
+    assert estimator.nudged.stencil == ej.gradients.OneSided()
+    ```
+    """
 
     @property
     def order(self):
@@ -37,7 +43,13 @@ class OneSided(AbstractStencil):
 
 class Central(AbstractStencil):
     """`2·pairs` real phases at `±β j/pairs`, error O(β^(2·pairs)) by Richardson extrapolation; one pair is the
-    symmetric contrast `(z₋ - z₊)/(2β)`."""
+    symmetric contrast `(z₋ - z₊)/(2β)`.
+
+    ```python
+    estimator = ej.AsymEP(nudged=ej.Nudge(stencil=ej.gradients.Central(pairs=2)))  # four phases
+    assert estimator.nudged.stencil.pairs == 2
+    ```
+    """
 
     pairs: int = eqx.field(default=1, static=True)
 
@@ -58,7 +70,12 @@ class Central(AbstractStencil):
 
 class RootsOfUnity(AbstractStencil):
     """`points` complex phases at `β e^(2πik/N)`: Cauchy's integral by the trapezoidal rule, error O(β^N) inside the
-    radius of analyticity (Laborieux & Zenke 2022). Two points are the symmetric contrast."""
+    radius of analyticity (Laborieux & Zenke 2022). Two points are the symmetric contrast.
+
+    ```python
+    assert ej.gradients.RootsOfUnity(points=4).points == 4
+    ```
+    """
 
     points: int = eqx.field(default=4, static=True)
 

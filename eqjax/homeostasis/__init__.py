@@ -1,4 +1,22 @@
-"""What holds a field settled while it learns: penalties, controllers, homeostats, rails."""
+"""What holds a field settled while it learns: penalties, controllers, homeostats, rails.
+
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
+
+```python
+import optax
+
+
+class Leak(ej.AbstractForceField):
+    def __call__(self, t, z, x):
+        return x - z
+
+
+leak, key = Leak(), jax.random.key(1)
+report = ej.OracleAdjoint()(model, ej.squared_error, batch).report
+tokens = jnp.ones((3, 4))
+alone = ej.fields.ThickBlock(4, 2, attention_gain=0.0, residual_scale=0.0, key=key)  # F = x - 2 z
+```
+"""
 
 from ._controllers import (
     PI as PI,

@@ -24,7 +24,14 @@ class AbstractController(eqx.Module):
 
 
 class Constant(AbstractController):
-    """The same weight whatever the signal. As an array it can be changed without compiling anew."""
+    """The same weight whatever the signal. As an array it can be changed without compiling anew.
+
+    ```python
+    controller = ej.homeostasis.Constant(2.0)
+    weight, _ = controller(controller.init(), jnp.asarray(5.0))
+    assert weight == 2
+    ```
+    """
 
     weight: float | Array = 1.0
 
@@ -97,6 +104,12 @@ class Multiplicative(AbstractLevelController):
     Simple, and prone to overshoot: it goes on rising, however fast the signal falls, until the target is met.
 
     **Arguments:** `up` > 1 > `down` > 0; the others as for `AbstractLevelController`.
+
+    ```python
+    controller = ej.homeostasis.Multiplicative(weight=1.0, target=0.1, up=1.03)
+    weight, _ = controller(controller.init(), jnp.asarray(0.5))
+    assert jnp.isclose(weight, 1.03)
+    ```
     """
 
     weight: float = 0.1
@@ -125,6 +138,12 @@ class PI(AbstractLevelController):
     answers a signal as it moves, and so brakes where `Multiplicative` overshoots.
 
     **Arguments:** as for `AbstractLevelController`; `proportional`, `integral` ≥ 0; `clip`: largest |e| that counts.
+
+    ```python
+    controller = ej.homeostasis.PI(weight=1.0, target=0.01)
+    weight, _ = controller(controller.init(), jnp.asarray(0.1))
+    assert weight > 1
+    ```
     """
 
     weight: float = 1.0

@@ -46,22 +46,42 @@ class AbstractHomeostat(eqx.Module):
 
 
 def penalty_signal(report: Any, penalty: _Scalar) -> _Scalar:
-    """The mean penalty itself: how far the margin is violated."""
+    """The mean penalty itself: how far the margin is violated.
+
+    ```python
+    assert ej.homeostasis.penalty_signal(report, jnp.asarray(2.0)) == 2
+    ```
+    """
     return penalty
 
 
 def residual_signal(report: Any, penalty: _Scalar) -> _Scalar:
-    """The median free residual of the batch."""
+    """The median free residual of the batch.
+
+    ```python
+    assert ej.homeostasis.residual_signal(report, jnp.asarray(0.0)) < 1e-4
+    ```
+    """
     return jnp.median(report.free_residual)
 
 
 def rejected_signal(report: Any, penalty: _Scalar) -> _Scalar:
-    """The fraction of the batch that was not accepted."""
+    """The fraction of the batch that was not accepted.
+
+    ```python
+    assert ej.homeostasis.rejected_signal(report, jnp.asarray(0.0)) == 0
+    ```
+    """
     return 1 - jnp.mean(report.accepted.astype(penalty.dtype))
 
 
 def unsettled_signal(report: Any, penalty: _Scalar) -> _Scalar:
-    """The fraction of the batch's tokens that were not settled, of a free phase in token order."""
+    """The fraction of the batch's tokens that were not settled, of a free phase in token order.
+
+    ```python
+    assert ej.homeostasis.unsettled_signal(report, jnp.asarray(0.0)).shape == ()
+    ```
+    """
     return jnp.mean(report.unsettled)
 
 
@@ -87,6 +107,11 @@ class Homeostat(AbstractHomeostat):
 
     Samples with a state or penalty that is not finite are left out. If the penalty's gradient is not finite, the step goes on
     without it. Metrics: `penalty`, `penalty_weight`, `penalty_signal`, `penalty_gradient_norm` (unweighted) and `gated`.
+
+    ```python
+    penalty = jax.tree_util.Partial(ej.homeostasis.growth_penalty, margin=0.5)
+    homeostat = ej.homeostasis.Homeostat(penalty, ej.homeostasis.PI(), samples=4)
+    ```
     """
 
     penalty: Callable[..., Array]
@@ -182,7 +207,8 @@ def growth_homeostat(
     `samples`, `gate`: as for `Homeostat`; `settings`: as for `growth_rate`.
 
     ```python
-    step = ej.training.make_step(estimator, optimiser, ej.homeostasis.growth_homeostat(margin=0.3))
+    homeostat = ej.homeostasis.growth_homeostat(margin=0.3)
+    step = ej.training.make_step(ej.AsymEP(), optax.sgd(0.1), homeostat)
     ```
     """
     check_not_negative(margin=margin)

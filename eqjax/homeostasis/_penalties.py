@@ -50,6 +50,10 @@ def jacobian_penalty(
     **Arguments:** `branches`: pairs of a weight and a part `part(field, z, x)` of the force, penalised apart and summed,
     such as `(1.0, lambda f, z, x: f.attended(z))`; by default one, N: the non-reciprocal part of an
     `AbstractSplitField`, the whole force of any other field. `probes`: vectors v.
+
+    ```python
+    assert jnp.isclose(ej.homeostasis.jacobian_penalty(leak, start, x, key), 1)  # J = -1
+    ```
     """
     parts = [(1.0, _learned)] if branches is None else branches
     total = jnp.zeros((), state_dtype(z))
@@ -66,6 +70,10 @@ def antisymmetry_penalty(
 
     By `½ E ‖(J - Jᵀ)v‖²` over random signs v: every draw is ≥ 0, where one of the equal
     `E [‖Jv‖² - vᵀJ²v] = ‖J‖_F² - tr J² = ½ ‖J - Jᵀ‖_F²` need not be. `probes`: vectors v.
+
+    ```python
+    assert ej.homeostasis.antisymmetry_penalty(leak, start, x, key) == 0  # of a gradient field
+    ```
     """
     J = jacobian(field, z, x)
     return 0.5 * _hutchinson(lambda v: J.mv(v) - J.transposed(v), J.force, key, probes)
@@ -78,6 +86,10 @@ def residual_penalty(
 
     Its gradient vanishes as z settles, and its size says nothing: use it in `Homeostat(..., relative=True)`. `key` is
     not used.
+
+    ```python
+    assert ej.homeostasis.residual_penalty(leak, x, x) == 0  # at rest
+    ```
     """
     return residual_ratio(field(0.0, z, x), z) ** 2
 
@@ -101,6 +113,11 @@ def growth_rate(
     as ε → 0. By the chain rule its gradient is that of `(log‖v₆‖)/6ε` with v₀ and z held fixed.
 
     **Arguments:** `step`: ε; `noise`: its size in each number of the state, so that a settled state has a direction.
+
+    ```python
+    rate = ej.homeostasis.growth_rate(leak, start, x, key, step=0.1)
+    assert jnp.isclose(rate, 10 * jnp.log(0.9), rtol=1e-4)  # that of an Euler step
+    ```
     """
 
     held = jacobian(tree_held(field), z, x)
@@ -125,6 +142,11 @@ def token_growth_rates(
 
     Together the blocks have the eigenvalues of the whole, whose one direction feels the slowest token only, and the
     transient along the chain besides.
+
+    ```python
+    rates = ej.homeostasis.token_growth_rates(alone, tokens, tokens, key)
+    assert jnp.allclose(rates, 10 * jnp.log(0.8), rtol=1e-4)  # of Euler's steps
+    ```
     """
     check_causal(field, z)
 
@@ -164,7 +186,12 @@ def growth_penalty(
     **settings: Any,
 ) -> _Scalar:
     """`relu(r + margin)²` of the `growth_rate` r, whose `settings` it takes: 0 as long as what is left of the force decays
-    at a rate of at least `margin` per unit of time."""
+    at a rate of at least `margin` per unit of time.
+
+    ```python
+    assert ej.homeostasis.growth_penalty(leak, start, x, key, margin=0.3) == 0
+    ```
+    """
     return _hinge(growth_rate(field, z, x, key, **settings), margin)
 
 
@@ -178,7 +205,13 @@ def token_growth_penalty(
     **settings: Any,
 ) -> _Scalar:
     """`Σ_t relu(r_t + margin)²` of the `token_growth_rates` r, whose `settings` it takes. A sum, so that one token that
-    decays too slowly is felt, however long the window."""
+    decays too slowly is felt, however long the window.
+
+    ```python
+    penalty = jax.tree_util.Partial(ej.homeostasis.token_growth_penalty, margin=0.3)
+    homeostat = ej.homeostasis.Homeostat(penalty, samples=4)
+    ```
+    """
     return jnp.sum(_hinge(token_growth_rates(field, z, x, key, **settings), margin))
 
 
@@ -201,6 +234,10 @@ def chain_gain(
     gradient.
 
     **Arguments:** `solver`, `max_steps`: of the solves, in token order.
+
+    ```python
+    gain = lambda field, z, x: ej.homeostasis.chain_gain(field, z, x, key)
+    ```
     """
     check_causal(field, z)
     r = jax.random.normal(key, z.shape, z.dtype)
@@ -235,7 +272,13 @@ def chain_penalty(
     limit: ScalarLike = 3.0,
     **settings: Any,
 ) -> _Scalar:
-    """`relu(log(g / limit))²` of the `chain_gain` g, whose `settings` it takes. `limit`: the gain that is allowed."""
+    """`relu(log(g / limit))²` of the `chain_gain` g, whose `settings` it takes. `limit`: the gain that is allowed.
+
+    ```python
+    penalty = jax.tree_util.Partial(ej.homeostasis.chain_penalty, limit=3.0)
+    homeostat = ej.homeostasis.Homeostat(penalty, samples=4)
+    ```
+    """
     check_positive(limit=limit)
     return _hinge(jnp.log(chain_gain(field, z, x, key, **settings)), -jnp.log(limit))
 
@@ -259,6 +302,11 @@ def spectral_penalty(
     Its gradient is exact at fixed z, by `dμ = wᴴ (dJ) v / wᴴ v` (Magnus 1985): the quotient `wᴴ J v / wᴴ v` is
     differentiated with the right and left eigenvectors v and w held. Where they did not converge it returns 0, and has no
     gradient. `transform`, `ncv`, `tol`, `max_restarts`: as for `spectrum`.
+
+    ```python
+    penalty = jax.tree_util.Partial(ej.homeostasis.spectral_penalty, margin=0.3)
+    homeostat = ej.homeostasis.Homeostat(penalty, samples=4)
+    ```
     """
     euler = step is not None
     held = tree_held((field, z, x))
@@ -305,6 +353,10 @@ def lognorm_penalty(
     `vᵀ J v` at its maximiser v, held, and a v that has not converged gives a lower bound, still safe to descend.
 
     **Arguments:** `ncv`, `tol`, `max_restarts`: of the Lanczos search.
+
+    ```python
+    assert ej.homeostasis.lognorm_penalty(leak, start, x, key, margin=0.5) == 0
+    ```
     """
     held = jacobian(*tree_held((field, z, x)))
     tol = jnp.asarray(tol, held.force.dtype)

@@ -27,6 +27,11 @@ def cap_norms(
 
     **Arguments:** `factor` > 0; `where`: which part of the model, all of it by default: `lambda m: m.field.attention`.
     **Raises:** `ValueError` if nothing there is trained.
+
+    ```python
+    optimiser = optax.chain(optax.sgd(0.1), ej.homeostasis.cap_norms(2.0, where=lambda m: m.field))
+    assert optimiser.init(model)
+    ```
     """
     check_positive(factor=factor)
     check_callable("of the parameters, such as `lambda m: m.field`", where=where)
@@ -60,6 +65,11 @@ def rails(low: float, high: float, *, where: Callable[[Any], Any]) -> optax.Grad
 
     **Arguments:** `where`: which, as in `eqx.tree_at`: `lambda m: m.field.attention_gain`. A `hyperparameter` must first be
     trained: see `eqjax.trainable`. **Raises:** `ValueError` if nothing there is trained, or `low` ≥ `high`.
+
+    ```python
+    mask = lambda m: m.field.bias
+    optimiser = optax.chain(optax.sgd(0.1), ej.homeostasis.rails(-1.0, 1.0, where=mask))
+    ```
     """
     check_finite_number(low=low, high=high)
     check_callable("of the parameters, such as `lambda m: m.field`", where=where)

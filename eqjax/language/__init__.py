@@ -1,4 +1,20 @@
-"""Text in, text out: corpora, tokenisers, the equilibrium language model, GPT-2, generation."""
+"""Text in, text out: corpora, tokenisers, the equilibrium language model, GPT-2, generation.
+
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
+
+```python
+import tempfile
+from pathlib import Path
+
+import equinox as eqx
+import numpy as np
+
+key, ids = jax.random.key(1), np.arange(40, dtype=np.int32) % 8
+config = ej.language.GPT2Config(vocab_size=8, n_positions=6, n_embd=4, n_layer=1, n_head=2)
+gpt2, tokens = ej.language.GPT2.init(config, key), jnp.asarray(ids[:6])
+state = jax.random.normal(key, (6, 4))
+```
+"""
 
 from .._extras import require as _require
 

@@ -56,6 +56,10 @@ class DotProduct(eqx.Module):
     **Arguments:** `implementation`: None, or `"xla"` or `"cudnn"` for `jax.nn.dot_product_attention`; the last is Flash
     attention, for half precision on a GPU (`ValueError` for other dtypes); a single query is left to `"xla"`. (JAX's own
     takes float64 softmaxes in float32, so None is the default.)
+
+    ```python
+    read = lambda tokens: gpt2(tokens, attend=ej.language.DotProduct())  # the default
+    ```
     """
 
     implementation: str | None = eqx.field(default=None, static=True)
@@ -94,6 +98,11 @@ class RingAttention(eqx.Module):
     **Arguments:** `axis`: of the mesh. `block`: tokens whose scores are there at a time.
 
     **Raises:** `ValueError` outside of `jax.shard_map`, for a mask, or an odd share of tokens.
+
+    ```python
+    attend = ej.language.RingAttention("sequence", block=256)  # `Backprop(context="sequence")`
+    assert attend.axis == "sequence"
+    ```
     """
 
     axis: str = eqx.field(default="sequence", static=True)
@@ -132,7 +141,14 @@ class DroppedOut(eqx.Module):
 
 
 def weights(heads: Heads) -> Float[Array, "h t s"]:
-    """The attention weights; zero where nothing is seen."""
+    """The attention weights; zero where nothing is seen.
+
+    ```python
+    query = jnp.ones((3, 2, 2))
+    heads = ej.language.Heads(query, query, query, None, jnp.ones((3, 4)))
+    assert ej.language.weights(heads)[0, 1].tolist() == [0.5, 0.5, 0]
+    ```
+    """
     wide = analytic.at_least_float32(heads.query.dtype)
     scores = jnp.einsum("thd,shd->hts", heads.query, heads.key, preferred_element_type=wide)
     seen = jnp.broadcast_to(heads.visible()[None], scores.shape)
@@ -178,6 +194,10 @@ class Cached(eqx.Module):
 
     `valid` and `length` are those of the cache, `new (t,)` says which of the new tokens are no padding. `extra` is
     `(key, value, inner's extra)`, the first two of the cache, and `out` is `(new key, new value, inner's out)`.
+
+    ```python
+    reading = ej.language.Cached(ej.language.DotProduct(), jnp.ones(6, bool), jnp.asarray(4), jnp.ones(2, bool))
+    ```
     """
 
     inner: Attend

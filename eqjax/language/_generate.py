@@ -35,6 +35,11 @@ class Sampler(eqx.Module):
       together have probability p (Holtzman et al. 2020), at least one. None: no limit.
 
     Filters apply in this order. All three may be numbers or arrays: changing them does not recompile.
+
+    ```python
+    greedy = ej.language.Sampler(temperature=0.0, top_k=4)
+    assert greedy(jnp.arange(8.0), key) == 7
+    ```
     """
 
     temperature: Array
@@ -100,6 +105,13 @@ def autoregress(
     - `stop`: the token, or tokens, after which to stop; it is written, and read, too.
 
     **Returns:** the `Continuation`, and the logits and the state after its last token.
+
+    ```python
+    count = lambda token, state: (jax.nn.one_hot(token + 1, 8), state)  # after 2 comes 3
+    greedy = ej.language.Sampler(temperature=0.0)
+    found, _, _ = ej.language.autoregress(count, jnp.eye(8)[2], (), 3, sampler=greedy, key=key)
+    assert found.tokens.tolist() == [2, 3, 4]
+    ```
     """
     check_count(count=count)
     check_key(key=key)
@@ -149,6 +161,11 @@ def generate(model: Any, prompt: Any, count: int, **settings: Any) -> Any:
     - `attend`: as in `GPT2.run`, with no extra.
 
     Of a `MemoryGPT2` it is the `Continuation` of `reply`, whose settings it takes, after `memory` (empty by default).
+
+    ```python
+    found = ej.language.generate(gpt2, tokens[:2], 3, key=key, temperature=0.0)
+    assert found.tokens.shape == (3,) and found.length == 3
+    ```
     """
     raise ValueError(
         f"`model` must be a GPT2, a MemoryGPT2 or an equilibrium model, got a {type(model).__name__}."

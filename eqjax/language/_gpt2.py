@@ -31,7 +31,13 @@ class AbstractLinear(eqx.Module):
 
 
 class Linear(AbstractLinear):
-    """`x W + b`, with `W (i, o)` as in GPT-2's `Conv1D`."""
+    """`x W + b`, with `W (i, o)` as in GPT-2's `Conv1D`.
+
+    ```python
+    double = ej.language.Linear(2 * jnp.eye(4), jnp.zeros(4))
+    assert jnp.all(double(state) == 2 * state)
+    ```
+    """
 
     weight: Float[Array, "*l i o"]
     bias: Float[Array, "*l o"]
@@ -117,6 +123,11 @@ class GPT2(eqx.Module):
     - `config`: the `GPT2Config`.
 
     A token outside `[0, V)` or a position outside `[0, P)` makes NaN, never another token's logits.
+
+    ```python
+    gpt2 = ej.language.GPT2.init(config, key)
+    assert gpt2(tokens).shape == (6, 8)
+    ```
     """
 
     wte: Float[Array, "v c"]
@@ -329,7 +340,12 @@ class GPT2(eqx.Module):
 
 
 def known(model: GPT2, prompt: Int[Array, " p"], mask: Bool[Array, " p"]) -> Int[Array, " p"]:
-    """The prompt, and an error at run time if the model has no embedding for one of its tokens."""
+    """The prompt, and an error at run time if the model has no embedding for one of its tokens.
+
+    ```python
+    assert ej.language.known(gpt2, tokens, jnp.ones(6, bool)).tolist() == tokens.tolist()
+    ```
+    """
     wrong = mask & ((prompt < 0) | (prompt >= model.config.vocab_size))
     return eqx.error_if(
         prompt.astype(jnp.int32),
@@ -340,5 +356,10 @@ def known(model: GPT2, prompt: Int[Array, " p"], mask: Bool[Array, " p"]) -> Int
 
 
 def counted(mask: Bool[Array, " t"], before: Int[Array, ""] | int = 0) -> Int[Array, " t"]:
-    """The position of every token: how many valid ones, and `before`, came before it."""
+    """The position of every token: how many valid ones, and `before`, came before it.
+
+    ```python
+    assert ej.language.counted(jnp.array([False, True, True]))[1:].tolist() == [0, 1]
+    ```
+    """
     return jnp.maximum(before + jnp.cumsum(mask, dtype=jnp.int32) - 1, 0)

@@ -52,6 +52,11 @@ class GPT2Config:
       `generate` stops at them.
 
     Refuses, with a `ValueError`, what cannot be built.
+
+    ```python
+    config = ej.language.GPT2Config(vocab_size=50, n_layer=2, n_embd=64, n_head=4)
+    assert config.n_positions == 1024
+    ```
     """
 
     vocab_size: int = 50257

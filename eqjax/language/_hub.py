@@ -43,6 +43,12 @@ def load_gpt2(source: str | os.PathLike, *, dtype: DTypeLike | None = None) -> G
 
     **Returns:** a `GPT2`. **Raises:** `ValueError`, naming the file or the tensor, for a folder that holds no GPT-2;
     `ConnectionError` for a name that cannot be fetched.
+
+    ```python
+    with tempfile.TemporaryDirectory() as folder:
+        ej.language.save_gpt2(gpt2, folder)
+        assert eqx.tree_equal(ej.language.load_gpt2(folder), gpt2)  # or by name: `load_gpt2("gpt2")`
+    ```
     """
     folder = resolved(source)
     path = folder / "config.json"
@@ -68,6 +74,12 @@ def save_gpt2(
     (`model-00001-of-00002.safetensors`, … and an index); a larger tensor has a file of its own.
 
     **Raises:** `ValueError` if the linear maps of the model are not plain ones (merge LoRA adapters first).
+
+    ```python
+    with tempfile.TemporaryDirectory() as folder:
+        ej.language.save_gpt2(gpt2, folder)  # as transformers reads it
+        assert (Path(folder) / "model.safetensors").exists()
+    ```
     """
     if max_shard_bytes < 1:
         raise ValueError(f"`max_shard_bytes` must be at least 1, got {max_shard_bytes}.")
@@ -108,6 +120,13 @@ def replacing(folder: str | os.PathLike, old: Iterable[str] = ()) -> Iterator[Pa
 
     Before that the files `old` are removed, in this order. What is interrupted during the move stays in a folder
     `.written-…`.
+
+    ```python
+    with tempfile.TemporaryDirectory() as folder:
+        with ej.language.replacing(folder) as fresh:
+            (fresh / "a.txt").write_text("all of it, or nothing")
+        assert (Path(folder) / "a.txt").exists()
+    ```
     """
     folder = Path(folder)
     with space_for(folder):
@@ -128,7 +147,14 @@ def replacing(folder: str | os.PathLike, old: Iterable[str] = ()) -> Iterator[Pa
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; `ValueError` names the file that holds none."""
+    """A JSON object from a file; `ValueError` names the file that holds none.
+
+    ```python
+    with tempfile.TemporaryDirectory() as folder:
+        (path := Path(folder) / "config.json").write_text('{"n_layer": 2}')
+        assert ej.language.read_json(path) == {"n_layer": 2}
+    ```
+    """
     try:
         found = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -140,7 +166,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """A safetensors file, open for reading; `ValueError` names a file that is missing or damaged."""
+    """A safetensors file, open for reading; `ValueError` names a file that is missing or damaged.
+
+    ```python
+    with tempfile.TemporaryDirectory() as folder:
+        ej.language.save_gpt2(gpt2, folder)
+        with ej.language.opened(Path(folder) / "model.safetensors") as file:
+            assert "transformer.wpe.weight" in file.keys()
+    ```
+    """
     try:
         file = safetensors.safe_open(path, framework="np")
     except (OSError, safetensors.SafetensorError) as error:
@@ -153,6 +187,11 @@ def resolved(source: str | os.PathLike, what: str = "a saved GPT-2") -> Path:
     """A local folder; that of a model on the Hugging Face hub is fetched first, weights and tokenizer.
 
     **Raises:** `ValueError` for what can be neither; `ConnectionError` for a name that cannot be fetched.
+
+    ```python
+    with tempfile.TemporaryDirectory() as folder:
+        assert ej.language.resolved(folder) == Path(folder)
+    ```
     """
     check_kind((str, os.PathLike), "a folder, or the name of a model", source=source)
     if Path(source).is_dir():

@@ -52,6 +52,11 @@ def lora(
     - `key`: of A, uniform in ±1/sqrt(i) as in peft.
 
     Train what `adapters(model)` marks; `merge` makes the model plain again.
+
+    ```python
+    adapted = ej.language.lora(gpt2, rank=2, alpha=4, key=key)
+    assert jnp.all(adapted(tokens) == gpt2(tokens))  # B starts at 0
+    ```
     """
     check_kind(eqx.Module, "a `GPT2`, or what holds one", model=model)
     check_count(rank=rank)
@@ -86,7 +91,14 @@ def lora(
 
 
 def adapters(model: PyTree) -> PyTree[bool]:
-    """Which leaves are adapters: like `trainable(model)`, but true for A and B only."""
+    """Which leaves are adapters: like `trainable(model)`, but true for A and B only.
+
+    ```python
+    adapted = ej.language.lora(gpt2, rank=1, alpha=1, key=key)
+    mask = ej.language.adapters(adapted)  # `Backprop(trains=ej.language.adapters)` trains these alone
+    assert mask.blocks.attn.c_attn.a and not mask.wte
+    ```
+    """
 
     def mark(_, node):
         fixed = jax.tree.map(lambda _: False, node)
@@ -98,7 +110,13 @@ def adapters(model: PyTree) -> PyTree[bool]:
 
 
 def merge(model: _Model) -> _Model:
-    """The same model with plain linear maps: adapters added to the weights, 4-bit weights written out."""
+    """The same model with plain linear maps: adapters added to the weights, 4-bit weights written out.
+
+    ```python
+    adapted = ej.language.lora(gpt2, rank=1, alpha=1, key=key)
+    assert eqx.tree_equal(ej.language.merge(adapted), gpt2)
+    ```
+    """
     check_kind(eqx.Module, "a `GPT2`, or what holds one", model=model)
     return each_linear(lambda _, node: node.plain() if _is_linear(node) else node, model)
 
@@ -124,7 +142,13 @@ def linear_maps(model: Any) -> dict[str, AbstractLinear]:
 
 
 def adapted_maps(model: Any) -> dict[str, AdaptedLinear]:
-    """Every linear map with an adapter, by its path."""
+    """Every linear map with an adapter, by its path.
+
+    ```python
+    adapted = ej.language.lora(gpt2, rank=1, alpha=1, targets=("c_attn",), key=key)
+    assert len(ej.language.adapted_maps(adapted)) == 1
+    ```
+    """
     return {
         path: node for path, node in linear_maps(model).items() if isinstance(node, AdaptedLinear)
     }
@@ -180,6 +204,11 @@ def quantise(model: _Model) -> _Model:
 
     Embeddings, layer norms and biases stay as they are. A weight takes 4 bits and 1/64 number. Training leaves the
     quantised maps alone; `lora(quantise(model), …)` is QLoRA, `merge` writes the weights out again.
+
+    ```python
+    small = ej.language.quantise(gpt2)
+    assert jax.eval_shape(small, tokens).shape == (6, 8)
+    ```
     """
     check_kind(eqx.Module, "a `GPT2`, or what holds one", model=model)
 

@@ -39,6 +39,13 @@ def save_adapters(model: GPT2, folder: str | os.PathLike) -> None:
     """Write the adapters of a `GPT2`, without its other weights, as a folder that peft reads.
 
     Maps may have adapters of different ranks and scales: peft's `rank_pattern` and `alpha_pattern` say so.
+
+    ```python
+    adapted = ej.language.lora(gpt2, rank=1, alpha=1, key=key)
+    with tempfile.TemporaryDirectory() as folder:
+        ej.language.save_adapters(adapted, folder)  # as peft reads it
+        assert (Path(folder) / "adapter_config.json").exists()
+    ```
     """
     check_kind(GPT2, "a `GPT2`; of one with memory, save `model.gpt2`", model=model)
     found = {path.removeprefix("blocks."): node for path, node in adapted_maps(model).items()}
@@ -85,6 +92,13 @@ def load_adapters(model: GPT2, folder: str | os.PathLike) -> GPT2:
     `modules_to_save`, an `init_lora_weights` that takes something off the base weights, …), and the tensor that does not fit.
 
     peft: Mangrulkar et al. 2022.
+
+    ```python
+    adapted = ej.language.lora(gpt2, rank=1, alpha=1, key=key)
+    with tempfile.TemporaryDirectory() as folder:
+        ej.language.save_adapters(adapted, folder)
+        assert eqx.tree_equal(ej.language.load_adapters(gpt2, folder), adapted)
+    ```
     """
     check_kind(GPT2, "a `GPT2`; of one with memory, `model.gpt2`", model=model)
     if there := adapted_maps(model):

@@ -21,6 +21,11 @@ class SimpleRNNCell(eqx.Module):
     weights are uniform within ±hidden_size^-½.
 
     **Raises:** `ValueError` for sizes below 1, and for an input or state of another shape.
+
+    ```python
+    cell = ej.language.SimpleRNNCell(4, 3, key=key)
+    assert cell(state[0], jnp.zeros(3)).shape == (3,)
+    ```
     """
 
     weight_ih: Float[Array, "h i"]
@@ -69,6 +74,11 @@ class RecurrentLayer(eqx.Module):
 
     **Arguments:** `cell`: callable `(input, state) -> state`: `SimpleRNNCell`, `equinox.nn.GRUCell`, `equinox.nn.LSTMCell`
     (whose state is the pair (h, c)), or your own, with any pytree as its state.
+
+    ```python
+    layer = ej.language.RecurrentLayer(ej.language.SimpleRNNCell(4, 3, key=key))
+    last, states = layer(state, jnp.zeros(3))
+    ```
     """
 
     cell: Callable[..., Any]
@@ -110,6 +120,11 @@ def sinusoidal_positions(length: int, width: int) -> Float[Array, "length width"
     `P[t, 2i] = sin(t / 10⁴^(2i/width))`, `P[t, 2i+1] = cos(t / 10⁴^(2i/width))`, to be added to the embeddings.
 
     **Raises:** `ValueError` for an odd width, or numbers below 1.
+
+    ```python
+    positions = ej.language.sinusoidal_positions(6, 4)
+    assert positions.shape == (6, 4) and positions[0].tolist() == [0, 1, 0, 1]
+    ```
     """
     if length < 1 or width < 2 or width % 2:
         raise ValueError(
@@ -121,7 +136,12 @@ def sinusoidal_positions(length: int, width: int) -> Float[Array, "length width"
 
 
 def look_ahead_mask(length: int) -> Bool[Array, "length length"]:
-    """True where a query (row) may see a key (column): none that comes later."""
+    """True where a query (row) may see a key (column): none that comes later.
+
+    ```python
+    assert ej.language.look_ahead_mask(2).tolist() == [[True, False], [True, True]]
+    ```
+    """
     return causal_mask(length)
 
 
@@ -134,13 +154,23 @@ def padding_mask(
 
     **Arguments:** `tokens (keys,)`: the token of each key. `padding`: the token that means nothing. `queries`: how many
     rows; by default as many as there are keys.
+
+    ```python
+    assert ej.language.padding_mask(jnp.array([3, 0]), queries=1).tolist() == [[True, False]]
+    ```
     """
     rows = tokens.size if queries is None else queries
     return jnp.broadcast_to((tokens != padding)[None], (rows, tokens.size))
 
 
 class PostNorm(eqx.Module):
-    """`LayerNorm(z + sublayer(z))`, as published (Vaswani et al. 2017)."""
+    """`LayerNorm(z + sublayer(z))`, as published (Vaswani et al. 2017).
+
+    ```python
+    after = ej.language.PostNorm(4)
+    assert after(state, lambda z: 0 * z).shape == (6, 4)
+    ```
+    """
 
     norm: eqx.nn.LayerNorm
 
@@ -152,7 +182,13 @@ class PostNorm(eqx.Module):
 
 
 class PreNorm(eqx.Module):
-    """`z + sublayer(LayerNorm(z))` (Xiong et al. 2020): learns without warm-up; put one more norm after the last layer."""
+    """`z + sublayer(LayerNorm(z))` (Xiong et al. 2020): learns without warm-up; put one more norm after the last layer.
+
+    ```python
+    before = ej.language.PreNorm(4)
+    assert jnp.all(before(state, lambda z: 0 * z) == state)
+    ```
+    """
 
     norm: eqx.nn.LayerNorm
 
@@ -174,6 +210,11 @@ class EncoderLayer(eqx.Module):
     - `activation`: of the perceptron, ReLU by default. `key`: random key of the weights.
 
     **Raises:** `ValueError` if the width is no multiple of the heads.
+
+    ```python
+    layer = ej.language.EncoderLayer(4, 2, key=key)
+    assert jax.eval_shape(layer, state).shape == (6, 4)
+    ```
     """
 
     attention: eqx.nn.MultiheadAttention
@@ -208,6 +249,11 @@ class DecoderLayer(eqx.Module):
     """Masked self-attention, attention to what an encoder found, then a perceptron for each token.
 
     **Arguments, raises:** as for `EncoderLayer`.
+
+    ```python
+    layer = ej.language.DecoderLayer(4, 2, key=key)
+    assert jax.eval_shape(layer, state, state[:3]).shape == (6, 4)  # attends to three tokens of an encoder
+    ```
     """
 
     attention: eqx.nn.MultiheadAttention

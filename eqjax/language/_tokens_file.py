@@ -22,6 +22,13 @@ def tokens_file(
 
     A file that its own SHA-256 (its last bytes) does not fit is written anew. A tokenizer that does not cut at spaces, as GPT-2's
     does, gets the text at once.
+
+    ```python
+    tokenizer = ej.language.CharTokenizer("abc")
+    with tempfile.TemporaryDirectory() as folder:
+        found = ej.language.tokens_file(Path(folder) / "ids.bin", tokenizer, "cab")
+        assert found.tolist() == [2, 0, 1]
+    ```
     """
     found = _mapped(path)
     if found is None:
@@ -39,7 +46,13 @@ def _cut(tokenizer: CharTokenizer | BPETokenizer, text: str | TextFile) -> Itera
 
 # Where a word ends and a blank begins GPT-2's expression always cuts, whatever follows: it looks ahead in runs of blanks only.
 def at_spaces(parts: Iterable[str]) -> Iterator[str]:
-    """The same text, cut only before a space or line end after something else: its byte pairs are those of its pieces."""
+    """The same text, cut only before a space or line end after something else: its byte pairs are those of its pieces.
+
+    ```python
+    cut = list(ej.language.at_spaces(["settle an", "d answer"]))
+    assert "".join(cut) == "settle and answer" and not any(part.endswith("an") for part in cut)
+    ```
+    """
     rest = ""
     for part in parts:
         before, rest = len(rest), rest + part

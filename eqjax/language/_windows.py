@@ -9,7 +9,13 @@ from .._checks import check_count, check_number, check_seed, refuse
 
 
 def split(ids: np.ndarray, length: int, fraction: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
-    """Cut a token stream into training and validation parts; each must hold a window of `length + 1`."""
+    """Cut a token stream into training and validation parts; each must hold a window of `length + 1`.
+
+    ```python
+    train, validation = ej.language.split(ids, length=3, fraction=0.75)
+    assert (len(train), len(validation)) == (30, 10)
+    ```
+    """
     check_count(length=length)
     check_number("lie between 0 and 1", lambda v: 0 < v < 1, fraction=fraction)
     cut = int(fraction * len(ids))
@@ -24,7 +30,13 @@ def split(ids: np.ndarray, length: int, fraction: float = 0.9) -> tuple[np.ndarr
 
 
 def batches(ids: np.ndarray, *, length: int, batch: int, seed: int) -> "Windows":
-    """An endless, shuffled stream of `(inputs, targets)`, each int32 `(batch, length)`, targets one ahead; see `Windows`."""
+    """An endless, shuffled stream of `(inputs, targets)`, each int32 `(batch, length)`, targets one ahead; see `Windows`.
+
+    ```python
+    inputs, targets = next(ej.language.batches(ids, length=6, batch=2, seed=0))
+    assert inputs.shape == (2, 6) and np.all(targets[:, :-1] == inputs[:, 1:])
+    ```
+    """
     import grain  # here, so that a model can be used without it
 
     check_count(length=length, batch=batch)
@@ -50,6 +62,12 @@ class Windows(Iterator):
     a file) from where the Grain iterator `starts` says, a batch of numbers at a time.
 
     `get_state()` is its position, a JSON value, and `set_state` returns to it.
+
+    ```python
+    windows = ej.language.Windows(ids, iter([np.array([0, 5])]), length=6)
+    inputs, targets = next(windows)
+    assert inputs[1].tolist() == ids[5:11].tolist()
+    ```
     """
 
     def __init__(self, ids: np.ndarray, starts: Any, length: int):
@@ -76,6 +94,12 @@ class Streams(Iterator):
     and round: `(inputs, targets)`, each int32 `(batch, length)`, targets one ahead.
 
     `get_state()` is its position, a JSON value, and `set_state` returns to it, as in a Grain iterator.
+
+    ```python
+    streams = ej.language.Streams(ids, length=6, batch=2, seed=0)
+    inputs, targets = next(streams)
+    assert np.all(next(streams)[0][:, 0] == targets[:, -1])  # they read on
+    ```
     """
 
     def __init__(self, ids: np.ndarray, *, length: int, batch: int, seed: int):
@@ -103,7 +127,13 @@ class Streams(Iterator):
 
 
 def tiles(ids: np.ndarray, *, length: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most `count` windows spread evenly over `ids`, for evaluation: inputs and targets `(n, length)`."""
+    """At most `count` windows spread evenly over `ids`, for evaluation: inputs and targets `(n, length)`.
+
+    ```python
+    inputs, targets = ej.language.tiles(ids, length=6, count=3)
+    assert inputs.shape == (3, 6)
+    ```
+    """
     check_count(length=length, count=count)
     available = (len(ids) - 1) // length
     if available < 1:

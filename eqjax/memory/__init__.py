@@ -1,4 +1,19 @@
-"""A GPT-2 that remembers: slots, recurrences, evictions, and a memory that is a value."""
+"""A GPT-2 that remembers: slots, recurrences, evictions, and a memory that is a value.
+
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
+
+```python
+import tempfile
+from pathlib import Path
+
+import equinox as eqx
+
+key, tokens = jax.random.key(1), jnp.arange(4)
+config = ej.language.GPT2Config(vocab_size=8, n_positions=4, n_embd=4, n_layer=1, n_head=2)
+gpt2 = ej.language.GPT2.init(config, key)
+remembering = ej.memory.MemoryGPT2(gpt2, capacity=5, key=key)
+```
+"""
 
 from .._extras import require as _require
 

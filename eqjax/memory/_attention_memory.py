@@ -148,6 +148,12 @@ class AttentionWithMemory(AbstractRemembering):
 
     **Arguments:** `width`: C. `heads`: H, a divisor of C. `capacity`: slots S. `key`: of the weights. `eviction`, `horizon`,
     `threshold`: as in `SlotRecall.init`. `dtype`: of the weights.
+
+    ```python
+    layer = ej.memory.AttentionWithMemory(4, 2, capacity=5, key=key)
+    y, memory = jax.eval_shape(layer, jnp.ones((3, 4)), layer.memory())
+    assert y.shape == (3, 4) and memory.slots.valid.shape == (5,)
+    ```
     """
 
     ln: GPT2Norm

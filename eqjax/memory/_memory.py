@@ -82,6 +82,13 @@ def save_memory(memory: Memory, path: str | os.PathLike, model: AbstractRemember
     """Write a memory, of one sequence or a batch, to a safetensors file that only `model` can go on with.
 
     The file is replaced whole: on any failure an old one stays as it was.
+
+    ```python
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "memory.safetensors"
+        ej.memory.save_memory(remembering.memory(), path, remembering)
+        assert path.exists()
+    ```
     """
     path = Path(path)
     if path.is_dir():
@@ -104,6 +111,13 @@ def load_memory(path: str | os.PathLike, model: AbstractRemembering) -> Memory:
 
     **Raises:** `ValueError` for a file that is missing, damaged, or of another model: a memory means nothing to weights
     that did not write it, also if they are the same ones trained further.
+
+    ```python
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "memory.safetensors"
+        ej.memory.save_memory(remembering.memory(), path, remembering)
+        assert ej.memory.load_memory(path, remembering).tokens == 0
+    ```
     """
     path, empty = Path(path), model.memory()
     with opened(path) as file:

@@ -102,6 +102,12 @@ class MemoryGPT2(AbstractRemembering):
     - `eviction`, `horizon`, `threshold`: as in `SlotRecall.init`. The horizon is of one read; through several layers, and
       through recurrent states, gradient goes further, as far as the segments differentiated together.
     - `key`: of the new weights.
+
+    ```python
+    remembering = ej.memory.MemoryGPT2(gpt2, capacity=5, key=key)
+    logits, memory = jax.eval_shape(remembering, tokens, remembering.memory())
+    assert logits.shape == (4, 8)
+    ```
     """
 
     gpt2: GPT2
@@ -278,6 +284,11 @@ def memory_parameters(model: MemoryGPT2) -> PyTree[bool]:
     """Which leaves belong to the memory and not to its GPT-2: what to train with the GPT-2 frozen.
 
     With adapters too: `jax.tree.map(operator.or_, memory_parameters(model), adapters(model))`.
+
+    ```python
+    mask = ej.memory.memory_parameters(remembering)
+    assert mask.early.gate and not mask.gpt2.wte
+    ```
     """
     marks = jax.tree.map(eqx.is_inexact_array, model)
     return eqx.tree_at(lambda m: m.gpt2, marks, jax.tree.map(lambda _: False, model.gpt2))

@@ -34,6 +34,12 @@ def segment_loss(
     where there is no padding.
 
     **Returns:** the weighted mean loss, and the memory after the last segment.
+
+    ```python
+    segments = jnp.zeros((2, 4), int)
+    loss, memory = ej.memory.segment_loss(remembering, segments, segments)
+    assert memory.tokens == 8
+    ```
     """
     memory = model.memory() if memory is None else memory
     mask = jnp.ones(tokens.shape, bool) if mask is None else mask
@@ -70,6 +76,12 @@ def reply(
     stands on the left; the others, `temperature`, `top_k` and `top_p` among them, as in `generate`.
 
     **Returns:** the `Continuation`, and the memory to answer the next prompt with.
+
+    ```python
+    memory = remembering.memory()
+    answer = lambda prompt: ej.memory.reply(remembering, prompt, memory, 2, temperature=0.0, key=key)
+    assert jax.eval_shape(answer, tokens)[0].tokens.shape == (2,)
+    ```
     """
     check_tokens(prompt=prompt)
     check_count(count=count)

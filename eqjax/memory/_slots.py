@@ -101,7 +101,12 @@ class AbstractEviction(eqx.Module):
 
 
 class Fifo(AbstractEviction):
-    """The oldest slot gives way."""
+    """The oldest slot gives way.
+
+    ```python
+    layer = ej.memory.AttentionWithMemory(4, 2, capacity=5, eviction=ej.memory.Fifo(), key=key)
+    ```
+    """
 
     blind: ClassVar[bool] = True
 
@@ -110,7 +115,12 @@ class Fifo(AbstractEviction):
 
 
 class LeastAttended(AbstractEviction):
-    """The slot that got the least attention per query since it was written gives way; those not read yet go last."""
+    """The slot that got the least attention per query since it was written gives way; those not read yet go last.
+
+    ```python
+    layer = ej.memory.AttentionWithMemory(4, 2, capacity=5, eviction=ej.memory.LeastAttended(), key=key)
+    ```
+    """
 
     blind: ClassVar[bool] = True
 
@@ -120,7 +130,12 @@ class LeastAttended(AbstractEviction):
 
 
 class LeastSalient(AbstractEviction):
-    """The least salient slot gives way, unless the new token is less salient still: then that is not written."""
+    """The least salient slot gives way, unless the new token is less salient still: then that is not written.
+
+    ```python
+    layer = ej.memory.AttentionWithMemory(4, 2, capacity=5, eviction=ej.memory.LeastSalient(), key=key)
+    ```
+    """
 
     blind: ClassVar[bool] = True
 
@@ -136,6 +151,10 @@ class Summarise(AbstractEviction):
     Keys and values become means weighted by salience, and saliences add up. Two slots of the same key are then worth what
     they were before in every softmax (proportional attention; Bolya et al. 2023). For gradients the merged slot counts
     as written when the older one was.
+
+    ```python
+    layer = ej.memory.AttentionWithMemory(4, 2, capacity=5, eviction=ej.memory.Summarise(), key=key)
+    ```
     """
 
     def __call__(self, slots: Slots, new: Slots) -> Slots:

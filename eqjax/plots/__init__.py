@@ -1,5 +1,17 @@
 """Pictures: how a state settles, how it loses its stability, how training went, what neurons do. Every function draws and
-returns a Matplotlib figure, but for `explorer`, which writes a page."""
+returns a Matplotlib figure, but for `explorer`, which writes a page.
+
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
+
+```python
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+network, oscillator = ej.fields.GainNetwork(gain=0.5), ej.fields.StuartLandau()
+```
+"""
 
 from .._extras import require as _require
 

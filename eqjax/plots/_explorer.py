@@ -67,6 +67,13 @@ def explorer(
 
     **Raises:** `ValueError` if `what` is none of these, lacks what it needs or has what is meant for another, or if the page
     would be larger than 2 MB.
+
+    ```python
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "gain.html"
+        settings = dict(where=lambda f: f.gain, bounds=(0.0, 1.0), start=jnp.array([0.1, 0.0]))
+        assert ej.plots.explorer(network, path, **settings) == path
+    ```
     """
     check_positive(**given(step=step, span=span))
     check_count(1, 2000, steps=steps)

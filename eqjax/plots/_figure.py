@@ -18,7 +18,14 @@ MARKS = ("o", "s", "^", "D", "v", "X", "P", "*")
 
 
 def save(figure: Figure, path: str | Path) -> None:
-    """Write a figure as PNG, atomically."""
+    """Write a figure as PNG, atomically.
+
+    ```python
+    figure = ej.plots.residuals({"Anderson": ([1, 5, 9], [1.0, 1e-2, 1e-5])})
+    with tempfile.TemporaryDirectory() as folder:
+        ej.plots.save(figure, Path(folder) / "residuals.png")
+    ```
+    """
     with whole(path) as temporary:
         figure.savefig(temporary, dpi=130)
 

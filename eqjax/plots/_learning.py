@@ -15,6 +15,10 @@ def residuals(curves: Mapping[str, tuple[Any, Any]], *, title: str = "", ax: Any
 
     **Arguments:** `curves`: name to `(evaluations, residuals)`, each 1-D. `title`: above it. `ax`: axes to draw on; by
     default of a new figure.
+
+    ```python
+    figure = ej.plots.residuals({"Anderson": ([1, 5, 9], [1.0, 1e-2, 1e-5])})
+    ```
     """
     figure, (axes,) = panels(ax, 6, 4)
     axes.set_yscale("log")
@@ -35,13 +39,18 @@ def training(
 
     **Arguments:** `runs`: name to the lines of its `metrics.jsonl`. `baselines`: name to a cross-entropy, drawn as a
     level line. `ax`: axes of the three panels, or of the first ones; by default of a new figure.
+
+    ```python
+    figure = ej.plots.training({"mine": [{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}]})
+    ```
     """
     figure, found = panels(ax, 13, 4, 1, 3)
     for axes, draw in zip(found, (_loss, _residual, _cosine), strict=False):
         for i, (name, lines) in enumerate(runs.items()):
             draw(axes, i, name, lines)
         axes.set_xlabel("step")
-        axes.legend(fontsize=8)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(fontsize=8)
     for i, (name, level) in enumerate((baselines or {}).items()):
         _level(found[0], level, name, 1 - 0.28 * i)
     return figure
@@ -79,6 +88,11 @@ def comparison(table: Any, *, ax: Any = None) -> Figure:
 
     **Arguments:** `table`: what `eqjax.compare` returns. `ax`: axes of the three panels, or of the first ones; by default of
     a new figure.
+
+    ```python
+    table = ej.compare(model, ej.squared_error, batch, [ej.AsymEP(), ej.OracleAdjoint()])
+    figure = ej.plots.comparison(table)
+    ```
     """
     rows = table.rows
     figure, found = panels(ax, 12, 1.8 + 0.32 * len(rows), 1, 3, sharey=True)

@@ -25,6 +25,10 @@ def trace(
 
     **Arguments:** `times (m,)`. `traces`: name to `(m,)`. `stimulus (m,)`: or None. `labels`: of time, traces and stimulus.
     `title`: above it. `ax`: axes of the two panels, or of the first; by default of a new figure.
+
+    ```python
+    figure = ej.plots.trace([0, 1, 2], {"V": [-65, 20, -70]}, stimulus=[0, 10, 10])
+    ```
     """
     height, ratios = (3.4, (1,)) if stimulus is None else (4.4, (4, 1))
     rows = len(ratios)
@@ -58,6 +62,13 @@ def raster(
     it. `ax`: axes of the two panels, or of the first; by default of a new figure.
 
     **Raises:** `ValueError` if the groups do not make up all neurons.
+
+    ```python
+    neurons = ej.fields.LeakyIntegrateAndFire(current=15.0)
+    scheme = ej.relaxation.FixedStep(0.1)
+    train = ej.relaxation.fire(neurons, jnp.zeros(1), t1=20.0, capacity=4, scheme=scheme)
+    figure = ej.plots.raster(train, duration=20.0)
+    ```
     """
     n = train.counts.size
     groups = {"all": n} if groups is None else groups
@@ -103,6 +114,10 @@ def f_i_curve(
     **Arguments:** `curves`: name to `(currents, rates)`, each 1-D, the rates in Hz. `marks`: name to a current that is
     marked by a line: a Hopf point, say. `unit`: of the current. `title`: above it. `ax`: axes to draw on; by default of a
     new figure.
+
+    ```python
+    figure = ej.plots.f_i_curve({"measured": ([0, 10, 20], [0, 68, 90])}, marks={"Hopf": 9.8})
+    ```
     """
     figure, (axes,) = panels(ax, 7, 4.2)
     for i, (name, (current, rate)) in enumerate(curves.items()):
@@ -129,6 +144,10 @@ def order_parameter(
     **Arguments:** `curves`: name to `(couplings, r)`, each 1-D. `theory`: the same, drawn as lines; or None. `onset`: the critical
     coupling, drawn as a line, or None. `labels`: of the axes. `title`: above it. `ax`: axes to draw on; by default of a new
     figure.
+
+    ```python
+    figure = ej.plots.order_parameter({"n = 1000": ([1, 2, 3], [0.1, 0.1, 0.6])}, onset=2.0)
+    ```
     """
     figure, (axes,) = panels(ax, 6.5, 4.2)
     lines = theory or {}
@@ -163,6 +182,10 @@ def recall(
     axes of images and energies, or of the images alone; by default of a new figure.
 
     **Raises:** `ValueError` if the rows are not of one number of images.
+
+    ```python
+    figure = ej.plots.recall({"stored": np.ones((1, 4, 4)), "recalled": np.ones((1, 4, 4))})
+    ```
     """
     rows = {name: np.asarray(images) for name, images in patterns.items()}
     shapes = {name: images.shape for name, images in rows.items()}

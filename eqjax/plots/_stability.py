@@ -49,6 +49,10 @@ def branch(
 
     **Arguments:** `branch`: from `stability.continuation`. `value`: the number of a state; its norm by default. `labels`:
     of the two axes. `ax`: axes of the two panels, or of the first; by default of a new figure.
+
+    ```python
+    draw = lambda found: ej.plots.branch(found, labels=("gain", "‖z‖"))  # what `continuation` found
+    ```
     """
     value = _norm if value is None else value
     along = _along(branch, value)
@@ -91,6 +95,10 @@ def diagram(
 
     **Arguments:** `diagram`: from `stability.diagram`. `value`, `labels`: as for `branch`. `ax`: axes to draw on; by default of
     a new figure.
+
+    ```python
+    draw = lambda found: ej.plots.diagram(found, value=lambda z: z[0])  # what `ej.stability.diagram` found
+    ```
     """
     value = _norm if value is None else value
     figure, (axes,) = panels(ax, 9, 5.5)
@@ -119,6 +127,11 @@ def spectrum(spectrum: Spectrum, *, step: float | None = None, ax: Any = None) -
 
     **Arguments:** `spectrum`: from `stability.spectrum`, of one sample or a batch. `step`: ε; by default that of the
     spectrum, and without either no circle. `ax`: axes to draw on; by default of a new figure.
+
+    ```python
+    found = ej.stability.spectrum(network, jnp.zeros(2), k=2, step=1.0)
+    figure = ej.plots.spectrum(found)
+    ```
     """
     values = np.asarray(spectrum.values).ravel()
     if step is None and spectrum.step is not None:
@@ -167,6 +180,10 @@ def cycles(branch: CycleBranch, *, label: str = "parameter", ax: Any = None) -> 
 
     **Arguments:** `branch`: from `stability.cycle_continuation`. `label`: of the parameter. `ax`: axes of the three panels, or
     of the first ones; by default of a new figure.
+
+    ```python
+    draw = lambda found: ej.plots.cycles(found, label="gain")  # what `cycle_continuation` found
+    ```
     """
     figure, found = panels(ax, 13, 4.4, 1, 3)
     kind = lambda point: point.type
@@ -206,6 +223,10 @@ def critical_curves(
 
     **Arguments:** `curves`: name to a `Curve`, from `stability.fold_curve` or `hopf_curve`. `labels`: of the two axes. `ax`: axes
     to draw on; by default of a new figure.
+
+    ```python
+    figure = ej.plots.critical_curves({}, labels=("a", "b"))  # name to what `hopf_curve` returns
+    ```
     """
     figure, (axes,) = panels(ax, 6.5, 5)
     kinds: dict[str, list[Any]] = {}
@@ -236,6 +257,10 @@ def phase_portrait(
     **Arguments:** `field`, `x`: as for `relax`, of a state of shape (2,). `limits`: of the first coordinate and of the
     second. `curves`: name to states `(m, 2)`, drawn over it: trajectories, cycles; a single one as a dot. `points`: of
     the grid, along either side. `ax`: axes to draw on; by default of a new figure.
+
+    ```python
+    figure = ej.plots.phase_portrait(oscillator, ((-2, 2), (-2, 2)), points=8)
+    ```
     """
     first, second = (np.linspace(*limit, points) for limit in limits)
     grid = jnp.asarray(np.stack(np.meshgrid(first, second), axis=-1).reshape(-1, 2))

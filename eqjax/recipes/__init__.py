@@ -1,4 +1,21 @@
-"""What can be trained, each from its settings: the equilibrium language model, GPT-2, AEON, ARLL."""
+"""What can be trained, each from its settings: the equilibrium language model, GPT-2, AEON, ARLL.
+
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
+
+```python
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+text = Path(tempfile.mkdtemp()) / "own.txt"
+text.write_text("settle and answer, then settle once more. " * 20)
+sizes = dict(width=4, heads=2, length=4, batch=2, evaluate_windows=2, steps=2, warmup=1, text=text)
+recipe = ej.recipes.TrainConfig(out=text.parent / "run", estimator="bptt", bptt_steps=2, **sizes)
+run = ej.training.Run.start(recipe)
+```
+"""
 
 from .._extras import require as _require
 

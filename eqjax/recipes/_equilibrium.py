@@ -309,7 +309,13 @@ def _window_losses(model, settle, inputs, targets):
 
 
 def probe_batch(run: Run) -> tuple[Array, Array]:
-    """The fixed batch on which gradients are compared along a run."""
+    """The fixed batch on which gradients are compared along a run.
+
+    ```python
+    inputs, targets = ej.recipes.probe_batch(run)
+    assert inputs.shape == (2, 4)
+    ```
+    """
     recipe = run.recipe
     stream = batches(run.train_ids, length=recipe.length, batch=recipe.batch, seed=recipe.seed + 1)
     inputs, targets = next(stream)
@@ -326,7 +332,13 @@ def _probe(run: Run) -> dict[str, float]:
 
 
 def sample(run: Any, prompt: Any, count: int, *, temperature: float, seed: int) -> str:
-    """The text with which the model of a `Run`, or a `Published` one, continues the token ids `prompt`, settled as in training."""
+    """The text with which the model of a `Run`, or a `Published` one, continues the token ids `prompt`, settled as in training.
+
+    ```python
+    written = ej.recipes.sample(run, run.tokenizer.encode("settle"), 3, temperature=0.0, seed=0)
+    assert len(written) == 3
+    ```
+    """
     order = getattr(run.estimator, "free", None)
     written = generate(
         run.model,

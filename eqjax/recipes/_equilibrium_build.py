@@ -63,7 +63,12 @@ def _in_order(config: Any, solver: Any) -> Any:
 
 
 def build_estimator(config: Any) -> gradients.AbstractEstimator:
-    """The gradient estimator that a configuration names."""
+    """The gradient estimator that a configuration names.
+
+    ```python
+    assert isinstance(ej.recipes.build_estimator(ej.recipes.TrainConfig()), ej.AsymEP)
+    ```
+    """
     if config.estimator == "bptt":
         return gradients.BPTT(steps=config.bptt_steps, step=config.step_size)
     shared = {"free": build_solver(config, config.free_rtol), "free_steps": config.max_steps}
@@ -98,7 +103,12 @@ def build_estimator(config: Any) -> gradients.AbstractEstimator:
 
 
 def reference_oracle(config: Any) -> gradients.OracleAdjoint:
-    """The oracle that gradients are measured against: the same settling, a far tighter linear solve."""
+    """The oracle that gradients are measured against: the same settling, a far tighter linear solve.
+
+    ```python
+    assert ej.recipes.reference_oracle(recipe).accept
+    ```
+    """
     rtol = 1e-6 if config.x64 else 1e-5
     adjoint = relaxation.GMRES(rtol=rtol)
     if config.order == "tokens":

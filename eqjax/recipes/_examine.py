@@ -33,18 +33,33 @@ def open_run(
 
     **Arguments:** `folder`; `recipes`: the kinds of run that will do, by default all; `step`: the checkpoint, by default the
     newest.
+
+    ```python
+    model = lambda folder: ej.recipes.open_run(folder, step=200).model
+    ```
     """
     return Run.open(folder, recipes or RECIPES, step=step)
 
 
 def windows(run: Run, count: int) -> Int[Array, "n t"]:
-    """`count` windows spread evenly over the validation text."""
+    """`count` windows spread evenly over the validation text.
+
+    ```python
+    assert ej.recipes.windows(run, 2).shape == (2, 4)
+    ```
+    """
     check_count(count=count)
     return jnp.asarray(tiles(run.validation_ids, length=run.recipe.length, count=count)[0])
 
 
 def in_double(run: Run) -> AbstractEquilibriumModel:
-    """The model in float64, which is switched on. Rounding then no longer hides how a fixed point is lost."""
+    """The model in float64, which is switched on. Rounding then no longer hides how a fixed point is lost.
+
+    ```python
+    model = ej.recipes.in_double(run)
+    assert model.field.leak.dtype == jnp.float64
+    ```
+    """
     jax.config.update("jax_enable_x64", True)
     return tree_cast(run.model, jnp.float64)
 
@@ -82,7 +97,12 @@ def _check_windows(model, inputs, step, k, tol):
 
 
 def scalar_parameter(field: Any, parameter: str) -> float:
-    """The value of the parameter of a field that a dotted path names."""
+    """The value of the parameter of a field that a dotted path names.
+
+    ```python
+    assert ej.recipes.scalar_parameter(field, "strength") == 0.5
+    ```
+    """
     try:
         value = operator.attrgetter(parameter)(field)
     except AttributeError:
@@ -119,6 +139,13 @@ def follow(
     relaxation; `k`, `settings`: as for `stability.continuation`.
 
     **Raises:** `ValueError` where there is no such parameter, or nothing settles at the start.
+
+    ```python
+    bounds = 0.0, 2.0
+    follow = lambda model, window: ej.recipes.follow(
+        model, window, parameter="attention_gain", bounds=bounds, step=0.1
+    )
+    ```
     """
     trained = scalar_parameter(model.field, parameter)
     where = operator.attrgetter(parameter)

@@ -287,7 +287,12 @@ def made_of(corpus: language.Corpus, tokenizer: Any, model: GPT2) -> Material:
 
 
 def pretrained(source: str, *, dtype: DTypeLike | None = None) -> tuple[GPT2, BPETokenizer]:
-    """A saved GPT-2 and its tokenizer, from a folder or by name; `ValueError` if they do not fit one another."""
+    """A saved GPT-2 and its tokenizer, from a folder or by name; `ValueError` if they do not fit one another.
+
+    ```python
+    load = lambda: ej.recipes.pretrained("gpt2")  # model and tokenizer, from the hub or a folder
+    ```
+    """
     folder = language.resolved(source)
     model, tokenizer = language.load_gpt2(folder, dtype=dtype), BPETokenizer.load(folder)
     tokenizer.check(model)

@@ -70,13 +70,23 @@ def push(
 
     **Raises:** `ValueError` for a run of another kind, weights that are not finite, and a folder with files of somebody else;
     `ConnectionError` if the repository cannot be written.
+
+    ```python
+    folder = ej.recipes.push(run, text.parent / "published", license="cc0-1.0")
+    assert ej.recipes.pull(folder).about["updates"] == 0
+    ```
     """
     check_kind(Run, "a run, such as `open_run(folder)`", run=run)
     check_kind((str, os.PathLike), "a folder, or hf://owner/name", where=where)
     if not isinstance(run.recipe, tuple(_KINDS.values())):
+        plain = isinstance(run.model, language.GPT2)  # `finish` writes it where it is
+        cure = (
+            "The folder model/ that this run leaves at its end is what others read, or what `save_gpt2(run.model, folder)` writes."
+            if plain
+            else "Only a run's folder holds it, for `open_run`."
+        )
         raise ValueError(
-            f"`run` is one of `eqjax {run.recipe.command}`; only those of {', '.join(_KINDS)} can be published. Of a GPT-2, "
-            "the run's folder model/ is what others read."
+            f"`run` is one of `eqjax {run.recipe.command}`; only those of {', '.join(_KINDS)} can be published. {cure}"
         )
     check_finite(run.model)
     name = os.fspath(where)
@@ -165,7 +175,12 @@ def _about(run: Run, arrays: dict[str, np.ndarray], data: str | None) -> dict[st
 
 
 def published(source: str | os.PathLike) -> bool:
-    """Whether `pull` is what reads this: a folder that `push` wrote, or a name that begins with hf://."""
+    """Whether `pull` is what reads this: a folder that `push` wrote, or a name that begins with hf://.
+
+    ```python
+    assert ej.recipes.published("hf://owner/name") and not ej.recipes.published("nowhere")
+    ```
+    """
     if os.fspath(source).startswith(_HUB):
         return True
     try:
@@ -185,6 +200,10 @@ def pull(source: str | os.PathLike) -> Published:
     **Raises:** `ValueError` for what is no such model, was written by a later version, or cannot be verified: every array has
     the shape and the dtype that its settings make, and the SHA-256 that `config.json` states, which has one of its own.
     `ConnectionError` for a name that cannot be fetched.
+
+    ```python
+    model = lambda: ej.recipes.pull("hf://owner/name").model  # or of a folder that `push` wrote
+    ```
     """
     check_kind((str, os.PathLike), "a folder, or hf://owner/name", source=source)
     name = os.fspath(source)

@@ -1,4 +1,12 @@
-"""How a field settles: `relax` (Diffrax), `equilibrium` (Optimistix), and the solvers those libraries lack."""
+"""How a field settles: `relax` (Diffrax), `equilibrium` (Optimistix), and the solvers those libraries lack.
+
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
+
+```python
+tokens = jnp.ones((3, 4))
+block = ej.fields.ThickBlock(4, 2, key=jax.random.key(1))
+```
+"""
 
 from ._anderson import Anderson as Anderson, AndersonTypeI as AndersonTypeI
 from ._broyden import Broyden as Broyden

@@ -68,6 +68,11 @@ class AndersonTypeI(AbstractSecant):
     equations at once.
 
     All else, and the arguments, are those of `Anderson`; the `ridge` moves the diagonal away from zero.
+
+    ```python
+    found = ej.equilibrium(field, start, x, solver=ej.relaxation.AndersonTypeI(rtol=1e-5))
+    assert found.residual < 1e-5
+    ```
     """
 
     rtol: ScalarLike

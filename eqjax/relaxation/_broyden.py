@@ -23,6 +23,11 @@ class Broyden(AbstractSecant):
 
     Best iterate, restarts with half the mixing, patience, arguments and the caution about unstable fixed points
     are those of `Anderson`.
+
+    ```python
+    found = ej.equilibrium(field, start, x, solver=ej.relaxation.Broyden(rtol=1e-5))
+    assert found.residual < 1e-5
+    ```
     """
 
     rtol: ScalarLike

@@ -40,6 +40,12 @@ class Fallback(optx.AbstractFixedPointSolver):
 
     `stats`: `field_evaluations` and `num_steps` of both together, the two residuals measured between them
     included, and `handed_over`: whether `then` was needed.
+
+    ```python
+    solver = ej.relaxation.Fallback(ej.Picard(rtol=1e-5), ej.NewtonKrylov(rtol=1e-5), first_steps=3)
+    found = ej.equilibrium(field, start, x, solver=solver)
+    assert found.stats["handed_over"] and found.residual < 1e-5
+    ```
     """
 
     first: optx.AbstractFixedPointSolver | optx.AbstractRootFinder
@@ -155,7 +161,13 @@ def _sum(first, *others):
 
 
 def with_tolerance(solver: Any, change: Callable[[Any, Any], tuple[Any, Any]]) -> Any:
-    """`solver` with the tolerances `change(rtol, atol)`; within one that goes on to another, or is around another, too."""
+    """`solver` with the tolerances `change(rtol, atol)`; within one that goes on to another, or is around another, too.
+
+    ```python
+    tighter = ej.relaxation.with_tolerance(ej.Anderson(1e-5), lambda rtol, atol: (rtol / 10, atol))
+    assert tighter.rtol < 1e-5
+    ```
+    """
     if isinstance(solver, Fallback):
         parts = tuple(with_tolerance(part, change) for part in (solver.first, solver.then))
         return eqx.tree_at(lambda s: (s.first, s.then), solver, parts)

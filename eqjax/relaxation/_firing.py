@@ -75,6 +75,11 @@ class EventDriven(AbstractScheme):
       is by default a `PIDController` with relative and absolute tolerance 1e-12, or 16 eps if larger, and bounded as
       said; one that is given bounds its steps itself (`dtmax`).
     - `jumps (k,)`: times in ms, in order, at which the stimulus jumps. No step crosses them.
+
+    ```python
+    exact = ej.relaxation.EventDriven(jumps=jnp.array([10.0]))  # `fire(..., scheme=exact)`, with a stimulus from 10 ms on
+    assert exact.max_steps == 4096
+    ```
     """
 
     solver: dfx.AbstractSolver = dfx.Tsit5()
@@ -112,6 +117,12 @@ def fire(
 
     **Returns:** a `SpikeTrain`. **Raises:** `ValueError` if the weight does not fit the neurons' number or the capacity
     is not positive.
+
+    ```python
+    neuron = ej.fields.LeakyIntegrateAndFire(current=15.0)
+    train = ej.relaxation.fire(neuron, jnp.zeros(1), t1=20.0, capacity=4)
+    assert jnp.isclose(train.times[0], 10 * jnp.log(3.0))  # τ log(RI / (RI - threshold))
+    ```
     """
     check_count(capacity=capacity)
     check_finite_number(t0=t0)

@@ -27,6 +27,13 @@ class FixedStep(AbstractScheme):
     **Arguments:** `step`: h, ms.
 
     **Raises:** `ValueError` if t1 - t0 is not a whole number of steps, or not known while tracing; or on a gradient.
+
+    ```python
+    neuron = ej.fields.LeakyIntegrateAndFire(current=15.0)
+    scheme = ej.relaxation.FixedStep(step=0.1)
+    train = ej.relaxation.fire(neuron, jnp.zeros(1), t1=20.0, capacity=4, scheme=scheme)
+    assert jnp.isclose(train.times[0], 10 * jnp.log(3.0), rtol=1e-3)
+    ```
     """
 
     step: float = eqx.field(static=True, default=0.1)

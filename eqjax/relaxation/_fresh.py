@@ -17,7 +17,12 @@ _told: set[types.CodeType] = set()
 # call is another function each time, and everything compiles anew. Two of the same source do not always do the same:
 # what they read from outside may have changed in between, and then the old program would be silently wrong.
 def warn_of_fresh(**trees: Any) -> None:
-    """Warn, once, where a function in one of these is written in the call, and so compiles it anew at every call."""
+    """Warn, once, where a function in one of these is written in the call, and so compiles it anew at every call.
+
+    ```python
+    assert ej.relaxation.warn_of_fresh(field=field) is None  # no function in it is written here
+    ```
+    """
     for name, tree in trees.items():
         for leaf in jax.tree.leaves(tree):
             # One of ours is new where a caller's program is traced, and then only.

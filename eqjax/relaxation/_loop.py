@@ -65,7 +65,12 @@ def _(size, batched, rows, new, place):
 
 
 def while_wanted(going: Callable, step: Callable, start: PyTree) -> PyTree:
-    """`lax.while_loop` in one loop for the whole batch, for a small carry: that of an ended sample stands still."""
+    """`lax.while_loop` in one loop for the whole batch, for a small carry: that of an ended sample stands still.
+
+    ```python
+    assert ej.relaxation.while_wanted(lambda n: n < 5, lambda n: n + 2, jnp.asarray(0)) == 6
+    ```
+    """
     body = lambda carry: tree_where(going(carry), step(carry), carry)
     return while_loop(lambda carry: wanted(going(carry)), body, start)
 

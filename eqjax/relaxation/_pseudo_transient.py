@@ -48,6 +48,11 @@ class PseudoTransient(AbstractInexactNewton):
     - `min_step`, `max_step`: bounds of δ. `growth`: see above.
     - `forcing`: largest relative tolerance of the linear solves, in (0, 1), tightened as in `NewtonKrylov`.
     - `restart`, `krylov_steps`: cycle length and product budget of GMRES. `norm`, `scale`: of the residual (None: see `equilibrium`).
+
+    ```python
+    found = ej.equilibrium(field, start, x, solver=ej.relaxation.PseudoTransient(rtol=1e-5))
+    assert found.residual < 1e-5
+    ```
     """
 
     rtol: ScalarLike

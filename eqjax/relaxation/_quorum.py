@@ -44,6 +44,12 @@ class Quorum(AbstractAround):
     **Arguments:** `solver`: an `Anderson`, `Broyden`, `Picard` or `TimeStepping`; `settled`: the fraction, in (0, 1].
 
     **Raises:** `ValueError` for another solver or fraction.
+
+    ```python
+    solver = ej.relaxation.Quorum(ej.Anderson(rtol=1e-5), settled=0.9)
+    settle = lambda z: ej.equilibrium(field, z, x, solver=solver, throw=False).residual
+    assert jax.vmap(settle)(jnp.zeros((2, 4))).shape == (2,)
+    ```
     """
 
     solver: optx.AbstractFixedPointSolver

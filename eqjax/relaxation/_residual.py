@@ -28,7 +28,12 @@ Solver = optx.AbstractFixedPointSolver | optx.AbstractRootFinder
 
 @runtime_checkable
 class MeasuresForce(Protocol):
-    """A solver whose tolerance speaks of the force residual: `‖F(z)‖ ≤ atol + rtol · max(‖z‖, scale)`, in its `norm`."""
+    """A solver whose tolerance speaks of the force residual: `‖F(z)‖ ≤ atol + rtol · max(‖z‖, scale)`, in its `norm`.
+
+    ```python
+    assert isinstance(ej.Anderson(rtol=1e-5), ej.relaxation.MeasuresForce)
+    ```
+    """
 
     rtol: ScalarLike
     atol: ScalarLike
@@ -88,7 +93,12 @@ def residual_ratio(
     norm: Callable[[Any], Array] = optx.two_norm,
     scale: ScalarLike = 1.0,
 ) -> Float[Array, ""]:
-    """The force residual `‖F(z)‖ / max(‖z‖, scale)`: of the force, never of a step."""
+    """The force residual `‖F(z)‖ / max(‖z‖, scale)`: of the force, never of a step.
+
+    ```python
+    assert ej.relaxation.residual_ratio(x, 4 * x) == 0.25
+    ```
+    """
     return norm(force) / jnp.maximum(norm(z), scale)
 
 
@@ -150,7 +160,13 @@ def check_structure(z: Any, force: Any) -> None:
 # Asked on failure only: a solve that goes well traces its field as often as it must, and no more.
 @contextlib.contextmanager
 def explained(field: Any, z: PyTree[Array], x: PyTree) -> Iterator[None]:
-    """What fails in here fails with a `ValueError` if `field`, `z` or `x` is to blame, which it names."""
+    """What fails in here fails with a `ValueError` if `field`, `z` or `x` is to blame, which it names.
+
+    ```python
+    with ej.relaxation.explained(field, start, x):  # an error in here speaks of `field`, `z` or `x`
+        field(0.0, start, x)
+    ```
+    """
     try:
         yield
     except FAILURES as error:

@@ -58,6 +58,11 @@ class OvershootController(dfx.AbstractStepSizeController):
     - `smoothing` in [0, 1): weight of the past in the averages.
     - `rounding`: a change of the force below so many units of its rounding is not counted.
     - `norm`: of force and state; it should come from an inner product.
+
+    ```python
+    solver = ej.TimeStepping(rtol=1e-5, controller=ej.relaxation.OvershootController(max_step=0.5))
+    assert ej.equilibrium(field, start, x, solver=solver).residual < 1e-5
+    ```
     """
 
     growth: ScalarLike = 1.05

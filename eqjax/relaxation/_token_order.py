@@ -129,7 +129,14 @@ def settled_after(
     solver: TokenOrder,
     max_steps: int = 256,
 ) -> tuple[Inexact[Array, "1 c"], Float[Array, ""]]:
-    """One token after those in `memory`: its state, from `z0`, and its residual."""
+    """One token after those in `memory`: its state, from `z0`, and its residual.
+
+    ```python
+    memory = jax.tree.map(jnp.zeros_like, block.remember(tokens))
+    settle = lambda z: ej.relaxation.settled_after(block, z, z, memory, 0, ej.TokenOrder())
+    assert jax.eval_shape(settle, tokens[:1])[0].shape == (1, 4)
+    ```
+    """
     force = lambda u: field.after(0.0, u, x, memory, start)
     solver = solver.scaled(force(z0), z0) if solver.scale is None else solver
     value, _ = settled_alone(force, z0, solver, max_steps)
@@ -168,7 +175,13 @@ def transposed(function, *at):
 
 
 def linear_in_order(field, z, x, rhs, solver: TokenOrder, max_steps: int, reverse: bool):
-    """`triangular`, to the relative residual `rtol` of the whole: the solution, and what it took."""
+    """`triangular`, to the relative residual `rtol` of the whole: the solution, and what it took.
+
+    ```python
+    solve = lambda rhs: ej.relaxation.linear_in_order(block, tokens, tokens, rhs, ej.TokenOrder(), 32, reverse=True)
+    assert jax.eval_shape(solve, tokens).value.shape == tokens.shape
+    ```
+    """
     size = optx.two_norm(rhs)
     unit = jnp.where(size > 0, size, jnp.ones_like(size))
     # An absolute tolerance, that all tokens share out: of a token whose own part is small no more is asked.

@@ -115,6 +115,10 @@ class Coupling(eqx.Module):
     """How strongly a signal biases keys and values, for every channel of every head: zero at first.
 
     `key`, `value (H, d)`, with a leading axis of layers in a stack.
+
+    ```python
+    coupling = ej.resonance.Coupling(key=jnp.zeros((2, 3)), value=jnp.zeros((2, 3)))
+    ```
     """
 
     key: Float[Array, "*l h d"]
@@ -128,6 +132,10 @@ class Biased(eqx.Module):
 
     `extra` is a tuple of pairs `(Coupling(κ, ν), signal)`, each signal of shape `(s, H, d)` or `(s, 1, 1)`; `out` is the
     hidden states that entered the layer.
+
+    ```python
+    attend = ej.resonance.Biased(ej.language.DotProduct())
+    ```
     """
 
     inner: Attend = DotProduct()
@@ -160,6 +168,11 @@ class AeonGPT2(eqx.Module):
     - `recurrence`, `resonance`: whether r and m bias keys and values; without both it is the GPT-2.
     - `bound`: of the recurrence, as in `AeonGate`, in (0, 1). `decay`: ρ of the resonance memory, in [0, 1).
     - `key`: of the new weights.
+
+    ```python
+    aeon = ej.resonance.AeonGPT2(gpt2, key=key)
+    assert jax.eval_shape(aeon, jnp.arange(4)).shape == (4, 8)
+    ```
     """
 
     gpt2: GPT2
@@ -272,9 +285,10 @@ class AeonBackprop(AbstractEstimator):
     is a step like any other:
 
     ```python
-    aeon, optimiser = AeonBackprop(), resonant_adamw(1e-3, LossController(rate=0.1), key=key)
-    step = make_step(aeon, optimiser)
-    state = TrainState.create(model, optimiser, key=key, carry=aeon.start(model, 16))
+    model, aeon = ej.resonance.AeonGPT2(gpt2, key=key), ej.resonance.AeonBackprop()
+    optimiser = ej.resonance.resonant_adamw(1e-3, ej.resonance.LossController(rate=0.1), key=key)
+    step = ej.training.make_step(aeon, optimiser)
+    state = ej.training.TrainState.create(model, optimiser, key=key, carry=aeon.start(model, 16))
     ```
 
     forward with r and m → losses and errors → schedule α → control a, μ, σ → update θ → recur r and m. A gradient that is

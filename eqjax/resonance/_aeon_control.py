@@ -56,6 +56,11 @@ class LossController(eqx.Module):
 
     **Arguments:** `rate`, `momentum_gain`, `noise_gain`: g_α, g_μ, g_σ ≥ 0. `momentum`: μ₀, Adam's b1. `noise`: σ₀ ≥ 0.
     `coupling`: K_r in [-1, 1]. `smoothing`, `persistence`: in [0, 1). `span`: ≥ 1. `limits`: of μ, around μ₀ and in [0, 1).
+
+    ```python
+    controller = ej.resonance.LossController(rate=0.1, noise=1e-3)
+    optimiser = ej.resonance.resonant_adamw(1e-3, controller, key=key)
+    ```
     """
 
     rate: float = 0.0
@@ -167,6 +172,11 @@ def resonant_adamw(
     - `diffusion`: D, from parameters to scales that broadcast against them. `key`: of η, needed if there is noise.
 
     **Raises:** `ValueError` for noise without a key, or an update without `value` or parameters.
+
+    ```python
+    optimiser = ej.resonance.resonant_adamw(1e-3)  # `optax.adamw`, as long as no controller moves it
+    assert optimiser.init({"w": x}).step == 0
+    ```
     """
     controller = LossController() if controller is None else controller
     if controller.noise > 0 and key is None:

@@ -26,6 +26,10 @@ def squash(h: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
 
     Signed activations give fuzzy ART no information: `|h∧w| / |h|` is then near 1 for *any* two vectors. Squashed and
     complement-coded, two independent Gaussian vectors match at .76: set the vigilance above that.
+
+    ```python
+    assert ej.resonance.squash(x).tolist() == [0.5] * 4
+    ```
     """
     return jax.nn.sigmoid(analytic.layer_norm(h))
 
@@ -45,7 +49,12 @@ class AbstractTap(eqx.Module):
 
 
 class LayerTap(AbstractTap):
-    """The hidden states that leave every block: L groups of width C."""
+    """The hidden states that leave every block: L groups of width C.
+
+    ```python
+    law = ej.resonance.ARLL(strength=0.1, tap=ej.resonance.LayerTap())  # the default
+    ```
+    """
 
     def shape(self, config: GPT2Config) -> tuple[int, int]:
         return config.n_layer, config.n_embd
@@ -56,7 +65,12 @@ class LayerTap(AbstractTap):
 
 
 class HeadTap(AbstractTap):
-    """What every attention head mixes, before the projection: L·H groups of width C / H."""
+    """What every attention head mixes, before the projection: L·H groups of width C / H.
+
+    ```python
+    law = ej.resonance.ARLL(strength=0.1, tap=ej.resonance.HeadTap())
+    ```
+    """
 
     def shape(self, config: GPT2Config) -> tuple[int, int]:
         return config.n_layer * config.n_head, config.n_embd // config.n_head
@@ -74,6 +88,10 @@ def nearest_distance(art: FuzzyART, inputs: Float[Array, "n f"]) -> Float[Array,
     """`min_w ‖h - w‖²` over the committed categories, for every input h (coded); 0 while there are none.
 
     The categories are held: the gradient moves the inputs only.
+
+    ```python
+    assert ej.resonance.nearest_distance(art, inputs).tolist() == [0, 0, 0]  # there are no categories yet
+    ```
     """
     held = analytic.tree_held(art)
     # argmin of ‖h - w‖² without an array (n, K, f)
@@ -89,9 +107,9 @@ class ARLL(AbstractEstimator):
     themselves learn, and grow, by fuzzy ART. *Objective: output.*
 
     ```python
-    law, optimiser = ARLL(strength=0.1), optax.adamw(1e-3)
-    step = make_step(law, optimiser)
-    state = TrainState.create(gpt2, optimiser, key=key, carry=law.start(gpt2))
+    law, optimiser = ej.resonance.ARLL(strength=0.1), optax.adamw(1e-3)
+    step = ej.training.make_step(law, optimiser)
+    state = ej.training.TrainState.create(gpt2, optimiser, key=key, carry=law.start(gpt2))
     ```
 
     On a batch of two integer arrays (B, T), inputs and targets, the gradient is that of the mean loss plus λ times the

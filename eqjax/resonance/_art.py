@@ -18,6 +18,10 @@ def complement_code(x: Float[Array, "*b d"]) -> Float[Array, "*b f"]:
     """`(x, 1 - x)` for features in [0, 1] (Carpenter, Grossberg & Rosen 1991): every coded input has the norm d.
 
     Without it categories only ever shrink towards 0, and in the end everything falls into the first.
+
+    ```python
+    assert ej.resonance.complement_code(jnp.array([0.25])).tolist() == [0.25, 0.75]
+    ```
     """
     return jnp.concatenate([x, 1 - x], axis=-1)
 
@@ -37,6 +41,11 @@ class FuzzyART(eqx.Module):
     - `vigilance`, `choice`, `rate`: ρ, α and β. Arrays, which a study may vary without recompiling.
 
     Several of them are one `FuzzyART` with leading axes, under `jax.vmap`.
+
+    ```python
+    art, labels = ej.resonance.FuzzyART.empty(4, 8, vigilance=0.8).learn(inputs)
+    assert labels.tolist() == [0, 1, 0] and art.count == 2
+    ```
     """
 
     weight: Float[Array, "*g k f"]
@@ -160,6 +169,11 @@ class SimpleARTMAP(eqx.Module):
     An input may resonate only with categories of its own class, and match tracking raises ρ past those of others.
 
     - `art`: the `FuzzyART`. `label (K,)`: the map field, the class of every category; -1 where uncommitted.
+
+    ```python
+    classes = ej.resonance.SimpleARTMAP.empty(art).learn(inputs, jnp.array([0, 1, 1]))
+    assert classes.predict(inputs[2]) == 1
+    ```
     """
 
     art: FuzzyART
@@ -189,7 +203,12 @@ class SimpleARTMAP(eqx.Module):
 
 
 def stacked(art: FuzzyART, groups: int) -> FuzzyART:
-    """`groups` copies of `art`, one for each layer or head, to be used under `jax.vmap`."""
+    """`groups` copies of `art`, one for each layer or head, to be used under `jax.vmap`.
+
+    ```python
+    assert ej.resonance.stacked(art, 3).weight.shape == (3, 8, 4)
+    ```
+    """
     return jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (groups, *leaf.shape)), art)
 
 
@@ -206,6 +225,12 @@ class AdaptiveResonance(AbstractForceField):
     `½ ‖w - h‖²` never rises.
 
     **Arguments:** `tau`: τ > 0, a time. `pull`: λ ≥ 0.
+
+    ```python
+    pair = ej.resonance.AdaptiveResonance(pull=0.5)
+    dw, dh = pair(0.0, (x, 0 * x), None)
+    assert jnp.all(dw == -1) and jnp.all(dh == 0.5)
+    ```
     """
 
     tau: Float[Array, ""] = hyperparameter(default=1.0)

@@ -69,7 +69,12 @@ class HopfieldShow(AbstractShow):
 
 
 def one_step_law(n: int, patterns: int) -> float:
-    """P[Bin(K, ½) < (K - (n-1))/2], K = (n-1)(P-1): the chance that a bit of a stored pattern is wrong after one step."""
+    """P[Bin(K, ½) < (K - (n-1))/2], K = (n-1)(P-1): the chance that a bit of a stored pattern is wrong after one step.
+
+    ```python
+    assert 0 < ej.showcase.one_step_law(100, 10) < 0.01 < ej.showcase.one_step_law(100, 40)
+    ```
+    """
     from scipy.stats import binom
 
     k = (n - 1) * (patterns - 1)
@@ -80,6 +85,10 @@ def retrieval_overlap(load: float) -> float:
     """Overlap of a recalled state with its pattern for N → ∞; 0 beyond α_c (Amit, Gutfreund & Sompolinsky 1985).
 
     `erf y`, with the largest y that solves `y (√(2α) + 2/√π · exp(-y²)) = erf y`.
+
+    ```python
+    assert ej.showcase.retrieval_overlap(0.1) > 0.97 and ej.showcase.retrieval_overlap(0.2) == 0
+    ```
     """
     y = 1 / (2 * load) ** 0.5
     for _ in range(5000):  # falls to the largest solution, slowly only near α_c

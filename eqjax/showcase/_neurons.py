@@ -71,6 +71,11 @@ def firing_rates(
 
     **Arguments:** `currents (n,)`, µA/cm². `start (4, n)`: states. `step`: of the fifth-order solver, ms. `before`,
     `during`: how long transients are left to die out, and how long crossings are counted, ms.
+
+    ```python
+    rates = lambda I: ej.showcase.firing_rates(I, jnp.zeros((4, 1)), before=0.3, during=0.3)
+    assert jax.eval_shape(rates, jnp.zeros(1)).shape == (1,)
+    ```
     """
     population = fields.HodgkinHuxley(current=currents)
 
@@ -134,7 +139,13 @@ KNOWN_RATES = (34.5078032801, 43.6345966244, 62.5542545299, 83.8119568393)
 
 
 def spiking_network(size: int, key: PRNGKeyArray):
-    """How many neurons excite, the network, and potentials to start from: a tenth of all pairs are connected."""
+    """How many neurons excite, the network, and potentials to start from: a tenth of all pairs are connected.
+
+    ```python
+    excite, network, v = ej.showcase.spiking_network(20, jax.random.key(1))
+    assert excite == 16 and v.shape == (20,)
+    ```
+    """
     excitatory = size - size // 5
     a, b = jax.random.split(key)
     strength = jnp.where(jnp.arange(size) < excitatory, 1.2, -7.0) * (300 / size)
@@ -188,7 +199,12 @@ class KuramotoShow(AbstractShow):
 def coherence(
     frequencies: Any, couplings: Any, key: PRNGKeyArray, *, step: float = 0.1, duration=120.0
 ):
-    """Mean of r over the last third of runs from random phases, one for each coupling."""
+    """Mean of r over the last third of runs from random phases, one for each coupling.
+
+    ```python
+    r = lambda K: ej.showcase.coherence(jnp.zeros(3), K, jax.random.key(1))  # 1 in the end: all have one frequency
+    ```
+    """
     phases = jax.random.uniform(key, frequencies.shape, maxval=2 * jnp.pi)
     order = lambda t, phases, args: jnp.abs(fields.order_parameter(phases))
     ts = jnp.linspace(2 * duration / 3, duration, 200)

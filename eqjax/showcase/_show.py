@@ -40,7 +40,12 @@ def check_size(size: int, least: int, most: int) -> None:
 
 
 def present(show: AbstractShow) -> None:
-    """Run a show in float64, print its table, and write its pictures."""
+    """Run a show in float64, print its table, and write its pictures.
+
+    ```python
+    show = lambda: ej.showcase.present(ej.showcase.XorShow(beta=10.0))  # `eqjax run xor`
+    ```
+    """
     name = type(show).__name__.removesuffix("Show").lower()
     out = Path("runs") / name if show.out is None else show.out
     if out.exists() and not out.is_dir():

@@ -1,4 +1,15 @@
-"""What a field does near a state: its spectrum, how it loses stability along a parameter, and what comes after."""
+"""What a field does near a state: its spectrum, how it loses stability along a parameter, and what comes after.
+
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
+
+```python
+network, origin, key = ej.fields.GainNetwork(gain=0.5), jnp.zeros(2), jax.random.key(1)
+gain = lambda f: f.gain
+branch = ej.stability.continuation(network, origin, where=gain, bounds=(0.0, 1.0), step=1.0, k=2)
+hopf = branch.special_points[-1]  # at gain .8
+turning, growth = ej.fields.StuartLandau(), lambda f: f.growth
+```
+"""
 
 from ._bifurcation import SpecialPoint as SpecialPoint
 from ._check import Check as Check, check as check

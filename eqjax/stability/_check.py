@@ -83,6 +83,11 @@ def check(
     - `key`: of the first Krylov vectors, `jax.random.key(0)` by default.
 
     **Returns:** a `Check`. Nothing is raised for a state that is no fixed point: see `fixed_point` and `residual`.
+
+    ```python
+    found = ej.stability.check(network, origin, step=0.1, k=2)
+    assert found.holds and found.holds_euler and jnp.isclose(found.abscissa, -0.375)
+    ```
     """
     z = state.value if isinstance(state, Equilibrium) else state
     check_count(k=k)

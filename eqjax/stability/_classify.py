@@ -44,6 +44,11 @@ def classify(branch: Branch, at: float | None = None) -> Classification:
       having turned in a fold, does not reach has no fixed point: "fold". By default, the first loss of all.
 
     **Returns:** a `Classification`. **Raises:** `ValueError` if the branch does not begin stable, or never comes near `at`.
+
+    ```python
+    assert ej.stability.classify(branch).outcome == "step artefact"  # Euler with ε = 1 is lost first
+    assert ej.stability.classify(branch, at=0.9).outcome == "Hopf"
+    ```
     """
     euler = branch.unstable_euler
     flow_lost, euler_lost = int(branch.unstable[0]), 0 if euler is None else int(euler[0])

@@ -183,6 +183,12 @@ def continuation(
 
     **Raises:** `ValueError` if the parameter is no scalar float leaf, the bounds are reversed or do not hold it, the
     field is not finite at `z0`, or `z0` does not settle.
+
+    ```python
+    branch = ej.stability.continuation(network, origin, where=gain, bounds=(0.0, 1.0), step=1.0, k=2)
+    artefact, hopf = branch.special_points
+    assert abs(hopf.parameter - 0.8) < 1e-9 and artefact.euler == "Neimark–Sacker"
+    ```
     """
     check_arrays(z0=z0)
     # Of a weak type, as `jnp.full` makes it, the first points would be compiled for themselves.

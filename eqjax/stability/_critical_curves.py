@@ -225,6 +225,11 @@ def fold_curve(field, point, x=None, *, where, bounds, **settings) -> Curve:
 
     **Returns:** a `Curve`. **Raises:** `ValueError` if `point` is of another kind, the state complex or larger than 400
     numbers, a parameter no scalar float leaf, bounds that do not hold it, or no curve begins there.
+
+    ```python
+    where, bounds = (lambda f: f.a, lambda f: f.b), ((0.0, 1.0), (-1.0, 1.0))
+    follow = lambda f, fold: ej.stability.fold_curve(f, fold, where=where, bounds=bounds)
+    ```
     """
     return _curve("fold", field, point, x, where, bounds, **settings)
 
@@ -243,6 +248,11 @@ def hopf_curve(
     multipliers of the Euler map z + εF has modulus one: to Chenciner points, where the invariant circle that is born
     changes its stability (d = 0), and to resonances 1:k, at which the multipliers are k-th roots of one; those of k = 1 and
     2 end it. Other multipliers of modulus one are not looked for. Folds of flow and map are the same.
+
+    ```python
+    where, bounds = (lambda f: f.a, lambda f: f.b), ((0.0, 2.0), (0.0, 5.0))
+    follow = lambda f, hopf: ej.stability.hopf_curve(f, hopf, where=where, bounds=bounds)
+    ```
     """
     check_positive(**given(step=step))
     kind = "Hopf" if step is None else "Neimark–Sacker"

@@ -44,6 +44,12 @@ def switch_curve(
     bounds=bounds)`, or `hopf_curve`, follows it.
 
     **Raises:** `ValueError` if no such curve passes the point, or no Hopf point is found near it.
+
+    ```python
+    where, bounds = (lambda f: f.a, lambda f: f.b), ((0.0, 2.0), (0.0, 5.0))
+    other = lambda f, point: ej.stability.switch_curve(f, point, where=where, to="Hopf")
+    follow = lambda f, point: ej.stability.hopf_curve(*other(f, point), where=where, bounds=bounds)
+    ```
     """
     check_kind(CurvePoint, "a special point of a `Curve`", point=point)
     if to not in MEET.get(point.type, ()):

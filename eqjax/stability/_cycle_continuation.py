@@ -114,6 +114,12 @@ def cycle_continuation(
 
     **Raises:** `ValueError` if the parameter is no scalar float leaf, the bounds are reversed or do not hold it, the
     state is complex or a single number, or no cycle is found from `orbit`.
+
+    ```python
+    orbit = lambda f: ej.stability.periodic_orbit(f, jnp.array([1.0, 0.0]), period=6.0, intervals=4)
+    follow = lambda f: ej.stability.cycle_continuation(f, orbit(f), where=growth, bounds=(0.5, 2.0), k=1)
+    # `follow(turning)` has amplitudes √μ
+    ```
     """
     z0, unravel = ravel_pytree(jax.tree.map(jnp.asarray, orbit.state))
     real = state_dtype(orbit.state)

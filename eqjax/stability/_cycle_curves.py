@@ -247,6 +247,11 @@ def cycle_curve(
 
     **Returns:** a `CycleCurve`. **Raises:** `ValueError` if `point` is of another kind or was shot, the field is `Forced`, a
     parameter is no scalar float leaf, bounds do not hold it, or no curve begins there.
+
+    ```python
+    where, bounds = (lambda f: f.growth, lambda f: f.shear), ((0.5, 2.0), (-1.0, 1.0))
+    follow = lambda f, point: ej.stability.cycle_curve(f, point, where=where, bounds=bounds)
+    ```
     """
     if point.type not in CRITICAL_CYCLES:
         raise ValueError(

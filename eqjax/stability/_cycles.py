@@ -148,6 +148,11 @@ def periodic_orbit(
 
     **Raises:** `ValueError` on a complex state, one of a single number, a period or count that is not positive, a field
     that depends on t, or a `Forced` one that is not periodic or is to be shot.
+
+    ```python
+    orbit = ej.stability.periodic_orbit(turning, jnp.array([1.0, 0.0]), period=6.0, intervals=4)
+    assert jnp.isclose(orbit.period, 2 * jnp.pi, rtol=1e-3)
+    ```
     """
     check_count(k=k, max_steps=max_steps, **given(steps=steps, intervals=intervals))
     check_positive(period=period, **given(tol=tol))

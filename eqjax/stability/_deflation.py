@@ -89,6 +89,11 @@ def equilibria(
     `jax.vmap(lambda z: check(field, z, x))(found.states)` tells.
 
     **Raises:** `ValueError` if the state is complex, `starts` has no leading axis, or `scale` is not positive.
+
+    ```python
+    found = ej.stability.equilibria(network, jnp.ones((1, 2)), count=1)
+    assert found.found.all() and jnp.abs(found.states).max() < 1e-9
+    ```
     """
     check_arrays(starts=starts, scale=scale)
     check_count(count=count, max_steps=max_steps)

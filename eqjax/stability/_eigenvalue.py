@@ -44,6 +44,11 @@ def eigenvalue(
     **Returns:** a complex scalar, of a conjugate pair the one above the real axis. Take `.real` or `.imag` before
     `jax.grad`. Where eigenvalues coincide there is no derivative. With `throw=False` the derivative is NaN where
     the eigenvectors did not converge. Once differentiable only.
+
+    ```python
+    rightmost = lambda f: ej.stability.eigenvalue(f, origin, k=2).real
+    assert jnp.isclose(rightmost(network), -0.375)  # also by `eqx.filter_grad`
+    ```
     """
     check_flags(throw=throw)
     settings = {
@@ -92,7 +97,14 @@ def _(primals, tangents, *, settings):
 
 
 def quotient(force, z, x, v, w):
-    """`wᴴ J v` of eigenvectors with `wᴴ v = 1`: the eigenvalue, and by `dμ = wᴴ (dJ) v` its derivative with v, w held."""
+    """`wᴴ J v` of eigenvectors with `wᴴ v = 1`: the eigenvalue, and by `dμ = wᴴ (dJ) v` its derivative with v, w held.
+
+    ```python
+    v = jnp.array([1, -1j]) / 2**0.5  # right and left eigenvector
+    force = lambda z, x: network(0.0, z, x)
+    assert jnp.isclose(ej.stability.quotient(force, origin, None, v, v), -0.375 + 0.5j)
+    ```
+    """
     product = lambda v: jax.jvp(lambda state: force(state, x), (z,), (v,))[1]
     # At a real state v is complex all the same.
     image = product(v) if is_complex(z) else on_complex_vectors(product)(v)

@@ -21,6 +21,18 @@ class Forced(eqx.Module):
     - `field`: callable `field(t, z, x) -> dz/dt`, with `field(t + T, z, x) = field(t, z, x)`.
     - `period`: T, a number, or a function of the field: with `lambda f: 2 * jnp.pi / f.omega` the frequency of the drive
       may be the parameter of a branch, `where=lambda f: f.field.omega`.
+
+    ```python
+    class Driven(ej.AbstractForceField):
+        omega: jax.Array
+
+        def __call__(self, t, z, x):
+            return jnp.cos(self.omega * t) - z
+
+
+    driven = ej.stability.Forced(Driven(jnp.asarray(2.0)), period=lambda f: 2 * jnp.pi / f.omega)
+    assert driven.field.omega == 2
+    ```
     """
 
     field: Callable[..., Any]

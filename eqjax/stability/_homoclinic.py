@@ -78,6 +78,10 @@ def homoclinic(
     periods grow, too), or periods that do not follow the law.
 
     **Raises:** `ValueError` if the branch has fewer than four cycles, or its state is complex.
+
+    ```python
+    near = lambda f, cycles: ej.stability.homoclinic(f, cycles, where=gain, steps=2000)
+    ```
     """
     check_count(10, steps=steps)
     check_kind(CycleBranch, "what `cycle_continuation` returned", branch=branch)

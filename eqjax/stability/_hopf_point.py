@@ -88,6 +88,11 @@ def hopf_point(
 
     **Returns:** a `HopfPoint`. Once differentiable only. **Raises:** `ValueError` on a complex state or a parameter that
     is no scalar float leaf.
+
+    ```python
+    find = lambda network: ej.stability.hopf_point(network, origin, where=gain, k=2)
+    # `find(ej.fields.GainNetwork(gain=0.7)).parameter` is .8, and so is the frequency
+    ```
     """
     check_arrays(z0=z0)
     z0 = jax.tree.map(jnp.asarray, z0)

@@ -35,7 +35,13 @@ class Jacobian(NamedTuple):
 
 
 def jacobian(field: Callable[..., Any], z: PyTree[Array], x: PyTree = None) -> Jacobian:
-    """The Jacobian of `field(0, z, x)` with respect to `z`, linearised once and never formed."""
+    """The Jacobian of `field(0, z, x)` with respect to `z`, linearised once and never formed.
+
+    ```python
+    J = ej.stability.jacobian(network, origin)
+    assert jnp.allclose(J.mv(jnp.array([1.0, 0.0])), jnp.array([-0.375, 0.5]))
+    ```
+    """
     state_dtype(z)
     z = jax.tree.map(jnp.asarray, z)
     with explained(field, z, x):
@@ -62,7 +68,12 @@ def real_dtype(z: PyTree[Array], name: str = "z0") -> Any:
 
 
 def state_dtype(z: PyTree[Array]) -> Any:
-    """The one floating-point dtype, real or complex, of a state."""
+    """The one floating-point dtype, real or complex, of a state.
+
+    ```python
+    assert ej.stability.state_dtype((start, x)) == start.dtype
+    ```
+    """
     check_arrays(z=z)
     dtypes = {jnp.asarray(leaf).dtype for leaf in jax.tree.leaves(z)}
     if len(dtypes) != 1 or not all(jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes):

@@ -155,6 +155,11 @@ def krylov_schur(
 
     **Returns:** `Eigenpairs`. If `k` cuts a conjugate pair, its member above the real axis is returned. An eigenvalue
     that is repeated comes as often as it occurs, or up to k. Not differentiable; see `eigenvalue`.
+
+    ```python
+    found = ej.stability.krylov_schur(lambda v: 2 * v, origin + 1, k=1, key=key)
+    assert jnp.allclose(found.values.real, 2)
+    ```
     """
     transform = resolve(which, transform)
     check_sizes(k, ncv, max_restarts, optax.tree.size(start))

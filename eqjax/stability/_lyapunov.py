@@ -80,6 +80,11 @@ def lyapunov(
 
     **Returns:** a `Lyapunov`; NaN where the trajectory left to infinity. **Raises:** `ValueError` on counts that
     make no sense, a complex state, or a field that depends on t.
+
+    ```python
+    found = ej.stability.lyapunov(network, origin, step=0.1, steps=20)
+    assert jnp.allclose(found.exponents, -0.375, rtol=1e-4)
+    ```
     """
     real, n = real_dtype(z0), optax.tree.size(z0)
     k = n if k is None else k
@@ -157,6 +162,11 @@ def finite_time_exponents(
     `ln(1/eps) / (λ₁ - λ_n)`.
 
     **Arguments:** as for `lyapunov`. **Raises:** `ValueError` on a step or count that makes no sense.
+
+    ```python
+    found = ej.stability.finite_time_exponents(network, origin, step=0.1, steps=10)
+    assert jnp.allclose(found, -0.375, rtol=1e-4)
+    ```
     """
     real = real_dtype(z0)
     check_positive(step=step)

@@ -67,6 +67,11 @@ def map_normal_form(map: Callable[..., Any], z: PyTree[Array], x: PyTree = None)
     - `z`: its fixed point at the bifurcation, real, of at most 400 numbers. `x`: clamped input.
 
     **Returns:** a `MapNormalForm`. **Raises:** `ValueError` if the state is complex or larger.
+
+    ```python
+    point = ej.stability.euler_map(ej.fields.GainNetwork(gain=branch.special_points[0].parameter), 1.0)
+    assert ej.stability.map_normal_form(point, origin).type == "Neimark–Sacker"
+    ```
     """
     real_dtype(z, "z")
     z = jax.tree.map(jnp.asarray, z)

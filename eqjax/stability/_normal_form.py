@@ -81,6 +81,11 @@ def hopf_normal_form(
     - `throw`: raise when the eigenpairs did not converge.
 
     **Returns:** a `HopfNormalForm`, NaN where no complex pair was found.
+
+    ```python
+    normal = ej.stability.hopf_normal_form(ej.fields.GainNetwork(gain=0.8), origin, k=2)
+    assert normal.l1 < 0 and jnp.isclose(normal.frequency, 0.8)  # supercritical
+    ```
     """
     real_dtype(z, "z")
     settings = {"transform": transform, "ncv": ncv, "key": key, "throw": throw}

@@ -76,6 +76,11 @@ def normal_form(
 
     **Returns:** a `NormalForm`. **Raises:** `ValueError` if the state is complex or too large, `where` does not fit the point,
     or `step` is missing.
+
+    ```python
+    normal = ej.stability.normal_form(network, hopf, where=gain)
+    assert normal.coefficients["l1"] < 0  # a stable cycle is born
+    ```
     """
     check_kind((SpecialPoint, CurvePoint), "a special point", point=point)
     dtype = real_dtype(point.state, "point.state")

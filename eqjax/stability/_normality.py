@@ -48,6 +48,11 @@ def asymmetry(
     and one with Jᵀ.
 
     **Returns:** an `Estimate`, the error a standard error (delta method).
+
+    ```python
+    found = ej.stability.asymmetry(network, origin, key=key)
+    assert 0 < found.value < 1
+    ```
     """
 
     def sample(J, v):
@@ -75,6 +80,10 @@ def commutator(
     loose for large n.
 
     **Arguments, returns:** as for `asymmetry`, at four products a probe.
+
+    ```python
+    assert ej.stability.commutator(network, origin, key=key).value < 1e-6  # a normal Jacobian
+    ```
     """
 
     def sample(J, v):
@@ -101,6 +110,10 @@ def henrici(
 
     Between 0 (normal) and 1 (nilpotent). It forms the n × n Jacobian and all of its eigenvalues; for a large state
     use `commutator`, which bounds it. Rounding leaves about the root of eps.
+
+    ```python
+    assert ej.stability.henrici(network, origin) < 1e-6  # a normal Jacobian
+    ```
     """
     with jax.default_matmul_precision(precision):
         dense = jacobian(field, z, x).dense()
@@ -133,6 +146,11 @@ def numerical_abscissa(
 
     **Returns:** an `Estimate`; the error is the residual, within which an eigenvalue of a symmetric matrix is certain to
     lie. It is large if the search was given up.
+
+    ```python
+    found = ej.stability.numerical_abscissa(network, origin, key=key)
+    assert jnp.isclose(found.value, -0.375)
+    ```
     """
     check_sizes(1, ncv, max_restarts, optax.tree.size(z))
     with jax.default_matmul_precision(precision):
@@ -142,7 +160,13 @@ def numerical_abscissa(
 # Why Krylov and not a power iteration: on an indefinite symmetric matrix that finds the largest |λ|, in a
 # decaying field the fastest decay.
 def fastest_growth(J: Jacobian, ncv: int, tol: Any, max_restarts: int, key: PRNGKeyArray):
-    """The numerical abscissa as an `Estimate`, and the unit vector that grows so fast."""
+    """The numerical abscissa as an `Estimate`, and the unit vector that grows so fast.
+
+    ```python
+    search = lambda J: ej.stability.fastest_growth(J, 2, 1e-9, 10, key)[0].value
+    # `search(ej.stability.jacobian(network, origin))` is -.375
+    ```
+    """
     symmetric, start = lambda v: 0.5 * (J.mv(v) + J.adjoint(v)), J.random(key)
     search = {"ncv": ncv, "tol": tol, "max_restarts": max_restarts, "key": key}
     pairs = krylov_schur(symmetric, start, k=1, **search)
@@ -172,6 +196,11 @@ def pseudospectral_abscissa(
     perturbations grow by at least `(it / epsilon)` before they decay (the Kreiss bound), whatever the eigenvalues say.
 
     **Arguments:** as for `spectrum`; `epsilon` > 0, in the units of J.
+
+    ```python
+    found = ej.stability.pseudospectral_abscissa(network, origin, epsilon=0.1)
+    assert jnp.isclose(found, -0.375 + 0.1)  # a normal Jacobian
+    ```
     """
     check_positive(epsilon=epsilon)
     with jax.default_matmul_precision(precision):
@@ -195,12 +224,22 @@ def _sampled(sample, field, z, x, probes, key, precision):
 
 # Why signs and not Gaussians: the estimate has the least variance with them (Hutchinson 1990).
 def signs(key, like):
-    """Random signs, in the shape and dtype of a flat vector."""
+    """Random signs, in the shape and dtype of a flat vector.
+
+    ```python
+    assert jnp.abs(ej.stability.signs(key, origin)).tolist() == [1, 1]
+    ```
+    """
     return jax.random.rademacher(key, like.shape, like.real.dtype).astype(like.dtype)
 
 
 def square(v):
-    """`Σ |v|²`."""
+    """`Σ |v|²`.
+
+    ```python
+    assert ej.stability.square(origin + 1) == 2
+    ```
+    """
     return jnp.sum(jnp.abs(v) ** 2)
 
 

@@ -40,7 +40,13 @@ class AbstractPath(eqx.Module):
 
 
 class PseudoArclength(AbstractPath):
-    """Pseudo-arclength continuation (Keller 1977): steps along the tangent, and so passes folds."""
+    """Pseudo-arclength continuation (Keller 1977): steps along the tangent, and so passes folds.
+
+    ```python
+    path = ej.stability.PseudoArclength(first=0.01, most=0.1)  # `continuation(..., path=path)`
+    assert path.most == 0.1
+    ```
+    """
 
     first: float = 0.01
     least: float = 1e-6
@@ -52,7 +58,13 @@ class PseudoArclength(AbstractPath):
 
 
 class Natural(AbstractPath):
-    """Natural continuation: steps in the parameter, from a predictor on the tangent. It ends at a fold."""
+    """Natural continuation: steps in the parameter, from a predictor on the tangent. It ends at a fold.
+
+    ```python
+    path = ej.stability.Natural(most=0.02)  # `continuation(..., path=path)`
+    assert path.most == 0.02
+    ```
+    """
 
     first: float = 0.01
     least: float = 1e-6

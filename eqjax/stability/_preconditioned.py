@@ -36,6 +36,11 @@ class Preconditioned(lx.AbstractLinearSolver):
     - `inverse`: `r -> about J⁻¹ r` on real vectors, flat, `(n,)`; linear, and traceable by JAX (wrap what is not in
       `jax.pure_callback`). One that JAX can transpose serves adjoint systems, too, which else are solved without.
     - `size`: n. `solver`: the `GMRES`; by default to rounding in 240 products.
+
+    ```python
+    inverse = lambda r: r / -2  # about that of the Jacobian
+    solver = ej.stability.Preconditioned(inverse, 2)  # `continuation(..., linear_solver=solver)`
+    ```
     """
 
     inverse: Callable[[Array], Array]

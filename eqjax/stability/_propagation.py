@@ -36,7 +36,13 @@ def turn(field, solver, unravel, z, x, step, steps, watch=lambda seen, z: seen, 
 
 
 def euler_map(field: Callable[..., Any], step: ScalarLike) -> Callable[..., Any]:
-    """`z + ε F(z)` as a function of (t, z, x): its Jacobian has the multipliers `1 + εμ` for eigenvalues."""
+    """`z + ε F(z)` as a function of (t, z, x): its Jacobian has the multipliers `1 + εμ` for eigenvalues.
+
+    ```python
+    step = ej.stability.euler_map(network, 0.1)
+    assert not step(0.0, origin, None).any()
+    ```
+    """
 
     def stepped(t, z, x):
         force = field(t, z, x)

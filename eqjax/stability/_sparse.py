@@ -74,6 +74,11 @@ class SparseLU(lx.AbstractLinearSolver):
 
     **Arguments:** `pattern`: of J, as `SparseLU.of(field, z, x)` has found it. If None it is looked for in each operator,
     which is to have no borders, as often as something is compiled, by as many products as the state has numbers.
+
+    ```python
+    solver = ej.stability.SparseLU()  # `spectrum(..., transform=Rightmost(solver))`, `continuation(..., linear_solver=solver)`
+    assert solver.pattern is None
+    ```
     """
 
     pattern: Pattern | None = eqx.field(default=None, static=True)

@@ -204,6 +204,11 @@ def spectrum(
     **Returns:** a `Spectrum`. Whether `z` is a fixed point is not checked but reported, as `force_residual`.
 
     Not differentiable: see `eigenvalue`.
+
+    ```python
+    found = ej.stability.spectrum(network, origin, k=2)
+    assert jnp.allclose(found.values, jnp.array([-0.375 + 0.5j, -0.375 - 0.5j]))
+    ```
     """
     check_positive(**given(step=step, tol=tol))
     kinds = "a transform such as `ShiftInvert(point)`"

@@ -78,6 +78,14 @@ def save(path: str | Path, result: Any) -> None:
       tuples and lists of them, of arrays and of numbers. States may be such structures of arrays.
 
     **Raises:** `ValueError` if there is anything else in `result`; nothing is written then.
+
+    ```python
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        ej.stability.save(Path(folder) / "branch.zip", branch)  # any results, for `load`
+    ```
     """
     arrays: list[np.ndarray] = []
     structure = _encoded(result, arrays, "result")
@@ -101,6 +109,15 @@ def load(path: str | Path) -> Any:
 
     **Raises:** `FileNotFoundError` if there is no such file; `ValueError` if it is damaged, no file of `save`, of a newer
     format, or holds float64 where JAX is set to float32 alone.
+
+    ```python
+    import tempfile
+    from pathlib import Path
+
+    with tempfile.TemporaryDirectory() as folder:
+        ej.stability.save(Path(folder) / "branch.zip", branch)
+        assert str(ej.stability.load(Path(folder) / "branch.zip")) == str(branch)
+    ```
     """
     path = Path(path)
     if not path.is_file():

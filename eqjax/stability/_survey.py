@@ -64,6 +64,10 @@ def diagram(
     **Returns:** a `Diagram`. At a branch point where more than two branches cross, `switch` finds one of them, deflation all.
 
     **Raises:** `ValueError` as `continuation` does, or if `folder` holds another diagram.
+
+    ```python
+    everything = lambda f, z0: ej.stability.diagram(f, z0, where=gain, bounds=(0.0, 1.0), cycles={})
+    ```
     """
     check_arrays(z0=z0)
     check_count(0, depth=depth)

@@ -63,6 +63,11 @@ def switch(
     `continuation(*switch(...), where=where, bounds=bounds)` follows the one, `cycle_continuation` the other.
 
     **Raises:** `ValueError` if `point` is none of these, the state is complex, or nothing is found that branches off.
+
+    ```python
+    born = lambda f, branch, hopf: ej.stability.switch(f, branch, hopf, where=gain)
+    # `born(network, branch, hopf)`: the network beyond gain .8, and a small cycle of period 2π/.8
+    ```
     """
     if isinstance(point, CyclePoint):
         return off_cycle(field, branch, point, x, where=where, size=size, k=k, key=key)

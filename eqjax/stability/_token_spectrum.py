@@ -28,7 +28,15 @@ class TokenSpectrum(eqx.Module):
 def token_blocks(
     field: Any, z: Float[Array, "t c"], x: Inexact[Array, "t c"]
 ) -> Float[Array, "t c c"]:
-    """The own blocks `∂F_t/∂z_t`, the diagonal of the Jacobian of a causal field at z, in full precision."""
+    """The own blocks `∂F_t/∂z_t`, the diagonal of the Jacobian of a causal field at z, in full precision.
+
+    ```python
+    block = ej.fields.ThickBlock(4, 2, key=key)
+    tokens = jnp.ones((3, 4))
+    blocks = jax.eval_shape(lambda z: ej.stability.token_blocks(block, z, z), tokens)
+    assert blocks.shape == (3, 4, 4)
+    ```
+    """
     check_causal(field, z)
     past = field.remember(z)
 
@@ -50,6 +58,12 @@ def token_spectrum(field: Any, z: Float[Array, "t c"], x: Inexact[Array, "t c"])
     **Arguments:** `field`: an `AbstractCausalField`; `z`, `x`: state and input of one sample (`jax.vmap` for a batch).
 
     **Raises:** `ValueError` for a field that is not causal.
+
+    ```python
+    block = ej.fields.ThickBlock(4, 2, attention_gain=0.0, residual_scale=0.0, key=key)  # F = x - 2 z
+    found = ej.stability.token_spectrum(block, jnp.ones((3, 4)), jnp.ones((3, 4)))
+    assert jnp.allclose(found.abscissas, -2)
+    ```
     """
     values, _, _, _ = _decomposed(token_blocks(field, z, x), 1)
     abscissas = values[:, 0].real

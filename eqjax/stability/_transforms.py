@@ -31,6 +31,11 @@ class ShiftInvert(AbstractTransform):
       the matrix but needs many products when A is stiff.
 
     A solve that fails shows in the residuals of the eigenpairs, which are those of A.
+
+    ```python
+    found = ej.stability.spectrum(network, origin, k=2, transform=ej.stability.ShiftInvert(0.0))
+    assert jnp.allclose(found.values.real, -0.375)
+    ```
     """
 
     target: Any
@@ -75,6 +80,11 @@ class Rightmost(AbstractTransform):
     no better than A itself.
 
     **Arguments:** `solver`: a `SparseLU`.
+
+    ```python
+    transform = ej.stability.Rightmost()  # `spectrum(..., transform=transform)`
+    assert transform.solver == ej.stability.SparseLU()
+    ```
     """
 
     solver: SparseLU = SparseLU()
@@ -122,6 +132,10 @@ class Propagator(AbstractTransform):
     - `stages`: the degree s, which is also the number of products each application takes. By default the least
       that is stable for the spectral radius of A, estimated by 20 products and enlarged by a tenth.
     - `gain`: by which the origin stands above the damped interval.
+
+    ```python
+    transform = ej.stability.Propagator(time=1.0, stages=8)
+    ```
     """
 
     time: ScalarLike

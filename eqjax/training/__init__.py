@@ -1,4 +1,20 @@
-"""The pure step, the loop around it, checkpoints and metrics; one run over any recipe."""
+"""The pure step, the loop around it, checkpoints and metrics; one run over any recipe.
+
+Beside what [all examples](../look-up.md#examples) begin from, those of this room begin from these lines:
+
+```python
+import dataclasses
+import tempfile
+from pathlib import Path
+
+import equinox as eqx
+import numpy as np
+import optax
+
+key, optimiser = jax.random.key(1), optax.sgd(0.1)
+state = ej.training.TrainState.create(model, optimiser, key=key)
+```
+"""
 
 from ._checkpoint import (
     CheckpointError as CheckpointError,

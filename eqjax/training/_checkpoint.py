@@ -30,7 +30,12 @@ class UnreadableError(CheckpointError):
 
 
 def named_arrays(tree: PyTree) -> dict[str, np.ndarray]:
-    """The array leaves of a tree by path, random keys as their raw data."""
+    """The array leaves of a tree by path, random keys as their raw data.
+
+    ```python
+    assert list(ej.training.named_arrays({"w": x})) == ["['w']"]
+    ```
+    """
     named = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if isinstance(leaf, jax.Array):
@@ -41,13 +46,23 @@ def named_arrays(tree: PyTree) -> dict[str, np.ndarray]:
 
 
 def described(array: np.ndarray) -> dict[str, Any]:
-    """Shape, dtype and SHA-256 of an array, as JSON."""
+    """Shape, dtype and SHA-256 of an array, as JSON.
+
+    ```python
+    assert ej.training.described(np.zeros(3))["shape"] == [3]
+    ```
+    """
     digest = hashlib.sha256(array.tobytes()).hexdigest()
     return {"shape": list(array.shape), "dtype": array.dtype.name, "sha256": digest}
 
 
 def signature(manifest: dict[str, Any]) -> str:
-    """SHA-256 of what can be written as JSON."""
+    """SHA-256 of what can be written as JSON.
+
+    ```python
+    assert len(ej.training.signature({"step": 1})) == 64
+    ```
+    """
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
@@ -71,6 +86,12 @@ class Checkpoints(contextlib.AbstractContextManager):
 
     **Arguments:** `folder`; `keep`: how many to keep, 0 for all; `wait`: until one is written. If not, what fails of it is raised
     by the next `save`, or at the end, and until then the one before it is the newest.
+
+    ```python
+    with tempfile.TemporaryDirectory() as folder, ej.training.Checkpoints(folder, keep=2) as kept:
+        kept.save(1, {"w": x}, {"about": "a first one"})
+        assert kept.latest() == 1 and kept.restore({"w": start})["w"].all()
+    ```
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 2, wait: bool = True):

@@ -32,7 +32,12 @@ def text_file(folder: str | os.PathLike) -> Path:
 
 
 def holds_run(folder: str | os.PathLike) -> bool:
-    """Whether a folder holds a run that can be opened: one with a complete checkpoint."""
+    """Whether a folder holds a run that can be opened: one with a complete checkpoint.
+
+    ```python
+    assert not ej.training.holds_run("nowhere")
+    ```
+    """
     if not checkpoints(folder).is_dir():
         return False
     with Checkpoints(checkpoints(folder)) as found:
@@ -210,7 +215,12 @@ def opened_run(
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: numbers and lists for arrays, None for NaN and infinities."""
+    """`value` as JSON can hold it: numbers and lists for arrays, None for NaN and infinities.
+
+    ```python
+    assert ej.training.plain({"w": start, "loss": float("nan")}) == {"w": [0, 0, 0, 0], "loss": None}
+    ```
+    """
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -228,6 +238,12 @@ class Metrics:
 
     **Arguments:** `path`: the file. `after`: keep only the lines up to this step (a resumed run repeats what was
     logged after its checkpoint).
+
+    ```python
+    with tempfile.TemporaryDirectory() as folder:
+        ej.training.Metrics(Path(folder) / "metrics.jsonl").write(1, loss=2.0)
+        assert ej.training.read_metrics(Path(folder) / "metrics.jsonl")[0]["loss"] == 2
+    ```
     """
 
     def __init__(self, path: str | Path, *, after: int = 0):
@@ -241,7 +257,14 @@ class Metrics:
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The lines of a metrics file; a last line torn by a crash is left out."""
+    """The lines of a metrics file; a last line torn by a crash is left out.
+
+    ```python
+    with tempfile.TemporaryDirectory() as folder:
+        (path := Path(folder) / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}')
+        assert ej.training.read_metrics(path) == [{"step": 1, "loss": 2.0}]
+    ```
+    """
     path = Path(path)
     if not path.exists():
         return []

@@ -96,7 +96,12 @@ def with_context(
     name: str, mesh: Mesh | None, asked: int | None, axis: str = CONTEXT
 ) -> Mesh | None:
     """`mesh`, each of whose devices becomes `asked` of them, along a second axis (`sequence`: they share the tokens of a sample out);
-    `name` is of the argument."""
+    `name` is of the argument.
+
+    ```python
+    assert ej.training.with_context("devices", None, None) is None
+    ```
+    """
     check_count(**given(**{name: asked}))
     if asked in (None, 1):
         return mesh
@@ -262,7 +267,13 @@ def slowest(mesh: Mesh, evaluations: Array, parts: int) -> Array:
 
 
 def by_tokens(mesh: Mesh | None, compute: Callable, model: PyTree, *windows: Array) -> Array:
-    """`compute(model, *windows)`, a mean over tokens for every window: each device of a sample takes it of its own tokens."""
+    """`compute(model, *windows)`, a mean over tokens for every window: each device of a sample takes it of its own tokens.
+
+    ```python
+    error = lambda model, u, y: ej.squared_error(model.decode(u), y)
+    assert ej.training.by_tokens(None, error, model, x, start) == 2
+    ```
+    """
     if mesh is None or context(mesh) == 1:
         return compute(model, *windows)
     arrays, rest = eqx.partition(model, eqx.is_array)
@@ -307,7 +318,12 @@ def next_rows(data: Any) -> PyTree:
 
 
 def gathered(tree: PyTree) -> PyTree:
-    """Arrays of several processes, whole on each of them: all must ask."""
+    """Arrays of several processes, whole on each of them: all must ask.
+
+    ```python
+    assert ej.training.gathered({"w": x})["w"] is x  # of one process
+    ```
+    """
 
     def whole(leaf):
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:

@@ -39,7 +39,17 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What `TrainConfig` and its like share. A subclass has one field for each setting, all with defaults."""
+    """What `TrainConfig` and its like share. A subclass has one field for each setting, all with defaults.
+
+    ```python
+    @dataclasses.dataclass(frozen=True)
+    class Mine(ej.training.Settings):
+        width: int = 64
+
+
+    assert Mine.from_dict({"width": 8}).to_dict() == {"width": 8}
+    ```
+    """
 
     def __post_init__(self):
         """`ValueError` for a choice that there is not, and what is of another type or not finite. A subclass with checks of
@@ -254,6 +264,11 @@ def in_chunks(
 
     The last chunk is filled up, so that one compiled shape serves all. The devices of a `mesh` share each chunk out,
     of all hosts: then all must ask.
+
+    ```python
+    mean = lambda model, u: jnp.mean(u, axis=1)
+    assert ej.training.in_chunks(mean, model, (np.ones((5, 4)),), chunk=2).shape == (5,)
+    ```
     """
     found, devices, several = [], shares(mesh), hosts(mesh) > 1
     model = placed(mesh, model) if several else model

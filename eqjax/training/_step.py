@@ -202,6 +202,11 @@ def make_step(
     homeostat and optimiser), `updated`, the estimate's `signals`, and those of the homeostat; with a `mesh` also `slowest`,
     the evaluations that the slowest sample of each device took. An optimiser that takes Optax' extra
     arguments gets the loss as `value`, and the signals by name.
+
+    ```python
+    step = ej.training.make_step(ej.AsymEP(), optimiser, loss=ej.squared_error)
+    # `state, metrics = step(state, batch)`, again and again
+    ```
     """
     check_kind(AbstractEstimator, "an estimator, such as `AsymEP()`", estimator=estimator)
     _check_optimiser(optimiser)

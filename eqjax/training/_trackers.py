@@ -22,6 +22,19 @@ class Tracker(Protocol):
 
     An error in `begin` is raised, before anything is computed; one in `log` or `close` is told once, as a warning, and the run
     goes on without this tracker: `metrics.jsonl` has everything.
+
+    ```python
+    class Said(ej.training.Tracker):
+        def begin(self, folder, settings, after): ...
+
+        def log(self, step, values):
+            print(step, values["loss"])
+
+        def close(self): ...
+
+
+    log = Said()  # `run.train(log=[log])`
+    ```
     """
 
     def begin(self, folder: Path, settings: dict[str, Any], after: int) -> None:
@@ -42,6 +55,10 @@ class TensorBoard:
     """Event files for TensorBoard, in the run's folder `tensorboard/` (extra `tensorboard`: the package tensorboardX).
 
     A run that goes on goes on there; what was logged after its checkpoint is shown once.
+
+    ```python
+    log = ej.training.TensorBoard()  # `run.train(log=[log])`
+    ```
     """
 
     def begin(self, folder: Path, settings: dict[str, Any], after: int) -> None:
@@ -72,6 +89,10 @@ class WandB:
     kept in the run's folder `wandb/`.
 
     **Arguments:** `project`; `settings`: more arguments of `wandb.init`, such as `entity` or `mode`.
+
+    ```python
+    log = ej.training.WandB(project="mine", mode="offline")  # `run.train(log=[log])`
+    ```
     """
 
     def __init__(self, project: str = "eqjax", **settings: Any):
@@ -101,6 +122,10 @@ class Aim:
 
     **Arguments:** `repo`: the folder of the repository; by default the one that holds the run's folder, which is made a
     repository if it is none.
+
+    ```python
+    log = ej.training.Aim("runs")  # `run.train(log=[log])`
+    ```
     """
 
     def __init__(self, repo: str | Path | None = None):
@@ -146,7 +171,13 @@ def _remember(folder: Path, name: str, identity: str) -> None:
 
 
 def trackers_of(folder: Path) -> list[str]:
-    """The names of those of `TRACKERS` that a run was logged to: it goes on with them."""
+    """The names of those of `TRACKERS` that a run was logged to: it goes on with them.
+
+    ```python
+    with tempfile.TemporaryDirectory() as folder:
+        assert ej.training.trackers_of(Path(folder)) == []
+    ```
+    """
     return [name for name in TRACKERS if name in _remembered(folder)]
 
 
