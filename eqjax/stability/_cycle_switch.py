@@ -41,7 +41,7 @@ def off_cycle(field, branch, point: CyclePoint, x, *, where, size, k, key) -> tu
         key=jax.random.key(0) if key is None else key,
         unravel=unravel,
         k=min(k, flat.size if profile.closing is not None else flat.size - 1),
-        max_steps=30,
+        max_steps=jnp.asarray(30),
     )
     if point.type == "period doubling":
         profile, ahead = doubled(profile), doubled(ahead, jnp.zeros_like(span))
