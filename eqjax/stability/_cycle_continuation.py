@@ -141,7 +141,7 @@ def cycle_continuation(
             orbit = periodic_orbit(field, orbit.state, x, period=orbit.period, throw=False)
         problem = Collocated(
             tol=jnp.asarray(float(jnp.finfo(real).eps) ** 0.75, real),
-            max_steps=jnp.asarray(max_steps),
+            max_steps=jnp.asarray(max_steps, int),
             **shared,
         )
         guess = orbit.profile

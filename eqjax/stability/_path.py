@@ -321,7 +321,7 @@ def follow_path(
         ended = ended or cut
     arrays = (eqx.filter(point, eqx.is_array) for point in points)
     # On the host, where it is no program for each shape and number of points.
-    stacked = jax.tree.map(lambda *a: jnp.asarray(np.stack(a)), *arrays)
+    stacked = jax.tree.map(lambda *a: jax.device_put(np.stack(a)), *arrays)
     return stacked, samples, tuple(special), ended
 
 

@@ -145,7 +145,7 @@ def _born(line, x, here, vector, frequency, size, key):
         count = 40
         guess = curve_on(turn, jnp.full(count, 1 / count, z.dtype), jnp.log(period), DEGREE)
         tight = jnp.asarray(float(jnp.finfo(z.dtype).eps) ** 0.75, z.dtype)
-        problem = Collocated(tol=tight, max_steps=jnp.asarray(30), k=min(6, z.size - 1), **shared)
+        problem = Collocated(tol=tight, max_steps=jnp.asarray(30, int), k=min(6, z.size - 1), **shared)
         nowhere = jax.tree.map(jnp.zeros_like, guess)
         row = nowhere._replace(nodes=nowhere.nodes.at[0].set(normal))
     else:
