@@ -142,9 +142,13 @@ def test_repeated_eigenvalues():
 
 def test_a_defective_eigenvalue_shows_in_its_condition():
     jordan = np.array([[1.0, 1.0], [0.0, 1.0]])
-    assert not of(jordan, k=2, throw=False).converged.any()  # exactly: there is no left vector to it
+    assert not of(
+        jordan, k=2, throw=False
+    ).converged.any()  # exactly: there is no left vector to it
     turn = scipy.linalg.expm([[0, 0.3], [-0.3, 0]])
-    split = of(turn @ jordan @ turn.T, k=2, throw=False)  # rounding splits it by about the root of eps
+    split = of(
+        turn @ jordan @ turn.T, k=2, throw=False
+    )  # rounding splits it by about the root of eps
     assert np.allclose(split.values, 1, atol=1e-7) and np.all(split.residuals < 1e-12)
     assert np.all(np.linalg.norm(split.left_vectors, axis=1) > 1e6)
 

@@ -217,7 +217,7 @@ class Found(NamedTuple):
 
 # Why: compiled, the search is most of what a first call waits for; and where the basis holds the whole space it ends with
 # what the matrix tells at once.
-def whole(mv, start, k, which) -> Found:
+def all_columns(mv, start, k, which) -> Found:
     """All columns of a small A, and its most wanted subspace."""
     n = start.size
     columns = jax.vmap(mv)(jnp.eye(n, dtype=start.dtype))
@@ -280,7 +280,7 @@ def eigenpairs(mv, start, key, k, transform, ncv, tol, max_restarts):
     tol = jnp.asarray(jnp.finfo(real).eps ** (2 / 3) if tol is None else tol, real)
     ncv = min(max(2 * k + 1, 20) if ncv is None else ncv, n)
     if ncv == n and isinstance(transform, Plain):
-        found = whole(mv, start, k, transform.which)
+        found = all_columns(mv, start, k, transform.which)
     else:
         found = searched(mv, start, key, k, transform, ncv, tol, max_restarts)
     basis, images, size, magnitude, complete, products, restarts, faithful = found
