@@ -6,6 +6,7 @@ method on its closing together with `det(M + 1) = 0`.
 """
 
 import time
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -93,6 +94,7 @@ def main():
     parser.add_argument("--checked", type=int, default=2, help="by SciPy")
     options = parser.parse_args()
     rows, found = [], []
+    point: Any
     for i, (point, seconds) in enumerate(doublings(options.doublings)):
         found.append(point.parameter)
         gaps = np.diff(found)

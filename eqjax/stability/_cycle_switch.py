@@ -76,7 +76,7 @@ def _nearest(branch, point: CyclePoint, found) -> bool:
     if abs(after - before) != 1:
         return True
     ahead = float(branch.parameters[point.index + 1] - branch.parameters[point.index])
-    logs = np.asarray(found.found.logs).real
+    logs: Any = np.real(found.found.logs)
     count = int(np.sum(logs > np.sqrt(np.finfo(logs.dtype).eps)))
     return count == (before if float(found.y[1]) * ahead > 0 else after)
 
