@@ -73,6 +73,25 @@ def test_a_branch_of_cycles_is_left_where_the_period_doubles(ribbon):
     np.testing.assert_allclose(logs, exact, atol=1e-6)
 
 
+def test_a_doubled_branch_is_entered_before_what_happens_next_on_it(ribbon, caplog):
+    """At p = 1/10, where w leaves the doubled cycles as well: a longer step than that is cut."""
+    field, where, branch = ribbon
+    other, cycle = switch(field, branch, branch.special_points[0], where=where, size=0.6)
+    assert 0.01 < other.p < 0.1 and cycle.stable
+    settings = {"where": where, "bounds": (0.01, 0.15)}
+    with jax.log_compiles(True), caplog.at_level("WARNING", logger="jax"):
+        doubled = cycle_continuation(
+            other, cycle, callback=lambda p, cycle: not cycle.stable, **settings
+        )
+    # Steps along a branch are the program of the step onto it.
+    compiled = [r.getMessage() for r in caplog.records]
+    assert any("_on_better_mesh" in text for text in compiled)
+    assert not any("jit(advance)" in text for text in compiled)
+    (crossing,) = doubled.special_points
+    assert crossing.type == "branch point" and abs(crossing.parameter - 0.1) < 1e-6
+    assert abs(crossing.period - 4 * np.pi) < 1e-8 and doubled.ended == "stopped by the callback"
+
+
 def test_a_branch_of_cycles_is_left_at_a_branch_point(ribbon, tmp_path):
     field, where, branch = ribbon
     # Of a file, as of the branch.

@@ -146,7 +146,9 @@ def cycle_continuation(
         if orbit.profile is None:
             orbit = periodic_orbit(field, orbit.state, x, period=orbit.period, throw=False)
         problem = Collocated(
-            tol=jnp.asarray(float(jnp.finfo(real).eps) ** 0.75, real), max_steps=max_steps, **shared
+            tol=jnp.asarray(float(jnp.finfo(real).eps) ** 0.75, real),
+            max_steps=jnp.asarray(max_steps, int),
+            **shared,
         )
         guess = orbit.profile
     else:

@@ -96,7 +96,7 @@ class Corrected(NamedTuple):
 # their norm would refuse all but tiny steps. What the next step would be, by the same matrix, is a measure in the units of
 # the curve itself.
 def corrected(
-    force: Callable, profile: Profile, q: Array, rows: Rows, tol: Array, max_steps: int
+    force: Callable, profile: Profile, q: Array, rows: Rows, tol: Array, max_steps: int | Array
 ) -> Corrected:
     """Newton's method, with steps that are cut until a simplified step from their end is shorter."""
     root = jnp.sqrt(tol)

@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ..relaxation import NewtonKrylov
 from ._collocation import Profile, better_mesh, defect, redrawn, stages
@@ -127,10 +127,10 @@ class Collocated(AbstractProblem):
     line: Line
     x: PyTree
     tol: Float[Array, ""]
+    max_steps: Int[Array, ""]  # no static number: whoever asks for another one shares the program
     key: PRNGKeyArray
     unravel: Callable[[Array], PyTree] = eqx.field(static=True)
     k: int = eqx.field(static=True)
-    max_steps: int = eqx.field(static=True)
 
     def force(self, z, q):
         return flat_force(self.line.at(q), self.unravel, self.x)(z)

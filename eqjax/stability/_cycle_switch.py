@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from ._collocation import Closing, Profile, condensed, expanded, extent, linearised
@@ -13,7 +14,7 @@ from ._cycle_points import CyclePoint
 from ._cycle_problems import Collocated, in_phase
 from ._cycles import PeriodicOrbit
 from ._jacobian import state_dtype
-from ._parameter import Line, find
+from ._parameter import Line, find, replaced
 from ._path import advance
 
 
@@ -29,7 +30,9 @@ def off_cycle(field, branch, point: CyclePoint, x, *, where, size, k, key) -> tu
             "`point` is of cycles that were shot: continue without `steps`, by collocation, to leave their branch."
         )
     real = state_dtype(point.state)
-    index, _ = find(field, where)
+    index, value = find(field, where)
+    # Of the types that `cycle_continuation` gives them: it goes on with the program of the step.
+    field = replaced(field, index, jnp.asarray(value, jnp.result_type(float)))
     span = jnp.ptp(branch.parameters).astype(real)
     line = Line(field, jnp.asarray(point.parameter, real), span, index)
     flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, point.state))
@@ -41,21 +44,41 @@ def off_cycle(field, branch, point: CyclePoint, x, *, where, size, k, key) -> tu
         key=jax.random.key(0) if key is None else key,
         unravel=unravel,
         k=min(k, flat.size if profile.closing is not None else flat.size - 1),
-        max_steps=30,
+        max_steps=jnp.asarray(30, int),
     )
     if point.type == "period doubling":
         profile, ahead = doubled(profile), doubled(ahead, jnp.zeros_like(span))
     base, aside, normal = _aside(problem, profile, ahead, pace / span)
     found: Any = None
+    passed: Any = None
     # Where the other branch bends soon, only a shorter step is near its prediction.
     for part in (1, 0.5, 0.25, 0.1, 0.03):
         found = advance(problem, base, aside, normal, jnp.asarray(part * size, real))
         orbit = PeriodicOrbit.at(found, unravel)
         if orbit.converged:
-            return line.at(found.y[1]), orbit
-    raise ValueError(
-        f"`switch` found no cycle on another branch: residual {float(found.residual):.1e}. Try another `size`."
-    )
+            new = line.at(found.y[1]), orbit
+            if _nearest(branch, point, found):
+                return new
+            passed = passed or new
+    if passed is None:
+        raise ValueError(
+            f"`switch` found no cycle on another branch: residual {float(found.residual):.1e}. Try another `size`."
+        )
+    return passed
+
+
+# Why counted. Each next period doubling comes after a fifth of the parameter's way: a step that was short on the last branch
+# goes past it, and the branch that begins there never shows it.
+def _nearest(branch, point: CyclePoint, found) -> bool:
+    """Whether nothing has happened on the new branch since it left: stabilities are exchanged where branches cross, and
+    so its cycles have as many unstable multipliers as those of the old one on the other side."""
+    before, after = (int(branch.unstable[point.index + i]) for i in (0, 1))
+    if abs(after - before) != 1:
+        return True
+    ahead = float(branch.parameters[point.index + 1] - branch.parameters[point.index])
+    logs: Any = np.real(found.found.logs)
+    count = int(np.sum(logs > np.sqrt(np.finfo(logs.dtype).eps)))
+    return count == (before if float(found.y[1]) * ahead > 0 else after)
 
 
 def doubled(profile: Profile, once: Any = None) -> Profile:

@@ -112,6 +112,17 @@ def truncate(projection, tol, last, locked, *, k, rank, eps, again):
     return rotation, after, keep, wanted, locked, int(done) + int(complete), int(anew)
 
 
+def leading(matrix, *, k, rank):
+    """Orthonormal rows that span the k most wanted eigenvectors, or k + 1 where that would cut a pair, and how many."""
+    size = min(k + 1, len(matrix))
+    if not np.all(np.isfinite(matrix)):
+        return np.full_like(matrix[:size], np.nan), k
+    schur, rotation = ordered_schur(matrix.astype(np.result_type(matrix, np.float64)), rank)
+    cut = k < size and schur[k, k - 1] != 0
+    rotation[:, k + cut :] = 0
+    return rotation.T[:size], k + cut
+
+
 def _ritz(schur, coupling, size):
     """Eigenvalues of the leading block and how far they are from converged."""
     values, weights = np.linalg.eig(schur[:size, :size])

@@ -16,26 +16,8 @@ from jaxtyping import Array, Bool, Complex, Float, Inexact, Int, PRNGKeyArray, P
 from .._checks import check_count, given
 from ..analytic import is_complex, matmul
 from ..fields import on_complex_vectors
-from ._host import eigen, on_host, truncate
-
-# What "most wanted first" means; written with methods that NumPy and JAX arrays share.
-WHICH: dict[str, Callable[[Any], Any]] = {
-    "LR": lambda values: values.real,
-    "SR": lambda values: -values.real,
-    "LM": lambda values: abs(values),
-    "LI": lambda values: abs(values.imag),
-}
-
-
-def _rational(values):
-    """How far to the right `λ = c + s/θ` is, as `s / (c - Re λ)`, of those θ that any λ within `Rightmost`'s bounds has."""
-    size, left = abs(values), -values.real
-    possible = (left > 0) & (abs(values.imag) <= 1.01 * left) & (size <= 1.01)
-    return np.where(possible, size**2 / np.where(possible, left, 1), 0.0)
-
-
-# What a transform may ask for beside that.
-RANKS = WHICH | {"rational": _rational}
+from ._decomposition import RANKS, WHICH, decompose, drawn, norm, unit
+from ._host import eigen, leading, on_host
 
 
 class Eigenpairs(eqx.Module):
@@ -224,16 +206,43 @@ class Subspace(NamedTuple):
     size: Int[Array, ""]
 
 
-def eigenpairs(mv, start, key, k, transform, ncv, tol, max_restarts):
-    """`krylov_schur` on flat vectors: the pairs, and the invariant subspace in which they were found."""
-    n, real, dtype = start.size, jnp.finfo(start.dtype).dtype, transform.dtype(start.dtype)
-    each = 1 if dtype == start.dtype else 2  # products with A behind one with a complex vector
-    if each == 2:
-        mv, start = on_complex_vectors(mv), start.astype(dtype)
+class Found(NamedTuple):
+    """An invariant subspace before its eigenvectors are told: `basis`, `images` and `size` as of `Subspace`; the rest as of
+    `Eigenpairs`. `faithful`: as of `Transformed`."""
+
+    basis: Inexact[Array, "q n"]
+    images: Inexact[Array, "q n"]
+    size: Int[Array, ""]
+    magnitude: Float[Array, ""]
+    complete: Bool[Array, ""]
+    products: Int[Array, ""]
+    restarts: Int[Array, ""]
+    faithful: Callable[[Array], Array]
+
+
+# Why: compiled, the search is most of what a first call waits for; and where the basis holds the whole space it ends with
+# what the matrix tells at once.
+def all_columns(mv, start, k, which) -> Found:
+    """All columns of a small A, and its most wanted subspace."""
+    n = start.size
+    columns = jax.vmap(mv)(jnp.eye(n, dtype=start.dtype))
+    shapes = jax.eval_shape(lambda: (columns[: k + 1], jnp.asarray(0, jnp.int32)))
+    basis, size = on_host(functools.partial(leading, k=k, rank=RANKS[which]), shapes, columns.T)
+    return Found(
+        basis=basis,
+        images=matmul(basis, columns),
+        size=size,
+        magnitude=norm(columns) / n**0.5,
+        complete=jnp.all(jnp.isfinite(columns)),
+        products=jnp.asarray(n, jnp.int32),
+        restarts=jnp.asarray(1, jnp.int32),
+        faithful=everything,
+    )
+
+
+def searched(mv, start, key, k, transform, ncv, tol, max_restarts) -> Found:
+    """The most wanted subspace by Krylov–Schur."""
     noise = drawn(key, 0, start)
-    eps = jnp.finfo(real).eps
-    tol = jnp.asarray(eps ** (2 / 3) if tol is None else tol, real)
-    ncv = min(max(2 * k + 1, 20) if ncv is None else ncv, n)
     transformed = transform.prepare(mv, noise)
     found = decompose(
         transformed.apply,
@@ -249,15 +258,42 @@ def eigenpairs(mv, start, key, k, transform, ncv, tol, max_restarts):
     )
     # One Rayleigh–Ritz step with A itself: values and true residuals alike, transformed or not.
     # Sizes are static: a row for the second of a pair is always carried, and masked where there is none.
-    q = min(k + 1, n)
+    q = min(k + 1, start.size)
     inside = jnp.arange(q, dtype=jnp.int32) < found.wanted
     basis = jnp.where(inside[:, None], found.basis[:q], 0)
     # The last row measures A itself, in the same batch: E ‖A r‖² = ‖A‖_F² / n for a random unit r.
     images = jax.vmap(mv)(jnp.concatenate([basis, unit(noise)[None]]))
-    magnitude, images = norm(images[q]), images[:q]
+    products = found.products + transformed.products.astype(jnp.int32) + found.wanted + 1
+    return Found(
+        basis,
+        images[:q],
+        found.wanted,
+        norm(images[q]),
+        found.complete,
+        products,
+        found.restarts,
+        transformed.faithful,
+    )
+
+
+def eigenpairs(mv, start, key, k, transform, ncv, tol, max_restarts):
+    """`krylov_schur` on flat vectors: the pairs, and the invariant subspace in which they were found."""
+    n, real, dtype = start.size, jnp.finfo(start.dtype).dtype, transform.dtype(start.dtype)
+    each = 1 if dtype == start.dtype else 2  # products with A behind one with a complex vector
+    if each == 2:
+        mv, start = on_complex_vectors(mv), start.astype(dtype)
+    tol = jnp.asarray(jnp.finfo(real).eps ** (2 / 3) if tol is None else tol, real)
+    ncv = min(max(2 * k + 1, 20) if ncv is None else ncv, n)
+    if ncv == n and isinstance(transform, Plain):
+        found = all_columns(mv, start, k, transform.which)
+    else:
+        found = searched(mv, start, key, k, transform, ncv, tol, max_restarts)
+    basis, images, size, magnitude, complete, products, restarts, faithful = found
+    q = basis.shape[0]
+    inside = jnp.arange(q, dtype=jnp.int32) < size
     dtype = np.result_type(real, np.complex64)
     shapes = jax.ShapeDtypeStruct((q,), dtype), jax.ShapeDtypeStruct((q, q), dtype)
-    values, weights = on_host(eigen, shapes, basis.conj() @ images.T, found.wanted)
+    values, weights = on_host(eigen, shapes, basis.conj() @ images.T, size)
     # The sort is stable, and LAPACK has the one above the axis first: pairs stay in that order.
     order = jnp.argsort(jnp.where(inside, -transform.rank(values), jnp.inf))
     values, weights = values[order], weights[:, order].T
@@ -269,19 +305,18 @@ def eigenpairs(mv, start, key, k, transform, ncv, tol, max_restarts):
     defects = matmul(weights, images) - values[:, None] * vectors
 
     residuals, converged = judged(
-        jnp.linalg.norm(defects, axis=1), values, magnitude, found.restarts, tol
+        jnp.linalg.norm(defects, axis=1), values, magnitude, restarts, tol
     )
     pairs = Eigenpairs(
         values=values[:k],
         vectors=vectors[:k],
         residuals=residuals[:k],
-        converged=(converged & found.complete & transformed.faithful(values))[:k],
+        converged=(converged & complete & faithful(values))[:k],
         magnitude=magnitude,
-        products=each
-        * (found.products + transformed.products.astype(jnp.int32) + found.wanted + 1),
-        restarts=found.restarts,
+        products=each * products,
+        restarts=restarts,
     )
-    return pairs, Subspace(basis, images, values, vectors, found.wanted)
+    return pairs, Subspace(basis, images, values, vectors, size)
 
 
 def judged(defects, values, magnitude, restarts, tol) -> tuple[Array, Array]:
@@ -295,134 +330,3 @@ def judged(defects, values, magnitude, restarts, tol) -> tuple[Array, Array]:
     floor = 20 * eps * magnitude * jnp.sqrt(restarts.astype(magnitude.dtype))
     converged = defects <= jnp.maximum(tol * extent, floor)
     return defects / jnp.where(extent > 0, extent, 1), converged
-
-
-class Decomposition(NamedTuple):
-    """A Krylov decomposition `A V = V S + v bᴴ` (Stewart 2001) of `size` vectors.
-
-    Row i of `basis` is the i-th orthonormal vector and row `size` is v; rows beyond are zero. The columns before
-    `size` of `projection` hold S in the rows before `size`, and bᴴ in row `size`. The first `wanted` vectors span
-    the invariant subspace sought.
-    """
-
-    basis: Inexact[Array, "m+1 n"]
-    projection: Inexact[Array, "m+1 m"]
-    size: Int[Array, ""]
-    wanted: Int[Array, ""]
-    locked: Float[Array, " k"]
-    done: Bool[Array, ""]
-    complete: Bool[Array, ""]
-    products: Int[Array, ""]
-    restarts: Int[Array, ""]
-
-
-# Why a second search. A Krylov space holds one vector of each eigenspace, that of its start: of a symmetric field most
-# eigenvalues come once for twice or four times. Blocks of vectors must be as wide as the multiplicity, which is not known.
-# With what has converged locked, a new random vector sees the next copy, or, as the best of what is left, that there is none.
-def decompose(operator, start, key, *, k, which, ncv, tol, max_restarts) -> Decomposition:
-    """Restart until the leading `k` Ritz values (`k + 1` where a pair would be cut) have converged, and none is missing."""
-    m, eps = ncv, float(jnp.finfo(start.dtype).eps)
-    # In the whole space there is nothing left to be missed, and of one value no copy matters.
-    again = k > 1 and m < start.size
-    reduce = functools.partial(truncate, k=k, rank=RANKS[which], eps=eps, again=again)
-    tol, zero = jnp.asarray(tol, jnp.finfo(start.dtype).dtype), jnp.asarray(0, jnp.int32)
-    basis = jnp.zeros((m + 1, start.size), start.dtype).at[0].set(unit(start))
-    projection, nothing = jnp.zeros((m + 1, m), start.dtype), jnp.full(k, jnp.nan, tol.dtype)
-    shapes = jax.eval_shape(lambda: (projection[:m], projection, zero, zero, nothing, zero, zero))
-
-    def cycle(state):
-        # Never the same twice; not shifted, for under a shift a field may be symmetric.
-        fresh = drawn(key, state.restarts + 1, start)
-        basis, projection, more = expand(operator, state.basis, state.projection, state.size, fresh)
-        # The host must know, for the last restart keeps the wanted vectors only.
-        last = (state.restarts + 1 >= max_restarts).astype(jnp.int32)
-        rotation, projection, size, wanted, locked, ended, anew = on_host(
-            reduce, shapes, projection, tol, last, state.locked
-        )
-        # A Schur form is block triangular, so the columns kept still satisfy A V = V S + v bᴴ with the last
-        # vector as v: nothing need be multiplied anew.
-        kept = jnp.zeros_like(basis).at[:m].set(rotation.T @ basis[:m])
-        following = jnp.where(anew > 0, orthogonal(fresh, kept), basis[m])
-        return Decomposition(
-            basis=kept.at[size].set(following),
-            projection=projection,
-            size=size,
-            wanted=wanted,
-            locked=locked,
-            done=ended > 0,
-            complete=ended > 1,
-            products=state.products + more,
-            restarts=state.restarts + 1,
-        )
-
-    # A compiled loop: all but the small Schur forms stays on the device, under `jit` and `vmap`.
-    no = jnp.asarray(False)
-    state = Decomposition(basis, projection, zero, zero, nothing, no, no, zero, zero)
-    return jax.lax.while_loop(lambda s: ~s.done, cycle, state)
-
-
-def drawn(key, count, like):
-    """A Gaussian vector, another one for each count."""
-    return jax.random.normal(jax.random.fold_in(key, count), like.shape, like.dtype)
-
-
-def orthogonal(v, basis):
-    """The unit vector of what of v lies outside of an orthonormal basis."""
-    for _ in range(2):
-        v = v - (basis.conj() @ v) @ basis
-    return unit(v)
-
-
-def expand(operator, basis, projection, size, noise):
-    """Arnoldi steps from `size` vectors to all; returns basis, projection and the products made.
-
-    Where the Krylov space is exhausted they go on from `noise`, shifted so that no two vectors are alike.
-    """
-    m, eps = projection.shape[1], jnp.finfo(basis.dtype).eps
-
-    def step(carry):
-        basis, projection, j, products = carry
-
-        def attempt(carry):
-            w, column, tries, _ = carry
-            length, total = norm(w), jnp.zeros_like(column)
-            # Classical Gram–Schmidt, twice: two matrix products, orthogonal to rounding, as in `GMRES`.
-            for _ in range(2):  # rows of the basis not yet written are zero and take no part
-                overlap = basis.conj() @ w
-                w, total = w - overlap @ basis, total + overlap
-            beta = norm(w)
-            # What is left of an exhausted space is rounding. The coupling to the new vector is then 0,
-            # exactly: the spaces do not know of each other.
-            fine = beta > 10 * eps * length
-            total = total.at[j + 1].set(jnp.where(fine, beta, 0).astype(w.dtype))
-            w = jnp.where(
-                fine, w / jnp.where(fine, beta, 1).astype(w.dtype), jnp.roll(noise, j + tries)
-            )
-            # The random vector is no image under A: its overlaps do not enter the column.
-            return w, jnp.where(tries == 0, total, column), tries + 1, fine
-
-        w, cost = operator(basis[j])
-        fresh = (w, jnp.zeros(m + 1, w.dtype), jnp.zeros_like(j), jnp.asarray(False))
-        # A random vector may lie in the space by bad luck, or because the space is all there is: four tries.
-        w, column, _, fine = jax.lax.while_loop(lambda c: ~c[3] & (c[2] < 4), attempt, fresh)
-        return (
-            basis.at[j + 1].set(
-                jnp.where(fine, w, 0)
-            ),  # zero: there is nothing beyond the whole space
-            projection.at[:, j].set(column),
-            j + 1,
-            products + cost.astype(products.dtype),
-        )
-
-    start = (basis, projection, size, jnp.zeros_like(size))
-    basis, projection, _, products = jax.lax.while_loop(lambda c: c[2] < m, step, start)
-    return basis, projection, products
-
-
-def norm(v):
-    return jnp.sqrt(jnp.sum(abs(v) ** 2))
-
-
-def unit(v):
-    size = norm(v)
-    return v / jnp.where(size > 0, size, 1).astype(v.dtype)

@@ -10,9 +10,10 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree, ScalarLike
 
 from .._checks import check_positive
+from ._decomposition import norm
 from ._host import criss_cross, on_host, sum_of_squares
 from ._jacobian import Jacobian, jacobian
-from ._krylov_schur import check_sizes, krylov_schur, norm
+from ._krylov_schur import check_sizes, krylov_schur
 
 
 class Estimate(eqx.Module):

@@ -283,12 +283,8 @@ def first_point(problem: AbstractProblem, state: PyTree[Array], q: Array, backwa
         return start
     # On a fold the parameter stands still along the branch, and that row leaves the system singular. One drawn at random
     # does not; where both tangents are right they agree.
-    leaves, tree = jax.tree.flatten(state)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    drawn = [
-        jax.random.normal(k, leaf.shape, leaf.dtype) for k, leaf in zip(keys, leaves, strict=True)
-    ]
-    row = jax.tree.unflatten(tree, drawn), ahead[1]
+    random = np.random.default_rng(0)  # which compiles nothing
+    row = jax.tree.map(lambda a: jnp.asarray(random.normal(size=a.shape), a.dtype), state), ahead[1]
     other = advance(problem, start.y, nothing, row, jnp.zeros_like(q))
     overlap = float(problem.inner(start.y[0])(start.tangent, other.tangent))
     if not other.converged or abs(overlap) > 0.999:
@@ -336,7 +332,9 @@ def follow_path(
         samples.append(last)
         ended = ended or cut
     arrays = (eqx.filter(point, eqx.is_array) for point in points)
-    return jax.tree.map(lambda *a: jnp.stack(a), *arrays), samples, tuple(special), ended
+    # On the host, where it is no program for each shape and number of points.
+    stacked = jax.tree.map(lambda *a: jax.device_put(np.stack(a)), *arrays)
+    return stacked, samples, tuple(special), ended
 
 
 def _along_parameter(tangent):

@@ -55,7 +55,8 @@ def switch(
     - `field`, `x`, `where`: as they were given to `continuation`, or `cycle_continuation`, which returned `branch`, real.
     - `point`: one of its special points, with `flow` "branch point" or "Hopf"; of a branch of collocated cycles, with
       `type` "branch point" or "period doubling".
-    - `size`: of the step, or of the cycle at most, in units of the path; at a branch point its sign chooses the side.
+    - `size`: of the step, or of the cycle at most, in units of the path; at a branch point its sign chooses the side. A step
+      onto other cycles is cut where it would pass the next special point of their branch.
     - `k`: modes searched for the critical one; multipliers of a new cycle. `linear_solver`: as for `continuation`, of fixed
       points. `key`: of the first Krylov vector, `jax.random.key(0)` by default.
 
@@ -150,7 +151,9 @@ def _born(line, x, here, vector, frequency, size, key):
         count = 40
         guess = curve_on(turn, jnp.full(count, 1 / count, z.dtype), jnp.log(period), DEGREE)
         tight = jnp.asarray(float(jnp.finfo(z.dtype).eps) ** 0.75, z.dtype)
-        problem = Collocated(tol=tight, max_steps=30, k=min(6, z.size - 1), **shared)
+        problem = Collocated(
+            tol=tight, max_steps=jnp.asarray(30, int), k=min(6, z.size - 1), **shared
+        )
         nowhere = jax.tree.map(jnp.zeros_like, guess)
         row = nowhere._replace(nodes=nowhere.nodes.at[0].set(normal))
     else:

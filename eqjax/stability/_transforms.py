@@ -11,8 +11,9 @@ from jaxtyping import Array, ScalarLike
 
 from .._checks import check_count, check_kind, check_number, check_positive, given
 from ..relaxation import GMRES
+from ._decomposition import expand, unit
 from ._host import largest, on_host
-from ._krylov_schur import AbstractTransform, Transformed, everything, expand, unit
+from ._krylov_schur import AbstractTransform, Transformed, everything
 from ._linear_solver import direct_solver
 from ._sparse import SparseLU
 
