@@ -188,7 +188,7 @@ def test_what_is_no_tracker_or_not_installed_is_refused_before_anything_runs(
 
     monkeypatch.setattr(importlib.metadata, "requires", requires)
     _extras.require.cache_clear()
-    with pytest.raises(ImportError, match=r"nowhere-1: pip install 'eqjax\[wandb\]'"):
+    with pytest.raises(ImportError, match=r"nowhere-1.*: pip install 'eqjax\[wandb\]'"):
         again.train(log=WandB())
     _extras.require.cache_clear()
     assert (folder / "run" / "metrics.jsonl").read_bytes() == before
