@@ -87,3 +87,11 @@ def test_every_recipe_is_told_by_its_settings(folder):
     assert recipe_of({"wings": 2}) == recipe_of({}) == "?"
     assert [run.name for run in found_runs(folder)] == ["held", "gpt", "bptt"]
     assert series(read_run(folder / "held"), "validation")[-1] == (40, 2.25)
+
+
+def test_what_is_not_finite_is_left_out(tmp_path):
+    values = [2.0, float("inf"), float("nan"), 1.5]
+    lines = [{"step": i, "validation": value} for i, value in enumerate(values)]
+    made(tmp_path / "lost", TrainConfig(), lines)
+    assert series(read_run(tmp_path / "lost"), "validation") == [(0, 2.0), (3, 1.5)]
+    main(["runs", str(tmp_path)])

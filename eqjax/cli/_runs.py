@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,10 +91,12 @@ def _line(line: bytes) -> dict[str, Any] | None:
 
 
 def series(run: Told, name: str) -> list[tuple[int, float]]:
-    """Steps and values of a metric, where it is a number."""
+    """Steps and values of a metric, where it is a finite number."""
     number = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
     values: Any = ((line["step"], line.get(name)) for line in run.lines)
-    return [(step, float(value)) for step, value in values if number(value) and value == value]
+    return [
+        (step, float(value)) for step, value in values if number(value) and math.isfinite(value)
+    ]
 
 
 def sparkline(values: list[float], width: int = _WIDTH) -> str:
