@@ -28,6 +28,7 @@ from eqjax.relaxation import (
     Picard,
     TokenOrder,
     equilibrium,
+    linear_in_order,
 )
 
 T, C = 6, 8
@@ -327,3 +328,28 @@ def test_misuse_is_refused():
     ):
         with pytest.raises(ValueError, match="TokenOrder"):
             estimator(model, cross_entropy, batch, key=jax.random.key(0))
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_chain_that_amplifies_is_solved_by_a_window_that_moves(reverse):
+    """Answers to answers along 24 tokens grow by a thousand on the way: the rounding of that must not stay."""
+    z = jnp.ones((24, 2), jnp.float32)
+    field = Cubic(jnp.float32(1e3))
+    dense = np.asarray(jax.jacfwd(lambda u: field(0.0, u, z))(z), np.float64).reshape(48, 48)
+    rhs = jax.random.normal(jax.random.key(3), (3, 24, 2), jnp.float32).at[1, 5].set(jnp.nan)
+    order = TokenOrder(AndersonTypeI(1e-4, window=3), chunk=16)
+
+    @jax.jit
+    @jax.vmap
+    def solve(rhs):
+        found = linear_in_order(field, z, z, rhs, order, 40, reverse)
+        return found.value, found.steps
+
+    value, steps = solve(rhs)
+    right = np.linalg.solve(dense.T if reverse else dense, np.asarray(rhs[::2]).reshape(2, 48).T).T
+    left = (np.asarray(value[::2], np.float64) - right.reshape(2, 24, 2)).reshape(2, 48)
+    left = left @ (dense if reverse else dense.T)
+    size = np.linalg.norm(np.asarray(rhs[::2]).reshape(2, 48), axis=1)
+    assert np.all(np.linalg.norm(left, axis=1) <= 2e-4 * size)
+    # A few steps a token; and one that is not finite is not waited for.
+    assert np.all(steps < 24 * 5)

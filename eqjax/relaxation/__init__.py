@@ -52,6 +52,6 @@ from ._time_stepping import TimeStepping as TimeStepping
 from ._token_order import (
     TokenOrder as TokenOrder,
     check_causal as check_causal,
-    linear_in_order as linear_in_order,
     settled_after as settled_after,
 )
+from ._triangular import linear_in_order as linear_in_order

@@ -1,4 +1,4 @@
-"""Tokens that are settled in order: one by one, in chunks, or in a window that moves along."""
+"""Tokens that are settled in order: one by one, or in a window that moves along."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -39,29 +39,23 @@ def scanned(
     stage: Callable,
     reverse: bool = False,
 ) -> InOrder:
-    """Every chunk of `order` (a `TokenOrder`) after the one before it (`reverse`: behind it).
+    """Every token by the solver of `order` (a `TokenOrder`) after the one before it (`reverse`: behind it).
 
-    `stage(memory, start, *rows)` gives, for the rows of a chunk, the force on it as a function of its states, where it
-    begins, and a function from its settled states to the memory for the next one.
+    `stage(memory, place, *rows)` gives, for the rows of a token, the force on it as a function of its state, where that
+    begins, and a function from the settled state to the memory for the next one.
     """
     length = rows[0].shape[0]
-    chunk = max(n for n in range(1, min(order.chunk, length) + 1) if length % n == 0)
-    turn = (lambda a: a[::-1]) if reverse else (lambda a: a)
-    cut = lambda leaf: leaf.reshape(length // chunk, chunk, *leaf.shape[1:])
 
     def one(memory, inputs):
-        start, *parts = inputs
-        force, begin, remembered = stage(memory, start, *parts)
-        turned = lambda u: turn(force(turn(u)))
-        settle = settled_alone if chunk == 1 else _together
-        value, steps = settle(turned, turn(begin), order, max_steps)
-        value = turn(value)
+        place, *parts = inputs
+        force, begin, remembered = stage(memory, place, *parts)
+        value, steps = settled_alone(force, begin, order, max_steps)
         return remembered(value), (value, steps)
 
-    inputs = (jnp.arange(0, length, chunk), *map(cut, rows))
+    inputs = (jnp.arange(length), *(leaf[:, None] for leaf in rows))
     _, (value, steps) = jax.lax.scan(one, memory, inputs, reverse=reverse)
     steps = jnp.sum(steps)
-    return InOrder(value.reshape(rows[0].shape), steps, steps * chunk)
+    return InOrder(value[:, 0], steps, steps)
 
 
 def settled_alone(force, begin, order, max_steps) -> tuple[Array, Array]:
@@ -107,14 +101,26 @@ class _Rows(eqx.Module):
         return jax.vmap(one, (0, 0, axes), (0, axes, 0))(y, force, state)
 
 
-def _rows(order, like) -> _Rows:
-    return _Rows(order.solver, jax.ShapeDtypeStruct(like.shape[1:], like.dtype))
+class Ring(NamedTuple):
+    """The slots of a window of n tokens that moves along: nothing is moved, a slot takes the next token when its own is
+    settled. Places count in the order of settling."""
 
+    n: int
 
-def _turn(over: Bool[Array, " n"]) -> Bool[Array, " n"]:
-    """Whose turn it is, in order: when all before it are `over`."""
-    before = jnp.concatenate([jnp.ones(1, bool), over[:-1]])
-    return jnp.cumprod(before.astype(jnp.int32)).astype(bool)
+    @property
+    def slots(self) -> Int[Array, " n"]:
+        return jnp.arange(self.n)
+
+    def places(self, first: Int[Array, ""]) -> Int[Array, " n"]:
+        """Of the tokens in the slots, when `first` is the first that waits."""
+        return first + (self.slots - first) % self.n
+
+    def turn(self, first: Int[Array, ""], over: Bool[Array, " n"]) -> Bool[Array, " n"]:
+        """Whose turn it is: when all before it are `over`."""
+        in_order = over[(first + self.slots) % self.n]
+        before = jnp.concatenate([jnp.ones(1, bool), in_order[:-1]])
+        turn = jnp.cumprod(before.astype(jnp.int32)).astype(bool)
+        return turn[(self.slots - first) % self.n]
 
 
 def _renewed(state, where, **fields):
@@ -125,36 +131,6 @@ def _renewed(state, where, **fields):
         at = where.reshape(-1, *[1] * (old.ndim - 1))
         state = eqx.tree_at(pick, state, jnp.where(at, jnp.asarray(value, old.dtype), old))
     return state
-
-
-def _together(force, begin, order, max_steps):
-    """A chunk, in steps side by side, to the end of its last token."""
-    rows, count = _rows(order, begin), begin.shape[0]
-
-    def step(carry):
-        y, state, held, taken = carry
-        new, state, over = rows.step(y, force(y), state)
-        # A token has ended when it has and all before it had, or have met the tolerance in this very evaluation: then
-        # it was made with their final states.
-        turn = _turn(held | state.converged)
-        ended = held | (over & turn)
-        new = jnp.where(ended[:, None], state.best_y, new)
-        new = jnp.where(held[:, None], y, new)
-        # While a token's predecessors move it has a history, but no best state yet.
-        return (
-            new,
-            _renewed(state, ~turn),
-            ended,
-            taken + (~jnp.all(held)).astype(taken.dtype),
-        )
-
-    most = max_steps * max(1, count // 4)  # side by side they need far fewer than one after another
-    going = lambda carry: wanted(~jnp.all(carry[2]) & (carry[3] < most))
-    start = (begin, rows.start(begin), jnp.zeros(count, bool), jnp.asarray(0))
-    y, state, held, taken = while_loop(going, step, start)
-    value = jnp.where(held[:, None], y, state.best_y)
-    value, tried = rescued(force, value, jnp.all(held & state.converged), order, max_steps)
-    return value, taken + tried
 
 
 class _Moving(NamedTuple):
@@ -182,9 +158,8 @@ def moving_window(
 ) -> InOrder:
     """The equilibrium of a causal field from z0, by `order.chunk` tokens side by side."""
     length, n = z0.shape[0], min(order.chunk, z0.shape[0])
-    rows, slots = _rows(order, z0), jnp.arange(n)
-    # A ring: nothing is moved, a slot takes the next token when its own has settled.
-    place_of = lambda first: first + (slots - first) % n
+    ring, like = Ring(n), jax.ShapeDtypeStruct(z0.shape[1:], z0.dtype)
+    rows, slots = _Rows(order.solver, like), ring.slots
     among = lambda leaf, place: leaf[jnp.minimum(place, length - 1)]
     put = lambda whole, place, part: whole.at[place].set(part, mode="drop", unique_indices=True)
     noted = lambda memory, place, y: jax.tree.map(
@@ -192,13 +167,12 @@ def moving_window(
     )
 
     def step(at):
-        first, place = at.first, place_of(at.first)
+        first, place = at.first, ring.places(at.first)
         memory = noted(at.memory, place, at.y)
         seen = jnp.arange(length)[None] <= place[:, None]
         force = field.given(0.0, at.y, among(x, place), memory, seen)
         y, state, over = rows.step(at.y, force, at.state)
-        turn = _turn(state.converged[(first + slots) % n])[(slots - first) % n]
-        turn = turn & (place < length)
+        turn = ring.turn(first, state.converged) & (place < length)
         settled = turn & state.converged
         value = put(at.value, jnp.where(settled, place, length + slots), state.best_y)
         begin = among(z0, place + n)
@@ -229,7 +203,7 @@ def moving_window(
         best = at.state.best_y[at.first % n][None]
         found, tried = rescued(force, best, ~at.stuck, order, max_steps)
         target = jnp.where(at.stuck, place, length)[None]
-        begin = among(z0, place_of(place) + n)
+        begin = among(z0, ring.places(place) + n)
         return at._replace(
             y=jnp.where(here[:, None], begin, at.y),
             state=_anew(at.state, here, begin),

@@ -124,7 +124,7 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
 
         # All that the coefficients need of the history is products: with the newest difference and with the force.
         # So it is read once for them, and once more for the step.
-        found = _onto(differences, jnp.stack([*newest, f]))
+        found = onto(differences, jnp.stack([*newest, f]))
         products = write_rows(state.products.T, found[:, :2].T, 2 * slot).T
         products = write_rows(products, found[:, :2].conj().T, 2 * slot)
         age = (slot - jnp.arange(self.window)) % self.window
@@ -142,7 +142,7 @@ class AbstractSecant(optx.AbstractFixedPointSolver):
         new = (
             flat
             + zeta * f
-            - _combined(jnp.stack([gamma, zeta * gamma], axis=1).ravel(), differences)
+            - combined(jnp.stack([gamma, zeta * gamma], axis=1).ravel(), differences)
         )
         state = _SecantState(
             best_y=best_y,
@@ -179,13 +179,13 @@ def _small(dtype):
 
 # Sums and not matrix products: of so few rows and columns a product is bound by memory, and for some of these shapes
 # cuBLAS takes fourteen times as long as a sum (86 against 6 µs on an H100).
-def _onto(rows, vectors):
+def onto(rows, vectors):
     """Products of each row with each of `vectors`."""
     wide = _small(rows.dtype)
     return jnp.sum(rows.conj()[:, None] * vectors[None], axis=-1, dtype=wide)
 
 
-def _combined(weights, rows):
+def combined(weights, rows):
     return jnp.sum(weights[:, None] * rows, axis=0)
 
 

@@ -18,13 +18,14 @@ from ._in_order import InOrder, moving_window, scanned, settled_alone
 from ._quorum import AbstractAround
 from ._residual import RESULTS, MeasuresForce, scale_of
 from ._secant import AbstractSecant
+from ._triangular import TriangularSolve
 
 
 # Why in order. A causal field's Jacobian is block lower triangular in tokens. A joint iteration over the window sees a
 # matrix far from normal, whose transient growth along the tokens outlasts any patience; each own block is tame. So a token
 # is settled when the ones before it are, and the adjoint, whose matrix is upper triangular, is found in reverse.
 class TokenOrder(AbstractAround):
-    """Settle an `AbstractCausalField` token after token, each (or each chunk of a few) by a solver of its own.
+    """Settle an `AbstractCausalField` token after token, or a few that move along side by side, each by a solver of its own.
 
     For `equilibrium`, for the `free` phase of an estimator, for the `adjoint_solver` of `OracleAdjoint` and the solver of a
     `Nudge`. A tolerance speaks of every token by itself: `‖F_t‖ ≤ atol + rtol · max(‖z_t‖, scale)`, and a residual is that
@@ -38,9 +39,9 @@ class TokenOrder(AbstractAround):
     - `solver`: settles a token: by default `AndersonTypeI`, which finds tokens that `Anderson` loses (where ‖F‖ has a
       minimum that is no zero); or `NewtonKrylov`, a `Fallback` from one to another, any solver of ours.
     - `chunk`: tokens that take their steps side by side, each with coefficients of its own, by an `Anderson`,
-      `AndersonTypeI` or `Broyden`: when the first has settled, the next one joins. (In linear solves, chunk after chunk;
-      where it does not divide the window the next smaller number that does.) More work in fewer steps, one after another:
-      worth it where a step is bound by latency, as on a GPU.
+      `AndersonTypeI` or `Broyden`: when the first has settled, the next one joins. (In linear solves by minimal residuals over
+      twice the solver's `window` of products with its own block.) More work in fewer steps, one after another: worth it
+      where a step is bound by latency, as on a GPU.
     - `flow`: step ε of the flow, of which at most ten times `max_steps` are taken; None for neither Newton nor flow.
 
     **Raises:** `ValueError` for a solver that does not measure the force, or a field that is not causal.
@@ -141,68 +142,6 @@ def settled_after(
     solver = solver.scaled(force(z0), z0) if solver.scale is None else solver
     value, _ = settled_alone(force, z0, solver, max_steps)
     return value, solver.residuals(force(value), value)[0]
-
-
-def triangular(
-    field, z, x, rhs, solver: TokenOrder, max_steps: int, reverse: bool = False
-) -> InOrder:
-    """`J v = rhs` in order, or `Jᵀ v = rhs` in `reverse`, with the Jacobian J at z, by products with its blocks."""
-    memory = field.remember(z)
-    still = jax.tree.map(jnp.zeros_like, memory)
-
-    def onward(moved, start, rhs, z, x):
-        _, push = jax.linearize(lambda u, m: field.after(0.0, u, x, m, start), z, memory)
-        noted = lambda v: written(moved, jax.jvp(field.remember, (z,), (v,))[1], start)
-        return lambda v: push(v, moved) - rhs, jnp.zeros_like(rhs), noted
-
-    def back(pulled, start, rhs, z, x):
-        after = lambda u, m: field.after(0.0, u, x, m, start)
-        pull, noted = transposed(after, z, memory), transposed(field.remember, z)
-        chunk = lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, rhs.shape[0], 0)
-        # What later tokens ask of this one, through what they remember of it.
-        (late,) = noted(jax.tree.map(chunk, pulled))
-        more = lambda v: jax.tree.map(jnp.add, pulled, pull(v)[1])
-        return lambda v: pull(v)[0] + late - rhs, jnp.zeros_like(rhs), more
-
-    stage = back if reverse else onward
-    return scanned(solver, max_steps, still, (rhs, z, x), stage, reverse)
-
-
-def transposed(function, *at):
-    """The product with the transposed Jacobian of `function` at `at`."""
-    _, push = jax.linearize(function, *at)
-    return jax.linear_transpose(push, *at)
-
-
-def linear_in_order(field, z, x, rhs, solver: TokenOrder, max_steps: int, reverse: bool):
-    """`triangular`, to the relative residual `rtol` of the whole: the solution, and what it took.
-
-    ```python
-    solve = lambda rhs: ej.relaxation.linear_in_order(block, tokens, tokens, rhs, ej.TokenOrder(), 32, reverse=True)
-    assert jax.eval_shape(solve, tokens).value.shape == tokens.shape
-    ```
-    """
-    size = optx.two_norm(rhs)
-    unit = jnp.where(size > 0, size, jnp.ones_like(size))
-    # An absolute tolerance, that all tokens share out: of a token whose own part is small no more is asked.
-    share = rhs.shape[0] ** -0.5
-    solver = with_tolerance(solver, lambda rtol, atol: (0.0, (rtol + atol) * share))
-    solver = with_scale(solver, 1.0)  # of the unit right-hand side
-    found = triangular(field, z, x, rhs / unit, solver, max_steps, reverse)
-    return found._replace(value=found.value * unit)
-
-
-class TriangularSolve(eqx.Module):
-    """How the derivative of an equilibrium that was settled in order is solved for: in order too."""
-
-    solver: TokenOrder
-    max_steps: int = eqx.field(static=True)
-
-    def __call__(self, force, z, x, product, rhs, reverse):
-        found = linear_in_order(force.func, z, x, rhs, self.solver, self.max_steps, reverse)
-        left = optx.two_norm(product(found.value) - rhs)
-        rtol = self.solver.rtol
-        return found.value, ~(left <= 2 * rtol * optx.two_norm(rhs))
 
 
 def settled_in_order(field, z0, x, solver: TokenOrder, max_steps: int, throw: bool):
