@@ -51,6 +51,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "oracle": {"estimator": "oracle"},
     "AsymEP + growth": {"homeostat": "growth"},
     "AsymEP + token growth": {"homeostat": "token-growth"},
+    "AsymEP + chain": {"homeostat": "chain"},
     "AsymEP, prefix": {"accept_prefix": True},
     "BPTT": {"estimator": "bptt"},
     "BPTT + growth": {"estimator": "bptt", "homeostat": "growth"},
