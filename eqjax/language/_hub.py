@@ -26,6 +26,7 @@ from ._gpt2_config import GPT2Config
 # Sorted by name, as they are moved, the shards are complete when the index appears.
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = "model-{}-of-{}.safetensors"
+_HUB = "hf://"
 # Where a folder without a tokenizer.json tells the tokens beside its vocabulary: older ones, later ones.
 ADDED, TOKENIZER_CONFIG = "added_tokens.json", "tokenizer_config.json"
 
@@ -184,7 +185,8 @@ def opened(path: Path) -> Iterator[Any]:
 
 
 def resolved(source: str | os.PathLike, what: str = "a saved GPT-2") -> Path:
-    """A local folder; that of a model on the Hugging Face hub is fetched first, weights and tokenizer.
+    """A local folder; that of a model on the Hugging Face hub is fetched first, weights and tokenizer. A name that begins with
+    `hf://` is one of the hub, whatever local folders there are.
 
     **Raises:** `ValueError` for what can be neither; `ConnectionError` for a name that cannot be fetched.
 
@@ -194,10 +196,11 @@ def resolved(source: str | os.PathLike, what: str = "a saved GPT-2") -> Path:
     ```
     """
     check_kind((str, os.PathLike), "a folder, or the name of a model", source=source)
-    if Path(source).is_dir():
+    on_hub = isinstance(source, str) and source.startswith(_HUB)
+    if not on_hub and Path(source).is_dir():
         return Path(source)
-    name = os.fspath(source)
-    if Path(source).exists() or not re.fullmatch(r"[\w.-]*\w(/\w[\w.-]*)?", name):
+    name = os.fspath(source).removeprefix(_HUB if on_hub else "")
+    if (not on_hub and Path(source).exists()) or not re.fullmatch(r"[\w.-]*\w(/\w[\w.-]*)?", name):
         raise ValueError(f"{name} is not a folder. Give the folder of {what}.")
     try:
         import huggingface_hub  # only where a name asks for it
@@ -207,7 +210,7 @@ def resolved(source: str | os.PathLike, what: str = "a saved GPT-2") -> Path:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # whatever went wrong, the cure is the same
         raise ConnectionError(
-            f"{name} is no local folder, and could not be fetched from the Hugging Face hub "
+            f"{source} is no local folder, and could not be fetched from the Hugging Face hub "
             f"({type(error).__name__}: {error}). Give the folder of {what}."
         ) from error
 
