@@ -21,7 +21,7 @@ class Tracker(Protocol):
     """What `Run.train(log=...)` takes: any object with these three methods.
 
     An error in `begin` is raised, before anything is computed; one in `log` or `close` is told once, as a warning, and the run
-    goes on without this tracker: `metrics.jsonl` has everything.
+    goes on without this tracker, which is closed: `metrics.jsonl` has everything.
 
     ```python
     class Said(ej.training.Tracker):
@@ -202,8 +202,10 @@ def tracked(
         try:
             act(*arguments)
         except Exception as error:  # of another's program, or its network
-            if tracker in going:
-                going.remove(tracker)
+            going[:] = [other for other in going if other is not tracker]
+            if act != tracker.close:
+                with contextlib.suppress(Exception):
+                    tracker.close()
             warnings.warn(
                 f"{type(tracker).__name__} failed ({type(error).__name__}: {error}), and the run goes on without it: "
                 "metrics.jsonl has everything.",
@@ -225,8 +227,10 @@ def tracked(
 
 
 def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Numbers by name; those of an array as name/0, name/1, …"""
+    """Numbers by name; those of an array as name/0, name/1, …; what is none is left to `metrics.jsonl`."""
     for name, value in values.items():
         parts = np.ravel(value)
+        if parts.dtype.kind not in "biuf":
+            continue
         for i, part in enumerate(parts):
             yield (name if np.ndim(value) == 0 else f"{name}/{i}"), float(part)
