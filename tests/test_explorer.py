@@ -442,7 +442,10 @@ def gain(path, **settings):
             "`what` must be a field that is integrated in the page",
         ),
         (lambda path: gain(path, where=lambda f: f.weight), "`where` must pick one number"),
-        (lambda path: gain(path, start=jnp.ones(2, complex)), "`start` must be a state of finite real"),
+        (
+            lambda path: gain(path, start=jnp.ones(2, complex)),
+            "`start` must be a state of finite real",
+        ),
         (lambda path: gain(path, start=jnp.full(2, jnp.nan)), "`start` must be a state of finite"),
         (
             lambda path: plots.explorer(tiny_block()[0], path, tiny_block()[1] * jnp.nan),

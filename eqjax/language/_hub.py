@@ -1,6 +1,7 @@
 """GPT-2 folders as Hugging Face writes them: `config.json` and safetensors, whole or in shards."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -181,7 +182,26 @@ def opened(path: Path) -> Iterator[Any]:
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
     with file:
-        yield file
+        yield _Tensors(path, file)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensors:
+    """A safetensors file whose errors name it."""
+
+    path: Path
+    file: Any
+
+    def keys(self) -> list[str]:
+        return list(self.file.keys())
+
+    def get_tensor(self, name: str) -> np.ndarray:
+        try:
+            return self.file.get_tensor(name)
+        except (AttributeError, TypeError, safetensors.SafetensorError) as error:
+            raise ValueError(
+                f"{self.path}: the tensor {name} cannot be read ({error}): NumPy does not have its dtype."
+            ) from None
 
 
 def resolved(source: str | os.PathLike, what: str = "a saved GPT-2") -> Path:
