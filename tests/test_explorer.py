@@ -10,65 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from explorable import Folded, folded, tiny_block
 from selenium import webdriver
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.chrome.service import Service
-from textbook import special
 
 from eqjax import cli, fields, plots, stability
 from eqjax.plots._explorer_branch import in_page
-from eqjax.stability import Branch, CycleBranch, Spectrum, SpectrumResults
+from eqjax.stability import CycleBranch
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
 TITLE = 'p < z & "</script>"'
 COUPLED = np.array([[1.25, -1.0], [1.0, 1.25]])
-
-
-class Folded(eqx.Module):
-    """`ż = p + z - z³/3`, and a second number that follows the first."""
-
-    p: jax.Array
-
-    def __call__(self, t, z, x):
-        return jnp.stack([self.p + z[0] - z[0] ** 3 / 3, z[0] - z[1]])
-
-
-def folded():
-    """The branch of that field, by hand: `p = z³/3 - z`, folds at z = ∓1."""
-    z = np.linspace(-2.1, 2.1, 22)
-    states = np.stack([z, z], axis=1)
-    values = np.stack([1 - z**2, -np.ones_like(z)], axis=1)
-    values = -np.sort(-values, axis=1) + 0j
-    done = np.ones(values.shape, bool)
-    spectra = Spectrum(
-        *(
-            jnp.asarray(values),
-            jnp.asarray(states),
-            None,
-            jnp.zeros(values.shape),
-            None,
-            jnp.asarray(done),
-        ),
-        *(jnp.ones(22, int), jnp.ones(22, int), jnp.zeros(22), None, SpectrumResults.successful),
-    )
-    points = [(2 / 3, -1.0), (-2 / 3, 1.0)]
-    found = [special("fold", p, [u, u], euler="fold") for p, u in points]
-    indices = [int(np.searchsorted(z, u)) - 1 for _, u in points]
-    found = tuple(type(s)(**(vars(s) | {"index": i})) for s, i in zip(found, indices, strict=True))
-    return Branch(
-        parameters=jnp.asarray(z**3 / 3 - z),
-        states=jnp.asarray(states),
-        residuals=jnp.zeros(22),
-        spectra=spectra,
-        multipliers=None,
-        unstable=np.asarray(values.real > 0).sum(axis=1),
-        unstable_euler=None,
-        reliable=jnp.asarray(done.all(axis=1)),
-        special_points=found,
-        step=None,
-        ended="left the bounds",
-    )
 
 
 def gain_force(gain):
@@ -91,11 +45,6 @@ def gain_cycles():
         *(jnp.zeros((4, 1), complex), np.zeros(4, int), some, some, some == 0, ()),
         ended="left the bounds",
     )
-
-
-def tiny_block():
-    key = jax.random.key(3)
-    return fields.ThickBlock(8, 2, qknorm=True, key=key), jax.random.normal(key, (6, 8))
 
 
 @pytest.fixture(scope="module")

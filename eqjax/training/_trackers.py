@@ -118,7 +118,8 @@ class WandB:
 
 
 class Aim:
-    """A run in a repository of Aim (extra `aim`). A run that goes on is the same run there.
+    """A run in a repository of Aim (extra `aim`). A run that goes on is the same run there. Aim's own functions find it once
+    `aim up`, or `aim storage reindex`, has put it into its index.
 
     **Arguments:** `repo`: the folder of the repository; by default the one that holds the run's folder, which is made a
     repository if it is none.
