@@ -309,7 +309,8 @@ def test_what_is_not_known_is_told_as_such(opened, browser):
     page = opened("left")
     told = browser.find_element("id", "verdict")
     assert "residual –" in told.text and told.get_attribute("data-growth") == "NaN"
-    assert "No finite residual: 6 of 6 tokens" in browser.find_element("css selector", "main").text
+    said = browser.find_element("css selector", "main").text
+    assert "No finite residual: 6 of 6 tokens" in said and "no finite weights" in said
     ends = page(
         "[...document.querySelectorAll('#settling polyline')].map("
         "(line) => line.points[line.points.length - 1].y)"

@@ -195,6 +195,9 @@ class _Tensors:
     def keys(self) -> list[str]:
         return list(self.file.keys())
 
+    def metadata(self) -> dict[str, str] | None:
+        return self.file.metadata()
+
     def get_tensor(self, name: str) -> np.ndarray:
         try:
             return self.file.get_tensor(name)

@@ -91,6 +91,7 @@ class TokensPage {
     row.forEach((value, t) => chart.bar(t, 0.8, value, t === token ? "" : "chosen"));
     chart.svg.dataset.row = JSON.stringify(row);
     const first = row.indexOf(Math.max(...row));
-    chart.note.textContent = `Head ${head + 1}, after ${data.frames[frame]} steps: most to token ${first}, “${words[first]}”, ${told(row[first], 4)}. Pale: to itself.`;
+    const most = first < 0 ? "no finite weights" : `most to token ${first}, “${words[first]}”, ${told(row[first], 4)}`;
+    chart.note.textContent = `Head ${head + 1}, after ${data.frames[frame]} steps: ${most}. Pale: to itself.`;
   }
 }
