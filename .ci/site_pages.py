@@ -8,6 +8,7 @@ which become pages themselves, `::: gallery` the scripts of docs/gallery, each r
 
 import ast
 import contextlib
+import functools
 import io
 import multiprocessing
 import os
@@ -86,12 +87,26 @@ def gallery(draw=drawn):
         yield f"## {title}\n\n{about}\n\n![{title}](gallery/{path.stem}.png)\n\n```python\n{code}\n```"
 
 
-def explorer(name):
-    """A page of its own that `eqjax explore` writes, in a frame, and a link to it."""
+def explored(name):
+    """A page of its own, written by `eqjax explore`."""
     from eqjax.cli import main
 
     with contextlib.redirect_stdout(io.StringIO()):
         main(["explore", name, "--out", str(STAGE / "explore" / f"{name}.html")])
+
+
+@functools.cache
+def all_explored():
+    """Every such page that a page of docs/ asks for."""
+    pages = [page.read_text("utf-8") for page in (ROOT / "docs").rglob("*.md")]
+    names = sorted(set(re.findall(r"^::: explorer (\S+)$", "\n".join(pages), flags=re.M)))
+    with side_by_side() as pool:
+        list(pool.map(explored, names))
+
+
+def explorer(name):
+    """One of these pages in a frame, and a link to it."""
+    all_explored()
     # A page of the site stands in a folder of its own name.
     path = f"../explore/{name}.html"
     return (

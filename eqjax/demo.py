@@ -220,7 +220,9 @@ def demo(
             run = Run.start(dataclasses.replace(config, out=out / name, estimator=name))
             if not runs:
                 letters = run.tokenizer.characters
-                progress.console.print(f"Text: {run.material.source}; {len(letters)} characters.")
+                progress.console.print(
+                    f"Text: {run.material.source}; {len(letters)} different characters."
+                )
             rows[title], runs[title] = measure(run, train_with_bar(run, progress, title)), run
             prompt = run.tokenizer.encode("\n") if "\n" in run.tokenizer.characters else [0]
             samples[title] = sample(run, prompt, 200, temperature=0.8, seed=config.seed)

@@ -42,7 +42,8 @@ from eqjax.language import (
     tiny_shakespeare,
 )
 from eqjax.language._corpus import fallback_text
-from eqjax.resonance import AeonGPT2, ClosedLoop, LossController, resonant_adamw
+from eqjax.resonance import AeonBackprop, AeonGPT2, LossController, resonant_adamw
+from eqjax.training import TrainState, make_step
 
 jax.config.update("jax_default_matmul_precision", "float32")  # on a GPU, too
 OFF = {"recurrence": False, "resonance": False}
@@ -154,12 +155,15 @@ class Study:
             weights, noise = jax.random.split(jax.random.key(seed))
             paced = lambda step: rate * schedule(step)
             adamw = resonant_adamw(paced, Steering(gains), weight_decay=0.1, key=noise)
-            loop = ClosedLoop(optax.chain(optax.clip_by_global_norm(1.0), adamw))
-            start = loop.init(self.model(width, parts, weights), count)
-            arrays, rest = eqx.partition(start, eqx.is_array)
+            optimiser = optax.chain(optax.clip_by_global_norm(1.0), adamw)
+            aeon, model = AeonBackprop(), self.model(width, parts, weights)
+            start = {"carry": aeon.start(model, count), "trains": aeon.trains, "key": weights}
+            state = TrainState.create(model, optimiser, **start)
+            arrays, rest = eqx.partition(state, eqx.is_array)
+            update = make_step(aeon, optimiser)
 
             def step(arrays, batch):
-                state, metrics = loop(eqx.combine(arrays, rest), batch)
+                state, metrics = update(eqx.combine(arrays, rest), batch)
                 factor = optax.tree.get(state.opt_state, "control").rate
                 return eqx.filter(state, eqx.is_array), (metrics["loss"], factor)
 
@@ -227,16 +231,17 @@ def line(row, records):
 
 def plot(records, path):
     """Training losses of three rows around shock and shift, means over the seeds."""
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5), layout="constrained")
-    for axis, event in zip(axes, EVENTS[1:], strict=True):
-        for row in filter(records.get, SHOWN):
-            curve = records[row]["curves"][event]
-            axis.plot(5 * np.arange(len(curve)), curve, label=row, linewidth=1)
-        axis.set(title=event, xlabel="step", ylabel="training loss (nats per character)")
-    axes[0].legend()
-    figure.savefig(path, dpi=150)
+    from eqjax import plots
+
+    figure = Figure(figsize=(9, 3.5), layout="constrained")
+    labels = "step", "training loss (nats per character)"
+    for axes, event in zip(figure.subplots(1, 2), EVENTS[1:], strict=True):
+        told = {row: records[row]["curves"][event] for row in filter(records.get, SHOWN)}
+        found = {row: (5 * np.arange(len(curve)), curve) for row, curve in told.items()}
+        plots.curves(found, labels=labels, title=event, ax=axes)
+    plots.save(figure, path)
 
 
 def main():

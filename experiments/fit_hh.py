@@ -96,15 +96,11 @@ def fit(field, times, target, *, steps=20, step=0.025, report=None):
 def picture(times, target, first, last, losses):
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     trace, loss = figure.subplots(1, 2, width_ratios=(2, 1))
-    trace.plot(times, target, color="0.7", linewidth=4, label="target")
-    trace.plot(times, first, color="C1", linestyle=":", label="before")
-    trace.plot(times, last, color="C0", label="fitted")
-    trace.set(xlabel="ms", ylabel="V (mV)", title="Hodgkin–Huxley, fitted to a voltage trace")
-    trace.legend()
-    loss.semilogy(losses)
-    loss.set(xlabel="update", ylabel="mean squared distance (mV²)")
-    for axes in (trace, loss):
-        axes.grid(alpha=0.3)
+    voltages = {"target": (times, target), "before": (times, first), "fitted": (times, last)}
+    title = "Hodgkin–Huxley, fitted to a voltage trace"
+    ej.plots.curves(voltages, labels=("time (ms)", "V (mV)"), title=title, ax=trace)
+    labels = "update", "mean squared distance (mV²)"
+    ej.plots.curves({"": (range(len(losses)), losses)}, labels=labels, log="y", ax=loss)
     return figure
 
 

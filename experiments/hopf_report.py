@@ -6,6 +6,9 @@ import numpy as np
 from hopf_measures import HORIZON, LONG, MARGINAL, STEPS, TAIL
 from matplotlib.figure import Figure
 
+from eqjax.plots import curves
+from eqjax.plots._figure import look
+
 
 def claims(rows: list[dict[str, Any]], e: dict[str, Any]) -> str:
     """A row per claim of the reference work: claim, test, figure, verdict."""
@@ -112,38 +115,30 @@ def claims(rows: list[dict[str, Any]], e: dict[str, Any]) -> str:
 def picture(rows: list[dict[str, Any]], e: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(13, 7), layout="constrained")
     (a, b, c), (d, f, g) = figure.subplots(2, 3)
-    steps = [r["step"] for r in rows]
-    a.plot(steps, [r["cross_entropy"] for r in rows], "o-")
-    a.set(xlabel="step", ylabel="validation cross-entropy (nats)", title="learning")
-    b.plot(steps, [r["real"] for r in rows], "o-", label="largest Re μ")
-    b.plot(steps, [r["mean_imag"] for r in rows], "s--", label="mean |Im μ| of the leading pairs")
-    b.axhline(0, color="0.5", linewidth=0.8)
-    b.set(xlabel="step", title="the leading pair of J")
-    b.legend(fontsize=8)
-    c.semilogy(steps, [max(r["tail_residual"], 1e-8) for r in rows], "o-")
-    c.axhline(MARGINAL, color="0.5", linewidth=0.8)
-    c.set(xlabel="step", ylabel="force residual", title=f"worst window after {LONG} Euler steps")
-    d.plot([k["gain"] for k in e["knockout"]], [k["abscissa"] for k in e["knockout"]], "o-")
-    d.axhline(0, color="0.5", linewidth=0.8)
-    d.set(xlabel="attention gain × α", ylabel="largest Re μ", title="knockout of the attention")
-    f.loglog(
-        [s["step"] for s in e["sweep"]], [s["most"] for s in e["sweep"]], "o-", label="worst window"
-    )
-    f.loglog(
-        [s["step"] for s in e["sweep"]],
-        [s["median"] for s in e["sweep"]],
-        "s--",
-        label="median window",
-    )
+    of = lambda found, name: [one[name] for one in found]
+    steps = of(rows, "step")
+    labels = "step", "validation cross-entropy (nats)"
+    curves({"": (steps, of(rows, "cross_entropy"))}, labels=labels, title="learning", ax=a)
+    pairs = {"largest Re μ": "real", "mean |Im μ| of the leading pairs": "mean_imag"}
+    pairs = {name: (steps, of(rows, key)) for name, key in pairs.items()}
+    curves(pairs, labels=("step", "Re μ, |Im μ|"), title="the leading pair of J", ax=b)
+    tails = {"": (steps, np.maximum(of(rows, "tail_residual"), 1e-8))}
+    title = f"worst window after {LONG} Euler steps"
+    curves(tails, labels=("step", "force residual"), title=title, log="y", ax=c)
+    gains, labels = of(e["knockout"], "gain"), ("attention gain × α", "largest Re μ")
+    knocked = {"": (gains, of(e["knockout"], "abscissa"))}
+    curves(knocked, labels=labels, title="knockout of the attention", ax=d)
+    finer = {"worst window": "most", "median window": "median"}
+    finer = {name: (of(e["sweep"], "step"), of(e["sweep"], key)) for name, key in finer.items()}
+    labels = "Euler step ε", "force residual"
+    curves(finer, labels=labels, title=f"at t = {HORIZON:g}", log="xy", ax=f)
     f.set_xticks(STEPS, map(str, STEPS))
     f.minorticks_off()
-    f.set(xlabel="Euler step ε", ylabel="force residual", title=f"at t = {HORIZON:g}")
-    f.legend(fontsize=8)
-    for (name, value), style in zip(e["parts"].items(), ("o", "^", "s"), strict=True):
-        g.plot(value["real"], value["imag"], style, label=name, alpha=0.7)
-    g.axvline(0, color="0.5", linewidth=0.8)
+    for i, (name, value) in enumerate(e["parts"].items()):
+        g.plot(value["real"], value["imag"], label=name, **look(i) | {"linestyle": "none"})
     g.set(xlabel="Re μ", ylabel="|Im μ|", title=f"leading modes at step {e['step']}")
+    g.grid(alpha=0.3)
     g.legend(fontsize=8)
-    for axes in (a, b, c, d, f, g):
-        axes.grid(alpha=0.3)
+    for draw, level in ((b.axhline, 0), (c.axhline, MARGINAL), (d.axhline, 0), (g.axvline, 0)):
+        draw(level, color="0.5", linewidth=0.8)
     return figure

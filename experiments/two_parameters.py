@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 import scipy.interpolate
-from matplotlib.figure import Figure
 
 from eqjax import plots, stability
-from eqjax.plots._figure import look
+from eqjax.plots._figure import look, panels
 from eqjax.recipes import TrainConfig, check_windows, in_double, open_run, windows
 from eqjax.recipes._examine import settle
 from eqjax.training import Run, plain
@@ -126,8 +125,7 @@ def tables(curves):
 
 
 def picture(curves, at):
-    figure = Figure(figsize=(8, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = panels(None, 8, 3.6, 1, 2)
     for i, step in enumerate(sorted(curves, key=lambda step: step or 0)):
         style = look(i) | {"marker": ""}
         gains, leaks = np.asarray(curves[step]["gain_leak"]).T

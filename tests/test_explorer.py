@@ -10,64 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from explorable import Folded, folded, tiny_block
 from selenium import webdriver
 from selenium.webdriver import ActionChains, Keys
 from selenium.webdriver.chrome.service import Service
-from textbook import special
 
 from eqjax import cli, fields, plots, stability
 from eqjax.plots._explorer_branch import in_page
-from eqjax.stability import Branch, CycleBranch, Spectrum, SpectrumResults
+from eqjax.stability import CycleBranch
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 DRIVER = shutil.which("chromedriver")
+TITLE = 'p < z & "</script>"'
 COUPLED = np.array([[1.25, -1.0], [1.0, 1.25]])
-
-
-class Folded(eqx.Module):
-    """`ż = p + z - z³/3`, and a second number that follows the first."""
-
-    p: jax.Array
-
-    def __call__(self, t, z, x):
-        return jnp.stack([self.p + z[0] - z[0] ** 3 / 3, z[0] - z[1]])
-
-
-def folded():
-    """The branch of that field, by hand: `p = z³/3 - z`, folds at z = ∓1."""
-    z = np.linspace(-2.1, 2.1, 22)
-    states = np.stack([z, z], axis=1)
-    values = np.stack([1 - z**2, -np.ones_like(z)], axis=1)
-    values = -np.sort(-values, axis=1) + 0j
-    done = np.ones(values.shape, bool)
-    spectra = Spectrum(
-        *(
-            jnp.asarray(values),
-            jnp.asarray(states),
-            None,
-            jnp.zeros(values.shape),
-            None,
-            jnp.asarray(done),
-        ),
-        *(jnp.ones(22, int), jnp.ones(22, int), jnp.zeros(22), None, SpectrumResults.successful),
-    )
-    points = [(2 / 3, -1.0), (-2 / 3, 1.0)]
-    found = [special("fold", p, [u, u], euler="fold") for p, u in points]
-    indices = [int(np.searchsorted(z, u)) - 1 for _, u in points]
-    found = tuple(type(s)(**(vars(s) | {"index": i})) for s, i in zip(found, indices, strict=True))
-    return Branch(
-        parameters=jnp.asarray(z**3 / 3 - z),
-        states=jnp.asarray(states),
-        residuals=jnp.zeros(22),
-        spectra=spectra,
-        multipliers=None,
-        unstable=np.asarray(values.real > 0).sum(axis=1),
-        unstable_euler=None,
-        reliable=jnp.asarray(done.all(axis=1)),
-        special_points=found,
-        step=None,
-        ended="left the bounds",
-    )
 
 
 def gain_force(gain):
@@ -92,11 +47,6 @@ def gain_cycles():
     )
 
 
-def tiny_block():
-    key = jax.random.key(3)
-    return fields.ThickBlock(8, 2, qknorm=True, key=key), jax.random.normal(key, (6, 8))
-
-
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """One page of each kind."""
@@ -109,9 +59,14 @@ def pages(tmp_path_factory):
     neuron, where = fields.HodgkinHuxley(), lambda f: f.current
     how = {"where": where, "bounds": (0.0, 20.0), "start": neuron.clamped(-65.0)}
     plots.explorer(neuron, folder / "neuron.html", **how, span=30.0, names=list("Vmhn"))
-    how = {"field": Folded(jnp.asarray(0.0)), "where": lambda f: f.p, "title": "p < z & </script>"}
-    plots.explorer(folded(), folder / "folded.html", **how)
+    how = {"field": Folded(jnp.asarray(0.0)), "where": lambda f: f.p, "title": TITLE}
+    plots.explorer(folded(), folder / "folded.html", **how, names=["@TITLE@", "</script>"])
+    values = folded().spectra.values.at[3, 1].set(jnp.nan).at[12].set(jnp.nan)
+    plots.explorer(
+        eqx.tree_at(lambda b: b.spectra.values, folded(), values), folder / "unknown.html"
+    )
     block, x = tiny_block()
+    plots.explorer(block, folder / "left.html", x, step=1e30, steps=30)  # overflows
     plots.explorer(block, folder / "block.html", x, names=list("to be "), steps=30, step=0.2)
     return folder
 
@@ -252,7 +207,7 @@ def test_forces_in_the_page_are_the_librarys(opened):
         (fields.GainNetwork(jnp.asarray(0.7), square), z, jnp.asarray(z[::-1].copy())),
     ]
     for field, state, x in here:
-        known = in_page(field, x)
+        known = in_page(field, x, jnp.asarray(state))
         assert known is not None
         numbers = jax.tree.map(lambda a: np.asarray(a).tolist(), known["numbers"])
         code = "FIELDS[arguments[0]](arguments[1])(arguments[2])"
@@ -272,7 +227,8 @@ def test_forces_in_the_page_are_the_librarys(opened):
 
 def test_a_branch_that_folds_with_a_field_that_the_page_does_not_know(opened, browser):
     page = opened("folded")
-    assert browser.title == "p < z & </script>"
+    assert browser.title == TITLE
+    assert page("explorer.page.data.names") == ["@TITLE@", "</script>"]
     for i, p in enumerate((2 / 3, -2 / 3)):
         browser.find_element("id", f"special-{i}").click()
         assert value(browser, "parameter") == pytest.approx(p, abs=1e-6)
@@ -335,6 +291,33 @@ def test_a_block_settles_attends_and_has_the_eigenvalues_of_its_tokens(opened, b
     assert float(told.get_attribute("data-residual")) == pytest.approx(want, abs=1e-6)
 
 
+def test_what_is_not_known_is_told_as_such(opened, browser):
+    """NaN, which JSON does not have, neither counts as 0 nor is a small residual."""
+    page = opened("unknown")
+    said = []
+    for i in (3, 12, 11):
+        page(
+            f"explorer.page.set({{position: explorer.page.grid.parameter.findIndex("
+            f"(p) => Math.abs(p - {float(folded().parameters[i])}) < 1e-6)}})"
+        )
+        said.append(browser.find_element("id", "verdict").text)
+    assert said[0].startswith("The flow may stay or leave (largest Re μ –)")
+    assert (
+        said[1].startswith("The flow may stay or leave") and "leaves (largest Re μ 0.99" in said[2]
+    )
+    assert page("explorer.page.kind(0)") == "stable"
+    page = opened("left")
+    told = browser.find_element("id", "verdict")
+    assert "residual –" in told.text and told.get_attribute("data-growth") == "NaN"
+    said = browser.find_element("css selector", "main").text
+    assert "No finite residual: 6 of 6 tokens" in said and "no finite weights" in said
+    ends = page(
+        "[...document.querySelectorAll('#settling polyline')].map("
+        "(line) => line.points[line.points.length - 1].y)"
+    )
+    assert len(ends) == 6 and max(ends) < 100  # lines end at the top, not at the bottom
+
+
 @pytest.mark.parametrize("name", ["gain", "neuron", "folded", "block"])
 def test_a_page_is_small_alone_and_legible_on_a_telephone_in_dark_and_light(
     opened, browser, pages, name
@@ -356,6 +339,11 @@ def test_a_page_is_small_alone_and_legible_on_a_telephone_in_dark_and_light(
     )
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert len(papers) == 2 and wide <= 400 and min(sizes) > 10
+
+
+def gain(path, **settings):
+    given = {"where": lambda f: f.gain, "bounds": (0, 1), "start": jnp.zeros(2)} | settings
+    return plots.explorer(fields.GainNetwork(), path, **given)
 
 
 @pytest.mark.parametrize(
@@ -402,6 +390,25 @@ def test_a_page_is_small_alone_and_legible_on_a_telephone_in_dark_and_light(
                 start=jnp.zeros(2),
             ),
             "`what` must be a field that is integrated in the page",
+        ),
+        (lambda path: gain(path, where=lambda f: f.weight), "`where` must pick one number"),
+        (
+            lambda path: gain(path, start=jnp.ones(2, complex)),
+            "`start` must be a state of finite real",
+        ),
+        (lambda path: gain(path, start=jnp.full(2, jnp.nan)), "`start` must be a state of finite"),
+        (
+            lambda path: plots.explorer(tiny_block()[0], path, tiny_block()[1] * jnp.nan),
+            "`x` must hold finite numbers",
+        ),
+        (
+            lambda path: plots.explorer(
+                eqx.tree_at(lambda b: b.parameters, folded(), folded().parameters + 1),
+                path,
+                field=Folded(jnp.asarray(0.0)),
+                where=lambda f: f.p,
+            ),
+            "it is another field",
         ),
     ],
 )

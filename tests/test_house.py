@@ -143,6 +143,19 @@ def test_no_file_is_long():
             assert lines <= 450, f"{path} has {lines} lines"
 
 
+def test_scripts_import_what_there_is():
+    """Those that no test runs: experiments, benchmarks and the gallery."""
+    lost = []
+    for folder in ("experiments", "benchmarks", "docs/gallery"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("eqjax"):
+                    module = importlib.import_module(node.module)
+                    names = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+                    lost += [f"{path}: {node.module}.{name}" for name in names]
+    assert lost == []
+
+
 def test_the_floors_are_those_of_contributing():
     text = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
     rows = re.findall(r"^\| (\d+) \| ([^|]+) \|", text, re.M)

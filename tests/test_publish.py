@@ -22,7 +22,7 @@ from eqjax.recipes import (
     pull,
     push,
 )
-from eqjax.training import Run, signature
+from eqjax.training import Run, described, signature
 
 SIZES = {
     "width": 8,
@@ -76,8 +76,25 @@ def test_a_gpt2_with_memory_comes_back(remembering, tmp_path):
     assert eqx.tree_equal(found.model, remembering.model)
     assert (found.about["source"], found.recipe.memory) == ("Forty sentences.", "both")
     assert "GPT-2 with memory" in (tmp_path / "a" / "README.md").read_text()
+    told = json.loads((tmp_path / "a" / "config.json").read_text())
+    told["material"]["model"]["n_layer"] = 10**9
+    told["sha256"] = signature({k: v for k, v in told.items() if k != "sha256"})
+    (tmp_path / "a" / "config.json").write_text(json.dumps(told))
+    with pytest.raises(ValueError, match="would take .* GiB"):
+        pull(tmp_path / "a")
     push(remembering, tmp_path / "a")  # replaced
     assert pull(tmp_path / "a").about["source"] == "the file my text.txt"
+
+
+def test_a_push_that_was_killed_is_made_again(run, folder, tmp_path):
+    for rest in (".writing-abc", ".written-abc"):
+        (tmp_path / "a" / rest).mkdir(parents=True)
+        shutil.copy(folder / "README.md", tmp_path / "a")  # the first to be moved
+        with pytest.raises(ValueError, match="is no model of"):
+            pull(tmp_path / "a")
+        push(run, tmp_path / "a")
+        assert len(list((tmp_path / "a").iterdir())) == 3 and pull(tmp_path / "a").recipe.seed == 5
+        shutil.rmtree(tmp_path / "a")
 
 
 def test_the_card_states_data_figures_and_seed(run, folder):
@@ -130,6 +147,12 @@ def test_what_cannot_be_verified_is_refused(folder, tmp_path):
     refused("its settings make it", about=about | {"settings": wider})
     refused("unknown setting `wings`", about=about | {"settings": about["settings"] | {"wings": 2}})
     refused("does not describe a model", about=about | {"material": {}})
+    for name, what in (("command", ["train"]), ("settings", []), ("arrays", None), ("source", 5)):
+        refused(f"does not describe a model: `{name}` is", about=about | {name: what})
+    for dtype in (np.int32, np.float16, bool):
+        other = {k: a.astype(dtype) for k, a in arrays.items()}
+        stated = about | {"arrays": {k: described(a) for k, a in other.items()}}
+        refused("its settings make it float", arrays=other, about=stated)
     refused("which this version does not read", about=about | {"command": "walk"})
     refused("is no model of", about={"model_type": "gpt2"} | {"sha256": ""})
     (tmp_path / "a" / "config.json").write_text("[")
@@ -147,6 +170,9 @@ def test_what_should_not_be_pushed_is_refused(run, remembering, tmp_path, text):
     ):
         with pytest.raises(ValueError, match=message):
             push(run, wrong)
+    for license in ("mine: all of it", "a\nb", ""):
+        with pytest.raises(ValueError, match="`license` must be the short name"):
+            push(run, tmp_path / "b", license=license)
     with pytest.raises(ValueError, match="`run` must be a run"):
         push(run.model, tmp_path / "b")
     spoilt = eqx.tree_at(lambda r: r.gpt2.wte, remembering.model, replace_fn=lambda w: w * jnp.nan)
@@ -175,8 +201,11 @@ def test_a_repository_is_made_and_fetched(run, folder, tmp_path, monkeypatch):
         def create_repo(self, name, **how):
             calls.append((name, how))
 
+        def list_repo_files(self, name):
+            return [path.name for path in (tmp_path / name).glob("*")]
+
         def upload_folder(self, *, repo_id, folder_path, commit_message):
-            shutil.copytree(folder_path, tmp_path / repo_id)
+            shutil.copytree(folder_path, tmp_path / repo_id, dirs_exist_ok=True)
             return f"there/{repo_id}"
 
     def fetched(name, allow_patterns):
@@ -185,10 +214,20 @@ def test_a_repository_is_made_and_fetched(run, folder, tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    loaded = lambda name, file: str(tmp_path / name / file)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", loaded)
+    monkeypatch.chdir(folder.parent)  # what is local is not what hf:// names
+    shutil.copytree(folder, folder.parent / "someone" / "settles")
+    (folder.parent / "someone" / "settles" / "config.json").unlink()
     assert push(run, "hf://someone/settles", private=True) == "there/someone/settles"
     assert calls == [("someone/settles", {"exist_ok": True, "private": True})]
     assert eqx.tree_equal(pull("hf://someone/settles").model, run.model)
     assert 'pull("hf://someone/settles")' in (tmp_path / "someone/settles/README.md").read_text()
+
+    push(run, "hf://someone/settles")  # again
+    (tmp_path / "someone/settles/config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ConnectionError, match="it holds a model that is none of"):
+        push(run, "hf://someone/settles")
 
     def fails(self, *_, **__):
         raise OSError("401")

@@ -49,6 +49,34 @@ def test_runs_are_listed_with_their_figures(folder, capsys):
     assert "held" not in capsys.readouterr().out
 
 
+def test_what_is_damaged_is_told_and_hides_no_other_run(folder, capsys):
+    """Settings without names, nested without end, a log that is a folder, a number beyond all, a link to what is there."""
+    (folder / "held" / "config.yaml").write_text("1: 2\nwidth: [[]]\n")
+    for name, settings in (("deep", "[" * 20_000), ("odd", "")):
+        (folder / name).mkdir()
+        (folder / name / "config.yaml").write_text(settings)
+    (folder / "odd" / "metrics.jsonl").mkdir()
+    (folder / "deep" / "metrics.jsonl").write_text(f'{{"step": 1, "validation": 1{"0" * 400}}}\n')
+    (folder / "again").symlink_to(folder / "held")
+    main(["runs"])
+    said = capsys.readouterr().out
+    assert "runs/deep: config.yaml cannot be read (maximum recursion depth" in said
+    assert "runs/odd: config.yaml cannot be read" in said and "metrics.jsonl cannot be read" in said
+    assert said.count("40/") == 1 and "2.7500 at 5" in said
+    main(["runs", "runs/held", "runs/odd"])
+    assert "settings that differ" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 120])
+def test_no_name_is_cut_in_a_narrow_terminal(folder, capsys, monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
+    main(["runs", "runs/held"])
+    said = capsys.readouterr().out
+    assert "runs/held" in said and "2.0000 at 30" in said and "…" not in said
+    assert ("97.5%" in said, "█▅▁▃" in said) == (width >= 60, width >= 80)
+
+
 def test_named_runs_are_compared_by_what_differs(folder, capsys):
     made(folder / "other", TrainConfig(width=64, steps=50, homeostat="growth"), [])
     main(["runs", "runs/held", "runs/other"])

@@ -1,9 +1,11 @@
 """The site: nothing is missing on it, and what it says the code says, too."""
 
 import ast
+import contextlib
 import re
 import sys
 import tomllib
+import types
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,18 @@ def test_the_example_of_the_landing_page_runs(capsys):
     exec(code[1], names)
     assert names["estimate"].report.accepted.all()
     assert capsys.readouterr().out.count("\n") > 3
+
+
+def test_pages_to_explore_are_those_of_the_command(monkeypatch):
+    """Each is written once, however many lines ask for it."""
+    written = []
+    pool = types.SimpleNamespace(map=lambda act, names: map(written.append, names))
+    monkeypatch.setattr(site_pages, "side_by_side", lambda: contextlib.nullcontext(pool))
+    site_pages.all_explored.cache_clear()
+    frames = [site_pages.explorer(name) for name in ("hh", "gain-toy")]
+    site_pages.all_explored.cache_clear()
+    assert written == ["gain-toy", "hh"] and 'src="../explore/hh.html"' in frames[0]
+    assert re.search(r"\{([\w,-]+)\}", site_pages.help_of("explore"))[1] == "hh,gain-toy,block"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs/gallery").glob("*.py")), ids=lambda p: p.stem)

@@ -215,6 +215,7 @@ def calls(folded, cycling):
     critical = Curve(line, jnp.zeros((30, 1)), line[:, 0], line, (point,), "end")
     energies = np.exp(-np.arange(3)[:, None] * np.arange(5) / 2)
     return {
+        "curves": (lambda ax: plots.curves(curves, labels=("x", "y"), log="x", ax=ax), 1),
         "residuals": (lambda ax: plots.residuals(curves, ax=ax), 1),
         "training": (lambda ax: plots.training({"a": LINES, "b": LINES}, ax=ax), 3),
         "comparison": (lambda ax: plots.comparison(table, ax=ax), 3),
@@ -291,6 +292,14 @@ def test_a_picture_is_drawn_on_axes_of_the_callers_and_told_apart_in_grey(name, 
     for wrong in ("axes", [], [*given, one], [one, None][: panels + 1]):
         with pytest.raises(ValueError, match="`ax` must be Matplotlib axes"):
             call(wrong)
+
+
+def test_curves_of_ones_own_are_on_the_axes_that_are_asked_for():
+    (axes,) = plots.curves({"": CURVE}, labels=("n", "cost"), title="one", log="xy").axes
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log") and axes.get_legend() is None
+    assert (axes.get_xlabel(), axes.get_ylabel(), axes.get_title()) == ("n", "cost", "one")
+    with pytest.raises(ValueError, match="`log` must be"):
+        plots.curves({}, log="z")
 
 
 def test_five_curves_that_coincide_are_all_seen():

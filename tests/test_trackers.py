@@ -1,5 +1,6 @@
 """Trackers get what `metrics.jsonl` gets, a run that goes on goes on there, and one that fails does no harm."""
 
+import dataclasses
 import importlib.metadata
 import json
 import sys
@@ -11,6 +12,7 @@ from eqjax import _extras
 from eqjax.cli import main
 from eqjax.recipes import GPT2Settings, open_run
 from eqjax.training import Aim, Run, TensorBoard, WandB, read_metrics, trackers_of
+from eqjax.training._trackers import tracked
 
 
 class Kept:
@@ -75,8 +77,26 @@ def test_a_tracker_gets_the_lines_of_the_log_and_is_closed(trained):
         told(line) for line in kept.lines if line["step"] <= 2
     ]
     assert kept.begun == [(folder / "run", 8, 0)] and more.begun == [(folder / "run", 8, 2)]
-    assert (kept.closed, more.closed) == (1, 1)
+    assert (kept.closed, fails.closed, more.closed) == (1, 1, 1)
     assert [line["step"] for line in fails.lines] == [1]
+
+
+def test_one_that_fails_is_closed_and_no_other_one_is_left_out(tmp_path):
+    """Also of trackers that are equal to one another, and with a metric that is no number."""
+    same = dataclasses.make_dataclass("Same", [], bases=(Kept,))
+    good, bad = same(), same()
+    for tracker, fails in ((good, None), (bad, 1)):
+        Kept.__init__(tracker, fails)
+    assert good == bad
+    with (
+        pytest.warns(UserWarning, match="Same failed"),
+        tracked([good, bad], tmp_path, {"width": 8}, 0) as log,
+    ):
+        for step in (1, 2):
+            log(step, {"loss": 0.5, "verdict": "good", "none": None, "parts": [1, 2]})
+    want = {"loss": 0.5, "parts/0": 1.0, "parts/1": 2.0}
+    assert good.lines == [{"step": 1} | want, {"step": 2} | want]
+    assert (good.closed, bad.closed, bad.lines) == (1, 1, [])
 
 
 def test_tensorboard_reads_it_back_once(trained):

@@ -2,8 +2,8 @@
 
 import dataclasses
 import json
-import math
 import statistics
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,10 @@ from typing import Any
 import tyro
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
-_WIDTH = 24  # characters of a sparkline
+_WIDTH, _LEAST = 24, 8  # characters of a sparkline, the fewest where the terminal is narrow
+_OTHERS = 80  # what the other columns take
+# The width from which a terminal has room for a column; the others are always there.
+_ROOM = {"validation": 76, "s/update": 66, "settled": 56, "recipe": 46}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,13 +68,17 @@ def read_run(folder: Path) -> Told:
         settings = yaml.safe_load((folder / "config.yaml").read_text("utf-8"))
         if not isinstance(settings, dict):
             raise ValueError("no settings in it")
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        settings = {str(name): value for name, value in settings.items()}
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         settings = {}
         damage.append(f"config.yaml cannot be read ({' '.join(str(error).split())})")
     try:
         raw = (folder / "metrics.jsonl").read_bytes().splitlines()
-    except OSError:
+    except FileNotFoundError:
         raw = []
+    except OSError as error:
+        raw = []
+        damage.append(f"metrics.jsonl cannot be read ({error.strerror})")
     lines, torn = [], []
     for number, line in enumerate(raw, 1):
         value = _line(line)
@@ -92,11 +99,10 @@ def _line(line: bytes) -> dict[str, Any] | None:
 
 def series(run: Told, name: str) -> list[tuple[int, float]]:
     """Steps and values of a metric, where it is a finite number."""
-    number = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
+    most = sys.float_info.max  # an integer may be larger
+    number = lambda value: type(value) in (int, float) and -most <= value <= most
     values: Any = ((line["step"], line.get(name)) for line in run.lines)
-    return [
-        (step, float(value)) for step, value in values if number(value) and math.isfinite(value)
-    ]
+    return [(step, float(value)) for step, value in values if number(value)]
 
 
 def sparkline(values: list[float], width: int = _WIDTH) -> str:
@@ -122,22 +128,22 @@ def recipe_of(settings: dict[str, Any]) -> str:
     return f"{command}, {settings['estimator']}" if "estimator" in settings else command
 
 
-def _row(run: Told) -> list[str]:
+def _row(run: Told, width: int) -> dict[str, str]:
     validation, seconds = series(run, "validation"), series(run, "seconds")
     unsettled, accepted = series(run, "validation_unsettled"), series(run, "accepted")
     settled = 1 - unsettled[-1][1] if unsettled else accepted[-1][1] if accepted else None
     last = max((line["step"] for line in run.lines), default=0)
     best = min(validation, key=lambda pair: pair[1], default=None)
     of = run.settings.get("steps", "?")
-    return [
-        str(run.folder),
-        recipe_of(run.settings),
-        f"{last}/{of}",
-        "–" if best is None else f"{best[1]:.4f} at {best[0]}",
-        sparkline([value for _, value in validation]),
-        "–" if settled is None else f"{settled:.1%}",
-        f"{statistics.median(value for _, value in seconds):.3g}" if seconds else "–",
-    ]
+    return {
+        "run": str(run.folder),
+        "recipe": recipe_of(run.settings),
+        "update": f"{last}/{of}",
+        "best validation": "–" if best is None else f"{best[1]:.4f} at {best[0]}",
+        "validation": sparkline([value for _, value in validation], width),
+        "settled": "–" if settled is None else f"{settled:.1%}",
+        "s/update": f"{statistics.median(value for _, value in seconds):.3g}" if seconds else "–",
+    }
 
 
 def differing(runs: list[Told]) -> Iterator[tuple[str, list[str]]]:
@@ -154,7 +160,8 @@ def runs(command: RunsCommand) -> None:
     from rich.table import Table
 
     found = [run for folder in command.folders for run in found_runs(folder)]
-    told = [read_run(folder) for folder in dict.fromkeys(found)]
+    once = {folder.resolve(): folder for folder in reversed(found)}  # a link names a run again
+    told = [read_run(folder) for folder in reversed(once.values())]
     if not told:
         where = ", ".join(map(str, command.folders))
         raise ValueError(f"{where}: no runs in there. `eqjax train --out runs/first` makes one.")
@@ -162,16 +169,17 @@ def runs(command: RunsCommand) -> None:
     if not named:
         told.sort(key=lambda run: run.folder.stat().st_mtime, reverse=True)
     console = Console()
-    table = Table("run", "recipe", box=None, pad_edge=False)
-    for name in ("update", "best validation"):
-        table.add_column(name, justify="right")
-    table.add_column("validation")
-    for name in ("settled", "s/update"):
-        table.add_column(name, justify="right")
-    for run in told:
-        table.add_row(*_row(run))
+    wide = console.width if console.is_terminal else 400
+    rows = [_row(run, min(_WIDTH, max(_LEAST, wide - _OTHERS))) for run in told]
+    table = Table(box=None, pad_edge=False)
+    names = [name for name in rows[0] if wide >= _ROOM.get(name, 0)]
+    for name in names:
+        side = "left" if name in ("run", "recipe", "validation") else "right"
+        table.add_column(name, justify=side, overflow="fold", no_wrap=name not in ("run", "recipe"))
+    for row in rows:
+        table.add_row(*(row[name] for name in names))
     # Redirected, a line of the table is a line of the output.
-    console.print(table, markup=False, width=None if console.is_terminal else 400)
+    console.print(table, markup=False, width=None if console.is_terminal else wide)
     if named:
         names = [run.folder.name for run in told]
         names = names if len(set(names)) == len(told) else [str(run.folder) for run in told]

@@ -1,6 +1,7 @@
 """GPT-2 folders as Hugging Face writes them: `config.json` and safetensors, whole or in shards."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -26,6 +27,7 @@ from ._gpt2_config import GPT2Config
 # Sorted by name, as they are moved, the shards are complete when the index appears.
 _WHOLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = "model-{}-of-{}.safetensors"
+_HUB = "hf://"
 # Where a folder without a tokenizer.json tells the tokens beside its vocabulary: older ones, later ones.
 ADDED, TOKENIZER_CONFIG = "added_tokens.json", "tokenizer_config.json"
 
@@ -180,11 +182,34 @@ def opened(path: Path) -> Iterator[Any]:
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path} cannot be read as safetensors: {error}") from None
     with file:
-        yield file
+        yield _Tensors(path, file)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tensors:
+    """A safetensors file whose errors name it."""
+
+    path: Path
+    file: Any
+
+    def keys(self) -> list[str]:
+        return list(self.file.keys())
+
+    def metadata(self) -> dict[str, str] | None:
+        return self.file.metadata()
+
+    def get_tensor(self, name: str) -> np.ndarray:
+        try:
+            return self.file.get_tensor(name)
+        except (AttributeError, TypeError, safetensors.SafetensorError) as error:
+            raise ValueError(
+                f"{self.path}: the tensor {name} cannot be read ({error}): NumPy does not have its dtype."
+            ) from None
 
 
 def resolved(source: str | os.PathLike, what: str = "a saved GPT-2") -> Path:
-    """A local folder; that of a model on the Hugging Face hub is fetched first, weights and tokenizer.
+    """A local folder; that of a model on the Hugging Face hub is fetched first, weights and tokenizer. A name that begins with
+    `hf://` is one of the hub, whatever local folders there are.
 
     **Raises:** `ValueError` for what can be neither; `ConnectionError` for a name that cannot be fetched.
 
@@ -194,10 +219,11 @@ def resolved(source: str | os.PathLike, what: str = "a saved GPT-2") -> Path:
     ```
     """
     check_kind((str, os.PathLike), "a folder, or the name of a model", source=source)
-    if Path(source).is_dir():
+    on_hub = isinstance(source, str) and source.startswith(_HUB)
+    if not on_hub and Path(source).is_dir():
         return Path(source)
-    name = os.fspath(source)
-    if Path(source).exists() or not re.fullmatch(r"[\w.-]*\w(/\w[\w.-]*)?", name):
+    name = os.fspath(source).removeprefix(_HUB if on_hub else "")
+    if (not on_hub and Path(source).exists()) or not re.fullmatch(r"[\w.-]*\w(/\w[\w.-]*)?", name):
         raise ValueError(f"{name} is not a folder. Give the folder of {what}.")
     try:
         import huggingface_hub  # only where a name asks for it
@@ -207,7 +233,7 @@ def resolved(source: str | os.PathLike, what: str = "a saved GPT-2") -> Path:
         return Path(huggingface_hub.snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # whatever went wrong, the cure is the same
         raise ConnectionError(
-            f"{name} is no local folder, and could not be fetched from the Hugging Face hub "
+            f"{source} is no local folder, and could not be fetched from the Hugging Face hub "
             f"({type(error).__name__}: {error}). Give the folder of {what}."
         ) from error
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from .._checks import check_count, check_kind, check_positive
+from .._checks import check_count, check_flags, check_kind, check_positive
 from ._gpt2 import GPT2
 from ._hub import opened, read_json, replacing
 from ._lora import AdaptedLinear, adapted_maps, dotted, each_linear, linear_maps
@@ -106,6 +106,10 @@ def load_adapters(model: GPT2, folder: str | os.PathLike) -> GPT2:
     folder = Path(folder)
     settings = read_json(folder / _CONFIG)
     _check_plain(settings, folder / _CONFIG)
+    if not (folder / _WEIGHTS).is_file():
+        older = (folder / "adapter_model.bin").exists()
+        cure = " Save adapter_model.bin again by peft's save_pretrained." if older else ""
+        raise ValueError(f"{folder} has no {_WEIGHTS}.{cure}")
     with opened(folder / _WEIGHTS) as file, _readable(folder / _CONFIG):
         names = set(file.keys())
         whole = any(name.startswith(f"{_ROOT}transformer.") for name in names)
@@ -145,11 +149,14 @@ def load_adapters(model: GPT2, folder: str | os.PathLike) -> GPT2:
             depth, i, o = weight.shape
             most = max(rank for rank, _ in layers.values())
             scale = next(iter(layers.values()))[1]
-            a, b = np.zeros((depth, i, most)), np.zeros((depth, most, o))
+            parts = {}  # read before anything is made: a rank in a text file may be any
             for layer, (rank, own) in layers.items():
                 name = f"{_ROOT}{_key(path, prefix, layer)}.lora_"
-                a[layer, :, :rank] = read(f"{name}A.weight", (rank, i))
-                b[layer, :rank] = read(f"{name}B.weight", (o, rank)) * (own / scale)
+                shapes = {"A": (rank, i), "B": (o, rank)}
+                parts[layer] = [read(f"{name}{s}.weight", shapes[s]) for s in shapes], own / scale
+            a, b = np.zeros((depth, i, most)), np.zeros((depth, most, o))
+            for layer, ((down, up), ratio) in parts.items():
+                a[layer, :, : down.shape[1]], b[layer, : len(up)] = down, up * ratio
             kept = lambda array: jnp.asarray(array, weight.dtype)
             return AdaptedLinear(node, kept(a), kept(b), scale)
 
@@ -189,12 +196,13 @@ def _check_plain(settings: dict[str, Any], path: Path) -> None:
             )
     check_count(r=settings["r"])
     check_positive(lora_alpha=settings["lora_alpha"])
+    check_flags(use_rslora=settings.get("use_rslora") or False)
     for name in ("rank_pattern", "alpha_pattern"):
         patterns = settings.get(name) or {}
         check_kind(dict, "names with numbers", **{name: patterns})
         for value in patterns.values():
             (check_count if name == "rank_pattern" else check_positive)(**{name: value})
-    for name in ("target_modules", "exclude_modules"):
+    for name in ("target_modules", "exclude_modules", "layers_pattern"):
         value = settings.get(name)
         texts = value if isinstance(value, list) else [] if value is None else [value]
         if not all(isinstance(text, str) for text in texts):

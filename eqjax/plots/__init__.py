@@ -18,7 +18,7 @@ from .._extras import require as _require
 _require("plots")
 
 from ._explorer import explorer as explorer
-from ._figure import save as save
+from ._figure import curves as curves, save as save
 from ._learning import comparison as comparison, residuals as residuals, training as training
 from ._neurons import (
     f_i_curve as f_i_curve,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,11 +78,17 @@ def explorer(
     """
     check_positive(**given(step=step, span=span))
     check_count(1, 2000, steps=steps)
-    check_kind(str, "text", title=title)
+    check_kind(str, "text", title=title, **given(parameter=parameter))
+    names = None if names is None else list(names)
+    for name in names or ():
+        check_kind(str, "texts", names=name)
     shared = {"field": field, "where": where, "bounds": bounds, "parameter": parameter}
     if isinstance(what, Branch):
         _unused("a branch", bounds=bounds)
+        check_kind((CycleBranch, list, tuple), "a `CycleBranch`, or several", cycles=cycles)
         found = [cycles] if isinstance(cycles, CycleBranch) else list(cycles)
+        for cycle in found:
+            check_kind(CycleBranch, "of `CycleBranch`", cycles=cycle)
         how = {"cycles": found, "coordinates": coordinates, "names": names, "parameter": parameter}
         data = branch_data(what, field, x, where, start=start, step=step, span=span, **how)
     elif isinstance(what, AbstractCausalField) and bounds is None:
@@ -123,10 +130,8 @@ def _page(data: dict[str, Any]) -> str:
         "DATA": text.replace("<", "\\u003c"),
         "TITLE": escaped(data["title"] or "eqjax explorer"),
     }
-    page = read("page.html")
-    for name, part in parts.items():
-        page = page.replace(f"@{name}@", part)
-    return page
+    # All at once: what is put in is not looked at again, whatever names stand in it.
+    return re.sub("@(STYLE|SCRIPT|DATA|TITLE)@", lambda found: parts[found[1]], read("page.html"))
 
 
 def escaped(text: str) -> str:

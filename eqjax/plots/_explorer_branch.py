@@ -11,13 +11,25 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from scipy.optimize import linear_sum_assignment
 
-from .._checks import check_arrays, check_callable, check_count, refuse
+from .._checks import (
+    check_arrays,
+    check_callable,
+    check_count,
+    check_finite_number,
+    check_kind,
+    refuse,
+)
 from ..fields import ContinuousHopfield, GainNetwork, HodgkinHuxley, Kuramoto, LogCosh
-from ..relaxation import check_field, relax
+from ..relaxation import check_field, relax, residual_ratio
 from ..stability import Branch, CycleBranch, state_dtype
 
 _TURN, _FINER = 160, 2  # points of a cycle, and how many times more are looked at
 _CYCLES = 80  # of a branch of them
+_AXES = {
+    "weight": 2,
+    "bias": 1,
+    "frequencies": 1,
+}  # of the numbers that a page reads; of all others none
 # Of trajectories computed beforehand: starts in either direction, values of the parameter, times.
 _STARTS, _VALUES, _TIMES = 5, 9, 101
 
@@ -54,7 +66,10 @@ def branch_data(
     points = _with_special_points(branch, size)
     mu = points["real"] + 1j * points["imag"]
     step = float(branch.step if step is None and branch.step is not None else step or _step(mu))
-    span = float(8 * np.pi / max(np.nanmedian(np.abs(mu[:, 0])), 1e-6)) if span is None else span
+    rates = np.abs(mu[:, 0])[np.isfinite(mu[:, 0])]
+    rates = rates if rates.size else np.ones(1)
+    span = float(8 * np.pi / max(np.median(rates), 1e-6)) if span is None else span
+    fastest = np.max(np.abs(mu), initial=1e-300, where=np.isfinite(mu))
     turns = [_turns(field, x, where, found, shown) for found in cycles]
     data = {
         "kind": "branch",
@@ -66,12 +81,13 @@ def branch_data(
         "labelled": None if branch.step is None else float(branch.step),
         "span": span,
         # Fourth order is exact to far below a pixel, and stable, where a mode turns by a twentieth in a step.
-        "pace": max(min(span / 1000, 0.05 / np.nanmax(np.abs(mu))), span / 20_000),
+        "pace": max(min(span / 1000, 0.05 / fastest), span / 20_000),
         "note": f"{branch.parameters.size} points; {branch.ended}; largest force residual {np.max(branch.residuals):.1e}",
         "cycles": turns,
     }
     if field is None:
         return data
+    _check_same(field, x, where, branch.parameters[0], at(0), branch.residuals)
     ends = [turn["loops"].reshape(-1, len(shown)) for turn in turns]
     reach = np.ptp(np.concatenate([points["states"][:, shown], *ends]), axis=0)
     return data | _motion(field, x, where, points, at(0), shown, start, span, reach)
@@ -97,12 +113,16 @@ def parameter_data(
             "see fixed points, pass the branch that `continuation` returns, and this as `field`."
         )
     _, name = _leaf(field, where)
-    low, high = (float(bound) for bound in bounds)
-    if not (np.isfinite([low, high]).all() and low < high):
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
         refuse("bounds", "be (low, high), finite and in order", bounds)
-    check_arrays(start=start)
+    check_finite_number(bounds=bounds[0])
+    check_finite_number(bounds=bounds[1])
+    low, high = map(float, bounds)
+    if not low < high:
+        refuse("bounds", "be (low, high), finite and in order", bounds)
+    first = real_state(start)
     check_field(field, start, x)
-    known = in_page(field, x)
+    known = in_page(field, x, start)
     if known is None:
         refuse(
             "what",
@@ -110,7 +130,6 @@ def parameter_data(
             field,
             "Of any other pass the branch, from `continuation`, and the field as `field`.",
         )
-    first = np.asarray(ravel_pytree(start)[0], float)
     shown = _shown(first.size, coordinates)
     span = 20.0 if span is None else span
     return {
@@ -130,10 +149,19 @@ def parameter_data(
     }
 
 
-def in_page(field: Any, x: Any) -> dict[str, Any] | None:
+def real_state(start: Any) -> np.ndarray:
+    """A state's numbers in a row; `ValueError` where they are not real, or not finite."""
+    check_arrays(start=start)
+    flat = np.asarray(ravel_pytree(jax.tree.map(jnp.asarray, start))[0])
+    if np.iscomplexobj(flat) or not np.isfinite(flat).all():
+        refuse("start", "be a state of finite real numbers", start)
+    return flat.astype(float)
+
+
+def in_page(field: Any, x: Any, z: Any) -> dict[str, Any] | None:
     """The numbers of a field that the page integrates by itself, by their paths; None for any other."""
     kind = type(field)
-    if kind not in (HodgkinHuxley, ContinuousHopfield, Kuramoto, GainNetwork):
+    if kind not in (HodgkinHuxley, ContinuousHopfield, Kuramoto, GainNetwork) or np.ndim(z) != 1:
         return None
     if kind is ContinuousHopfield and not isinstance(field.lagrangian, LogCosh):
         return None
@@ -143,9 +171,9 @@ def in_page(field: Any, x: Any) -> dict[str, Any] | None:
     numbers = {
         jax.tree_util.keystr(path).lstrip("."): np.asarray(leaf, float) for path, leaf in leaves
     }
-    if kind is HodgkinHuxley and any(value.ndim for value in numbers.values()):
-        return None  # a population
     given = np.asarray(0.0 if x is None or kind is Kuramoto else x, float)
+    if any(value.ndim != _AXES.get(name, 0) for name, value in numbers.items()):
+        return None  # a population, say
     return {"kind": kind.__name__, "numbers": numbers | {"input": given}}
 
 
@@ -159,14 +187,30 @@ def _leaf(field: Any, where: Callable[[Any], Any]) -> tuple[int, str]:
         raise ValueError(f"`where` picks no leaf of `field`: {error}") from error
     for index, (path, leaf) in enumerate(jax.tree_util.tree_leaves_with_path(marked)):
         if leaf is marker:
+            if np.ndim(old := jax.tree.leaves(field)[index]):
+                refuse("where", "pick one number of the field", old)
             return index, jax.tree_util.keystr(path).lstrip(".")
     raise ValueError("`where` picks no leaf of `field`.")
+
+
+def _check_same(field, x, where, parameter, state, residuals) -> None:
+    """`ValueError` where the force of a field is not 0 on the branch: it is another one's."""
+    put = lambda old: jnp.asarray(parameter, jnp.asarray(old).dtype)
+    here = eqx.tree_at(where, field, replace_fn=put)
+    check_field(here, state, x)
+    left = float(residual_ratio(eqx.filter_jit(here)(0.0, state, x), state))
+    if not left <= max(1e-2, 100 * np.max(residuals)):
+        raise ValueError(
+            f"`field` has the force residual {left:.1e} where `branch` begins: it is another field, or `where` another "
+            "parameter, or `x` another input, than `continuation` was given."
+        )
 
 
 def _shown(size: int, coordinates: Sequence[int] | None) -> list[int]:
     """Which numbers of the state, at least two where there are two."""
     if coordinates is None:
         return list(range(min(size, 8)))
+    check_kind((list, tuple), "numbers of the state, each once", coordinates=coordinates)
     for index in coordinates:
         check_count(0, size - 1, coordinates=index)
     if not coordinates or len(set(coordinates)) < len(coordinates):
@@ -318,11 +362,10 @@ def _motion(field, x, where, points, state, shown, start, span, reach) -> dict[s
         first = middle.copy()
         first[shown[0]] += 0.3 * wide[0]
     else:
-        check_arrays(start=start)
-        first = np.asarray(ravel_pytree(start)[0], float)
+        first = real_state(start)
         if first.size != middle.size:
             refuse("start", f"be like the states of the branch, of {middle.size} numbers", start)
-    known = in_page(field, x)
+    known = in_page(field, x, state)
     common = {"start": first, "shown": list(shown)}
     if known is not None:
         return common | {"field": known | {"varied": _leaf(field, where)[1]}}

@@ -25,8 +25,13 @@ def token_data(
     x = jnp.asarray(x)
     z = x if start is None else jnp.asarray(start)
     count, width = x.shape
+    if not count:
+        refuse("x", "have at least one token", x)
     if z.shape != x.shape:
         refuse("start", f"be a state of the shape {x.shape}", start)
+    for name, array in (("x", x), ("start", z)):
+        if not jnp.isfinite(array).all():
+            refuse(name, "hold finite numbers", array)
     if width > _WIDEST:
         refuse("x", f"have at most {_WIDEST} channels, for the block of every token is formed", x)
     if names is None:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ._figure import curve, legend, logarithmic, look, panels
+from ._figure import curve, curves as drawn, legend, logarithmic, look, panels
 
 
 def residuals(curves: Mapping[str, tuple[Any, Any]], *, title: str = "", ax: Any = None) -> Figure:
@@ -20,13 +20,8 @@ def residuals(curves: Mapping[str, tuple[Any, Any]], *, title: str = "", ax: Any
     figure = ej.plots.residuals({"Anderson": ([1, 5, 9], [1.0, 1e-2, 1e-5])})
     ```
     """
-    figure, (axes,) = panels(ax, 6, 4)
-    axes.set_yscale("log")
-    for i, (name, (x, y)) in enumerate(curves.items()):
-        curve(axes, i, name, x, y)
-    axes.set(xlabel="field evaluations", ylabel="force residual ‖F‖/‖z‖", title=title)
-    legend(axes, ax)
-    return figure
+    labels = "field evaluations", "force residual ‖F‖/‖z‖"
+    return drawn(curves, labels=labels, title=title, log="y", ax=ax)
 
 
 def training(

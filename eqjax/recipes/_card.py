@@ -1,5 +1,6 @@
 """The model card of a published model: what it is, the data, the figures, the seed, and how to use it."""
 
+import json
 from typing import Any
 
 _FIGURES = {
@@ -28,7 +29,7 @@ def card(name: str, about: dict[str, Any], license: str | None) -> str:
     how = f", trained by `{settings['estimator']}`" if equilibrium else ""
     train, validation = about["tokens"]
     place = name if "/" in name else "the folder of this file"
-    source = f"hf://{name}" if "/" in name else name
+    source = json.dumps(f"hf://{name}" if "/" in name else name, ensure_ascii=False)
     use = (
         'text = sample(found, found.tokenizer.encode("\\n"), 200, temperature=0.8, seed=0)'
         if equilibrium
@@ -68,7 +69,7 @@ def card(name: str, about: dict[str, Any], license: str | None) -> str:
         "```python",
         f"from eqjax.recipes import {imported}",
         "",
-        f'found = pull("{source}")  # {place}: refused if a byte has changed',
+        f"found = pull({source})  # {place}: refused if a byte has changed",
         use,
         "```",
         "",

@@ -105,7 +105,10 @@ class AbstractGPT2Recipe(AbstractRecipe):
 
     def recall(self, text: str | TextFile, source: str, about: dict[str, Any]) -> Material:
         tokenizer = recalled(about)
-        model = GPT2.init(GPT2Config.from_dict(about["model"]), jax.random.key(0))
+        config, key = GPT2Config.from_dict(about["model"]), jax.random.key(0)
+        shapes = jax.tree.leaves(eqx.filter_eval_shape(GPT2.init, config, key))
+        check_memory("the GPT-2 that is told of", sum(4.0 * leaf.size for leaf in shapes))
+        model = GPT2.init(config, key)
         return made_of(language.Corpus(text, source), tokenizer, model)
 
     @property

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ from ._gpt2 import GPT2Settings
 _FORMAT, _CONFIG, _WEIGHTS, _CARD = 1, "config.json", "model.safetensors", "README.md"
 _KINDS: dict[str, Any] = {kind.command: kind for kind in (TrainConfig, GPT2Settings)}
 _HUB = "hf://"
+_TOLD = {"command": str, "settings": dict, "material": dict, "source": str, "arrays": dict}
+_UNFINISHED = (".writing-", ".written-")  # what a push that was killed leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,8 +71,8 @@ def push(
 
     **Returns:** the folder, or the address of the commit.
 
-    **Raises:** `ValueError` for a run of another kind, weights that are not finite, and a folder with files of somebody else;
-    `ConnectionError` if the repository cannot be written.
+    **Raises:** `ValueError` for a run of another kind, weights that are not finite, and a folder with files of somebody
+    else, or a repository with another model; `ConnectionError` if the repository cannot be written.
 
     ```python
     folder = ej.recipes.push(run, text.parent / "published", license="cc0-1.0")
@@ -88,6 +91,12 @@ def push(
         raise ValueError(
             f"`run` is one of `eqjax {run.recipe.command}`; only those of {', '.join(_KINDS)} can be published. {cure}"
         )
+    check_kind(str, "a sentence", **given(data=data))
+    check_kind((bool, type(None)), "True or False", private=private)
+    if license is not None and not (
+        isinstance(license, str) and re.fullmatch(r"\w[\w.+-]*", license)
+    ):
+        refuse("license", "be the short name of one, such as apache-2.0", license)
     check_finite(run.model)
     name = os.fspath(where)
     if not name.startswith(_HUB):
@@ -107,6 +116,10 @@ def _uploaded(folder: str, repository: str, **how: Any) -> str:
     try:
         api = huggingface_hub.HfApi()
         api.create_repo(repository, exist_ok=True, **how)
+        if _CONFIG in api.list_repo_files(repository):
+            there = Path(huggingface_hub.hf_hub_download(repository, _CONFIG))
+            if not published(there.parent):
+                raise FileExistsError(f"it holds a model that is none of `eqjax push`: {_CONFIG}")
         done = api.upload_folder(
             repo_id=repository, folder_path=folder, commit_message="Model of eqjax"
         )
@@ -121,10 +134,12 @@ def _uploaded(folder: str, repository: str, **how: Any) -> str:
 def _write(run: Run, folder: Path, name: str, data: str | None, license: str | None) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"`where` {folder} is a file. Give a folder.")
-    there = [path.name for path in folder.iterdir()] if folder.exists() else []
+    names = [path.name for path in folder.iterdir()] if folder.exists() else []
+    rest = [folder / name for name in names if name.startswith(_UNFINISHED)]
+    there = sorted(set(names) - {path.name for path in rest} - ({_CARD} if rest else set()))
     if there and not published(folder):
         raise ValueError(
-            f"`where` {folder} holds {min(there)}, and no model of `push`. Choose another folder."
+            f"`where` {folder} holds {there[0]}, and no model of `push`. Choose another folder."
         )
     arrays = named_arrays(gathered(run.model))
     about = _about(run, arrays, data)
@@ -138,6 +153,8 @@ def _write(run: Run, folder: Path, name: str, data: str | None, license: str | N
             raise ValueError(
                 f"`where` {folder}: what was written is not what was trained. Is the disk damaged?"
             )
+    for path in rest:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _about(run: Run, arrays: dict[str, np.ndarray], data: str | None) -> dict[str, Any]:
@@ -207,17 +224,15 @@ def pull(source: str | os.PathLike) -> Published:
     """
     check_kind((str, os.PathLike), "a folder, or hf://owner/name", source=source)
     name = os.fspath(source)
-    folder = language.resolved(
-        name.removeprefix(_HUB) if name.startswith(_HUB) else Path(source),
-        "a model of `eqjax push`",
-    )
+    where = name if name.startswith(_HUB) else Path(source)
+    folder = language.resolved(where, "a model of `eqjax push`")
     about = _verified(folder / _CONFIG)
     kind = _KINDS[about["command"]]
     recipe = kind.from_dict(about["settings"], str(folder / _CONFIG))
     try:
         material = recipe.recall("", about["source"], about["material"])
         template = _template(recipe, material)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / _CONFIG} does not describe a model: {error}.") from None
     model = _filled(template, folder / _WEIGHTS, about["arrays"])
     return Published(recipe, model, material.tokenizer, about)
@@ -239,6 +254,11 @@ def _verified(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not the one that was written: its SHA-256 is another. Fetch it again, or push the model again."
         )
+    for name, kind in _TOLD.items():
+        if not isinstance(about.get(name), kind):
+            raise ValueError(
+                f"{path} does not describe a model: `{name}` is {about.get(name)!r}. Push the model again."
+            )
     if about["command"] not in _KINDS:
         raise ValueError(
             f"{path} is of `eqjax {about['command']}`, which this version does not read."
@@ -252,6 +272,11 @@ def _template(recipe: Any, material: training.Material) -> Any:
     if isinstance(recipe, TrainConfig):
         return eqx.filter_eval_shape(build_model, recipe, material.tokenizer.size, key)
     return eqx.filter_eval_shape(recipe.completed, material.model, key, key)
+
+
+def _single(dtype: Any) -> str:
+    """A dtype's name, the same with x64 and without."""
+    return np.dtype(dtype).name.replace("64", "32")
 
 
 def _filled(template: Any, path: Path, stored: dict[str, dict[str, Any]]) -> Any:
@@ -275,6 +300,10 @@ def _filled(template: Any, path: Path, stored: dict[str, dict[str, Any]]) -> Any
         if array.shape != wanted[name].shape:
             raise ValueError(
                 f"{path}: the array `{name}` has shape {array.shape}, and its settings make it {wanted[name].shape}."
+            )
+        if _single(array.dtype) != _single(wanted[name].dtype):
+            raise ValueError(
+                f"{path}: the array `{name}` is of {array.dtype}, and its settings make it {wanted[name].dtype}."
             )
         if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype:
             raise ValueError(

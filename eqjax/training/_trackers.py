@@ -21,7 +21,7 @@ class Tracker(Protocol):
     """What `Run.train(log=...)` takes: any object with these three methods.
 
     An error in `begin` is raised, before anything is computed; one in `log` or `close` is told once, as a warning, and the run
-    goes on without this tracker: `metrics.jsonl` has everything.
+    goes on without this tracker, which is closed: `metrics.jsonl` has everything.
 
     ```python
     class Said(ej.training.Tracker):
@@ -118,7 +118,8 @@ class WandB:
 
 
 class Aim:
-    """A run in a repository of Aim (extra `aim`). A run that goes on is the same run there.
+    """A run in a repository of Aim (extra `aim`). A run that goes on is the same run there. Aim's own functions find it once
+    `aim up`, or `aim storage reindex`, has put it into its index.
 
     **Arguments:** `repo`: the folder of the repository; by default the one that holds the run's folder, which is made a
     repository if it is none.
@@ -202,8 +203,10 @@ def tracked(
         try:
             act(*arguments)
         except Exception as error:  # of another's program, or its network
-            if tracker in going:
-                going.remove(tracker)
+            going[:] = [other for other in going if other is not tracker]
+            if act != tracker.close:
+                with contextlib.suppress(Exception):
+                    tracker.close()
             warnings.warn(
                 f"{type(tracker).__name__} failed ({type(error).__name__}: {error}), and the run goes on without it: "
                 "metrics.jsonl has everything.",
@@ -225,8 +228,10 @@ def tracked(
 
 
 def _numbers(values: dict[str, Any]) -> Iterator[tuple[str, float]]:
-    """Numbers by name; those of an array as name/0, name/1, …"""
+    """Numbers by name; those of an array as name/0, name/1, …; what is none is left to `metrics.jsonl`."""
     for name, value in values.items():
         parts = np.ravel(value)
+        if parts.dtype.kind not in "biuf":
+            continue
         for i, part in enumerate(parts):
             yield (name if np.ndim(value) == 0 else f"{name}/{i}"), float(part)

@@ -5,6 +5,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -74,6 +75,8 @@ def test_a_spelling_means_what_peft_means(spelling, model, logits, tmp_path):
 REFUSED = {
     "use_dora": True,
     "bias": "lora_only",
+    "use_rslora": "no",
+    "layers_pattern": 5,
     "lora_bias": True,
     "modules_to_save": ["lm_head"],
     "trainable_token_indices": [3],
@@ -108,6 +111,9 @@ def test_what_is_more_than_lora_is_refused_by_name(model, tmp_path):
         (tmp_path / "adapter_config.json").write_text(json.dumps(plain | {name: value}))
         with pytest.raises(ValueError, match=name):
             load_adapters(model, tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(plain | {"r": 10**12}))
+    with pytest.raises(ValueError, match="the model needs"):
+        load_adapters(model, tmp_path)
     # Every setting of peft's is known here, so that none of its defaults is refused.
     every = peft.LoraConfig().to_dict() | plain
     (tmp_path / "adapter_config.json").write_text(json.dumps(every, default=str))
@@ -118,6 +124,19 @@ def test_a_file_that_does_not_fit_its_settings_is_refused(model, tmp_path):
     adapted = lora(model, rank=2, alpha=4, targets=("c_attn",), key=jax.random.key(0))
     save_adapters(adapted, tmp_path)
     config, weights = tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"
+    eighth = {
+        k: v.astype(ml_dtypes.float8_e4m3fn)
+        for k, v in safetensors.numpy.load_file(weights).items()
+    }
+    safetensors.numpy.save_file(eighth, weights)
+    with pytest.raises(ValueError, match=r"tensor .*lora_A.* cannot be read"):
+        load_adapters(model, tmp_path)
+    weights.rename(tmp_path / "adapter_model.bin")
+    with pytest.raises(
+        ValueError, match=r"has no adapter_model\.safetensors.*peft's save_pretrained"
+    ):
+        load_adapters(model, tmp_path)
+    save_adapters(adapted, tmp_path)
     plain = json.loads(config.read_text())
     for change, message in (
         ({"target_modules": ["q_proj"]}, "name no linear map.*c_attn, c_fc, c_proj"),

@@ -39,6 +39,7 @@ class BranchPage {
     this.verdict = element("p", { class: "verdict", id: "verdict", "aria-live": "polite" });
     const kinds = [["stable", "stable"], ["euler", "Euler's steps leave"], ["unstable", "the flow leaves"]];
     if (data.cycles.length > 0) kinds.push(["cycle", "cycles"]);
+    if (this.fixed && !data.grid.real.flat().every(Number.isFinite)) kinds.push(["unknown", "not known"]);
     if (this.fixed) pages.push(this.verdict, key(...kinds));
     const charts = element("div", { class: "charts" });
     if (this.fixed) {
@@ -134,7 +135,7 @@ class BranchPage {
     const least = (rows, far) => rows.map((row, i) => [far(row), i]).sort((one, other) => one[0] - other[0])[0][1];
     const at = least(parameter, (value) => Math.abs(value - this.parameter));
     const from = least(starts, (row) => Math.hypot(...this.pick.map((c) => row[c] - mine[c])));
-    const path = paths[at][from].filter((row) => row.every((value) => value !== null));
+    const path = paths[at][from].filter((row) => row.every(Number.isFinite));
     this.portrait.note.textContent = `Computed beforehand: the one for ${data.parameter} = ${told(parameter[at], 4)} whose start is nearest to the ring.`;
     return { flow: path, euler: [], pace: data.span / (paths[0][0].length - 1) };
   }
@@ -154,9 +155,7 @@ class BranchPage {
   }
 
   kind(i) {
-    const [real, imag] = [between(this.grid.real, i), between(this.grid.imag, i)];
-    if (Math.max(...real) > 1e-9) return "unstable";
-    return Math.max(...real.map((a, j) => Math.hypot(1 + this.step * a, this.step * imag[j]))) > 1 + 1e-9 ? "euler" : "stable";
+    return stability(between(this.grid.real, i), between(this.grid.imag, i), this.step);
   }
 
   drawDiagram() {
@@ -223,17 +222,17 @@ class BranchPage {
   }
 
   tell(real, imag) {
-    const sizes = real.map((a, j) => Math.hypot(1 + this.step * a, this.step * imag[j]));
-    const [growth, largest] = [Math.max(...real), Math.max(...sizes)];
-    const says = (number, edge, stays, leaves) => (Math.abs(number - edge) < 1e-8 ? "is at the edge" : number < edge ? stays : leaves);
+    const multipliers = sizes(real, imag, this.step), growth = largest(real, 0), most = largest(multipliers, 1);
+    const says = (number, edge, stays, leaves) =>
+      (Number.isNaN(number) ? "may stay or leave" : Math.abs(number - edge) < 1e-8 ? "is at the edge" : number < edge ? stays : leaves);
     const flow = `the flow ${says(growth, 0, "stays", "leaves")} (largest Re μ ${told(growth, 4)})`;
-    const euler = `Euler's steps ${says(largest, 1, "stay", "leave").replace("is at", "are at")} (largest |1 + εμ| ${told(largest, 5)})`;
+    const euler = `Euler's steps ${says(most, 1, "stay", "leave").replace("is at", "are at")} (largest |1 + εμ| ${told(most, 5)})`;
     this.verdict.textContent = `${flow[0].toUpperCase()}${flow.slice(1)}; ${euler}.`;
-    Object.assign(this.verdict.dataset, { growth, largest });
+    Object.assign(this.verdict.dataset, { growth, largest: most });
     const cell = (value, text = told(value)) => element("td", { "data-value": value }, text);
     this.values.replaceChildren(
       element("tr", {}, ...["μ", "|1 + εμ|"].map((name) => element("th", {}, name))),
-      ...real.map((a, j) => element("tr", { "data-re": a, "data-im": imag[j] }, element("td", {}, toldComplex(a, imag[j])), cell(sizes[j]))));
+      ...real.map((a, j) => element("tr", { "data-re": a, "data-im": imag[j] }, element("td", {}, toldComplex(a, imag[j])), cell(multipliers[j]))));
     this.state.replaceChildren(...between(this.grid.states, this.position).map((value, i) =>
       element("tr", {}, element("th", {}, this.data.names[i]), cell(value))));
   }

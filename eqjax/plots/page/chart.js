@@ -75,11 +75,18 @@ class Chart {
   draw(name, attributes) { this.inner.append(element(name, attributes)); }
 
   line(points, kind) {
-    const text = points.map(([x, y]) => `${this.px(x).toFixed(1)},${this.py(y).toFixed(1)}`).join(" ");
-    this.draw("polyline", { class: kind, points: text });
+    const drawn = (run) => this.draw("polyline", { class: kind, points: run.join(" ") });
+    let run = [];
+    for (const [x, y] of points) {
+      if (Number.isFinite(x + y)) { run.push(`${this.px(x).toFixed(1)},${this.py(y).toFixed(1)}`); continue; }
+      if (run.length > 0) drawn(run);
+      run = [];
+    }
+    if (run.length > 0) drawn(run);
   }
 
-  dot(x, y, kind, r = 4) { this.draw("circle", { class: `dot ${kind}`, cx: this.px(x), cy: this.py(y), r }); }
+  // What is not finite has no place: lines end there, and dots and bars are left out.
+  dot(x, y, kind, r = 4) { if (Number.isFinite(x + y)) this.draw("circle", { class: `dot ${kind}`, cx: this.px(x), cy: this.py(y), r }); }
   across(y, kind = "axis") { this.draw("line", { class: kind, x1: LEFT, x2: WIDTH, y1: this.py(y), y2: this.py(y) }); }
   upright(x, kind = "axis") { this.draw("line", { class: kind, x1: this.px(x), x2: this.px(x), y1: 0, y2: HEIGHT }); }
 
@@ -89,6 +96,7 @@ class Chart {
   }
 
   bar(x, width, y, kind) {
+    if (!Number.isFinite(y)) return;
     const [left, right, top] = [this.px(x - width / 2), this.px(x + width / 2), this.py(y)];
     this.draw("rect", { class: `bar ${kind}`, x: left, width: right - left, y: top, height: Math.max(this.py(this.y0) - top, 0) });
   }
@@ -124,7 +132,7 @@ class Plane {
 
   // `room`: eigenvalues that are to be in view, too.
   show(real, imag, step, room) {
-    const kind = (a, b) => (a > 1e-9 ? "unstable" : Math.hypot(1 + step * a, step * b) > 1 + 1e-9 ? "euler" : "stable");
+    const kind = (a, b) => stability([a], [b], step);
     this.flow.begin(roomy(extent([0, ...room.real]), 0.12), roomy(extent([0, ...room.imag, ...room.imag.map((b) => -b)]), 0.12), ["Re μ", "Im μ"]);
     this.flow.upright(0);
     this.flow.across(0, "gridline");

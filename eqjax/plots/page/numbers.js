@@ -29,6 +29,21 @@ function ticks(low, high) {
   return found;
 }
 
+// The largest, where it is known on which side of `edge` it lies; NaN where values that are not finite leave that open.
+function largest(values, edge) {
+  const most = Math.max(...values.filter(Number.isFinite));
+  return most > edge || values.every(Number.isFinite) ? most : NaN;
+}
+
+const sizes = (real, imag, step) => real.map((a, j) => Math.hypot(1 + step * a, step * imag[j]));
+
+// Whether the flow leaves, Euler's steps leave, or both stay; unknown where eigenvalues are.
+function stability(real, imag, step) {
+  const growth = largest(real, 1e-9), most = largest(sizes(real, imag, step), 1 + 1e-9);
+  if (growth > 1e-9) return "unstable";
+  return Number.isNaN(growth + most) ? "unknown" : most > 1 + 1e-9 ? "euler" : "stable";
+}
+
 function extent(values) {
   let low = Infinity, high = -Infinity;
   for (const value of values) {

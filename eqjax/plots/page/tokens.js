@@ -61,10 +61,10 @@ class TokensPage {
     this.sliders.step.show(Math.round((this.step / data.step) * TICKS) - 1, this.step, told(this.step, 4));
     this.buttons.forEach((button, i) => button.setAttribute("aria-pressed", i === token));
     const [real, imag] = [data.real[token], data.imag[token]];
-    const [growth, largest] = [Math.max(...real), Math.max(...real.map((a, j) => Math.hypot(1 + this.step * a, this.step * imag[j])))];
+    const growth = largest(real, 0), most = largest(sizes(real, imag, this.step), 1);
     const which = data.all ? "" : " of its rightmost modes";
-    this.verdict.textContent = `Token ${token}, “${words[token]}”: residual ${told(left, 4)} after ${time} steps of ε = ${told(data.step, 4)}; largest Re μ ${told(growth, 4)}, largest |1 + εμ| ${told(largest, 5)}${which}.`;
-    Object.assign(this.verdict.dataset, { residual: left, growth, largest });
+    this.verdict.textContent = `Token ${token}, “${words[token]}”: residual ${told(left, 4)} after ${time} steps of ε = ${told(data.step, 4)}; largest Re μ ${told(growth, 4)}, largest |1 + εμ| ${told(most, 5)}${which}.`;
+    Object.assign(this.verdict.dataset, { residual: left, growth, largest: most });
     this.drawSettling();
     if (this.attention) this.drawAttention();
     this.plane.show(real, imag, this.step, { real, imag });
@@ -72,7 +72,7 @@ class TokensPage {
 
   drawSettling() {
     const { data, token, time, words } = this;
-    const log = (value) => Math.log10(Math.max(value ?? 0, 1e-17));
+    const log = (value) => Math.log10(Math.max(value, 1e-17));
     const sizes = roomy(extent(data.residuals.flat().filter((value) => value > 0).map(log)));
     this.settling.begin([0, data.residuals.length - 1], sizes, ["Euler steps", "residual"]);
     const line = (t, kind) => this.settling.line(data.residuals.map((row, i) => [i, log(row[t])]), kind);
@@ -80,6 +80,8 @@ class TokensPage {
     line(token, "chosen");
     this.settling.upright(time, "cursor");
     this.residuals.begin([-0.5, words.length - 0.5], sizes, ["token", "residual"], { words: this.marks });
+    const lost = data.residuals[time].filter((value) => !Number.isFinite(value)).length;
+    this.residuals.note.textContent = lost > 0 ? `No finite residual: ${lost} of ${words.length} tokens. Euler's steps have left.` : "";
     data.residuals[time].forEach((value, t) => this.residuals.bar(t, 0.8, log(value), t === token ? "chosen" : ""));
   }
 
@@ -89,6 +91,7 @@ class TokensPage {
     row.forEach((value, t) => chart.bar(t, 0.8, value, t === token ? "" : "chosen"));
     chart.svg.dataset.row = JSON.stringify(row);
     const first = row.indexOf(Math.max(...row));
-    chart.note.textContent = `Head ${head + 1}, after ${data.frames[frame]} steps: most to token ${first}, “${words[first]}”, ${told(row[first], 4)}. Pale: to itself.`;
+    const most = first < 0 ? "no finite weights" : `most to token ${first}, “${words[first]}”, ${told(row[first], 4)}`;
+    chart.note.textContent = `Head ${head + 1}, after ${data.frames[frame]} steps: ${most}. Pale: to itself.`;
   }
 }
