@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from eqjax.stability import CyclePoint, cycle_curve
-from eqjax.stability._collocation import curve_on
+from eqjax.stability._profile import curve_on
 
 
 class Bautin(eqx.Module):

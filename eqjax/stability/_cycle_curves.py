@@ -10,17 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from .._checks import check_count
-from ._collocation import (
-    Closing,
-    Profile,
-    condensed,
-    defect,
-    expanded,
-    extent,
-    gauss,
-    linearised,
-    stages,
-)
+from ._collocation import condensed, defect, expanded, linearised
 from ._cycle_newton import Rows, across, corrected, ends_of, tangent
 from ._cycle_points import CyclePoint
 from ._forced import Forced
@@ -35,6 +25,7 @@ from ._path import (
     follow_path,
     product_at,
 )
+from ._profile import Closing, Profile, extent, gauss, stages
 
 CRITICAL_CYCLES = ("fold", "period doubling", "torus")
 

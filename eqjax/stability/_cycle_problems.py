@@ -11,13 +11,14 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ..relaxation import NewtonKrylov
-from ._collocation import Profile, better_mesh, defect, redrawn, stages
-from ._cycle_newton import Rows, across, corrected, ends_of, fastest, rolled, tangent
+from ._collocation import defect
+from ._cycle_newton import Rows, across, corrected, ends_of, tangent
 from ._forced import flat_force, without_phase
 from ._krylov_schur import eigenpairs, resolve
 from ._multipliers import floquet
 from ._parameter import Line
 from ._path import AbstractProblem, Correction, newton, product_at
+from ._profile import Profile, better_mesh, fastest, redrawn, rolled, stages
 from ._propagation import turn
 from ._shooting import DRIFT, multipliers_resolved
 

@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from ._collocation import Closing, Profile, condensed, expanded, extent, linearised
-from ._cycle_newton import across, rolled
+from ._collocation import condensed, expanded, linearised
+from ._cycle_newton import across
 from ._cycle_points import CyclePoint
 from ._cycle_problems import Collocated, in_phase
 from ._cycles import PeriodicOrbit
 from ._jacobian import state_dtype
 from ._parameter import Line, find, replaced
 from ._path import advance
+from ._profile import Closing, Profile, extent, rolled
 
 
 def off_cycle(field, branch, point: CyclePoint, x, *, where, size, k, key) -> tuple[Any, Any]:

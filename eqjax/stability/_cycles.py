@@ -13,10 +13,10 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarLike
 
 from .._checks import check_count, check_key, check_kind, check_positive, given
-from ._collocation import Profile
 from ._cycle_search import collocated
 from ._forced import Forced, check_drive
 from ._jacobian import real_dtype
+from ._profile import Profile
 from ._shooting import shot
 
 

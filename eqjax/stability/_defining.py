@@ -1,6 +1,5 @@
 """Where a fixed point is critical: the equations that have such points for regular roots, solved to rounding."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from jaxtyping import Array, PyTree
 from ..analytic import tree_held
 from ..fields import on_complex_vectors
 from ..relaxation import GMRES
+from ._decomposition import scattered
 from ._linear_solver import DENSE, solution_of
 from ._normal_form import cubic_term, lyapunov_coefficient
 from ._parameter import Line
@@ -57,15 +57,6 @@ def solve_both(
     pair = jnp.stack([matrix, matrix.conj().T]), jnp.stack([flat, flat])[..., None]
     first, second = jnp.linalg.solve(*pair)[..., 0]
     return unravel(first), unravel(second)
-
-
-# Why not `jax.random`: a start need not be random, only like nothing else, and Threefry was a third of what was compiled.
-def scattered(shape: tuple[int, ...], seed: Any, dtype: Any) -> Array:
-    """Numbers between -1 and 1 without a pattern."""
-    real = jnp.finfo(dtype).dtype
-    count = jnp.arange(1, 1 + math.prod(shape), dtype=real).reshape(shape)
-    turned = 43758.5453 * jnp.sin(12.9898 * count + 78.233 * jnp.asarray(seed, real))
-    return (2 * (turned - jnp.floor(turned)) - 1).astype(dtype)
 
 
 class Critical(NamedTuple):

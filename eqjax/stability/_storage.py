@@ -18,7 +18,6 @@ from ._bifurcation import SpecialPoint
 from ._check import Check
 from ._classify import Classification
 from ._codim_two import CurvePoint
-from ._collocation import Closing, Profile
 from ._continuation import Branch
 from ._critical_curves import Curve
 from ._cycle_continuation import CycleBranch
@@ -33,6 +32,7 @@ from ._lyapunov import Lyapunov
 from ._map_normal_form import MapNormalForm
 from ._normal_form import HopfNormalForm
 from ._normal_forms import NormalForm
+from ._profile import Closing, Profile
 from ._spectrum import Spectrum, SpectrumResults
 
 _FORMAT = 1
