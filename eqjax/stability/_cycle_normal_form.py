@@ -21,7 +21,9 @@ from ._profile import Profile, gauss, stages
 class Variational:
     """`y' = (J - σ) y + g` along a cycle with `y(T) = ± y(0)`, for values at the Gauss points, (N, m, n); on the host."""
 
-    def __init__(self, J: np.ndarray, stretch: np.ndarray, sigma: float | complex = 0.0, sign: int = 1):
+    def __init__(
+        self, J: np.ndarray, stretch: np.ndarray, sigma: float | complex = 0.0, sign: int = 1
+    ):
         N, m, n, _ = J.shape
         _, A, b, _ = gauss(m)
         J = J - sigma * np.eye(n)

@@ -121,7 +121,7 @@ def _aside(problem, profile, ahead, pace):
     share = jnp.sum(moved * flow, axis=1) / jnp.sum(flow * flow, axis=1)
     first = jnp.argmax(jnp.linalg.norm(moved - share[:, None] * flow, axis=1))
     profile, aside, ahead = (rolled(p, first) for p in (profile, aside, ahead))
-    aside, ahead = (in_phase(problem, profile, zero, p) for p in (aside, ahead))
+    aside, ahead = (in_phase(problem.force, profile, zero, p) for p in (aside, ahead))
     inner = problem.inner(profile)
     scaled = lambda pair: jax.tree.map(lambda a: a / jnp.sqrt(inner(pair, pair)), pair)
     aside, ahead = scaled((aside, zero)), scaled((ahead, pace))

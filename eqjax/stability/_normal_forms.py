@@ -183,17 +183,21 @@ def _cusp(place, point):
     return {"c": c}, f"of three fixed points the {'outer two' if c < 0 else 'middle one'} attract"
 
 
-def _bogdanov_takens(place, point):
-    jacobian = at_fixed_parameter(place.jacobian())
+def jordan_chains(jacobian: np.ndarray) -> tuple[np.ndarray, ...]:
+    """q₀, q₁, p₀, p₁ of a Bogdanov–Takens point: `A q₁ = q₀`, `A' p₀ = p₁`, `p₀ q₀ = p₁ q₁ = 1` and `p₀ q₁ = 0`."""
     n = len(jacobian)
     u, _, vh = np.linalg.svd(jacobian)
     q0, p1 = vh[-1], u[:, -1]
-    # The Jordan chains A q₁ = q₀ and A' p₀ = p₁: each system lacks one rank, and the border takes its place.
+    # Each system lacks one rank, and the border takes its place.
     bordered = np.block([[jacobian, p1[:, None]], [q0[None], np.zeros((1, 1))]])
     q1 = np.linalg.solve(bordered, np.append(q0, 0))[:n]
     p1 = p1 / (p1 @ q1)
     p0 = np.linalg.solve(bordered.T, np.append(p1, 0))[:n]
-    p0 = p0 - (p0 @ q1) * p1
+    return q0, q1, p0 - (p0 @ q1) * p1, p1
+
+
+def _bogdanov_takens(place, point):
+    q0, q1, p0, p1 = jordan_chains(at_fixed_parameter(place.jacobian()))
     along, across = place.bilinear(q0, q0), place.bilinear(q0, q1)
     a, b = float(0.5 * p1 @ along), float(p0 @ along + p1 @ across)
     cycles = "stable" if a * b < 0 else "unstable"
