@@ -21,9 +21,7 @@ from ._profile import Profile, gauss, stages
 class Variational:
     """`y' = (J - σ) y + g` along a cycle with `y(T) = ± y(0)`, for values at the Gauss points, (N, m, n); on the host."""
 
-    def __init__(
-        self, J: np.ndarray, stretch: np.ndarray, sigma: float | complex = 0.0, sign: int = 1
-    ):
+    def __init__(self, J: Any, stretch: Any, sigma: float | complex = 0.0, sign: int = 1):
         N, m, n, _ = J.shape
         _, A, b, _ = gauss(m)
         J = J - sigma * np.eye(n)
@@ -37,12 +35,12 @@ class Variational:
         self.matrix = _around(np.eye(n) + gathered, sign)
         self.right, self.left = self._null()
 
-    def load(self, g: np.ndarray) -> np.ndarray:
+    def load(self, g: Any) -> Any:
         """How g enters the equations of the nodes."""
         slopes = np.einsum("Nij,Nj->Ni", self.inverse, g.reshape(self.shape[0], -1))
         return self.ran(slopes).ravel()
 
-    def at_stages(self, nodes: np.ndarray, g: np.ndarray | float = 0.0) -> np.ndarray:
+    def at_stages(self, nodes: Any, g: Any = 0.0) -> Any:
         """The solution that has these values at the nodes."""
         N, _, n = self.shape
         nodes, g = nodes.reshape(N, n), np.broadcast_to(g, self.shape).reshape(N, -1)
@@ -50,23 +48,23 @@ class Variational:
         slopes = slopes + np.einsum("Nij,Nj->Ni", self.inverse, g)
         return nodes[:, None] + self.moved(slopes.reshape(self.shape))
 
-    def solve(self, g: np.ndarray) -> np.ndarray:
+    def solve(self, g: Any) -> Any:
         """The solution for g; where the problem is singular, g must be fit for it, and it is the one square to the null
         vector."""
         right = self.load(g)
         return self.at_stages(self._bordered(self.left, self.right)(np.append(right, 0))[:-1], g)
 
-    def regular(self, g: np.ndarray) -> np.ndarray:
+    def regular(self, g: Any) -> Any:
         """The solution where the problem is regular."""
         import scipy.sparse.linalg  # here, since it takes long to import
 
         return self.at_stages(scipy.sparse.linalg.splu(self.matrix).solve(self.load(g)), g)
 
-    def share(self, g: np.ndarray, of: np.ndarray) -> Any:
+    def share(self, g: Any, of: Any) -> Any:
         """The number c for which the singular problem can be solved for `g - c of`."""
         return np.vdot(self.left, self.load(g)) / np.vdot(self.left, self.load(of))
 
-    def _bordered(self, column: np.ndarray, row: np.ndarray, adjoint: bool = False) -> Callable:
+    def _bordered(self, column: Any, row: Any, adjoint: bool = False) -> Callable:
         import scipy.sparse as sparse  # here, since it takes long to import
         import scipy.sparse.linalg
 
@@ -75,7 +73,7 @@ class Variational:
         lu = scipy.sparse.linalg.splu(whole)
         return lambda right: lu.solve(right.astype(whole.dtype), "H" if adjoint else "N")
 
-    def _null(self) -> tuple[np.ndarray, np.ndarray]:
+    def _null(self) -> tuple[Any, Any]:
         """Right and left null vectors of the equations of the nodes, of length 1."""
         random, size = np.random.default_rng(0), self.matrix.shape[0]
         right, left = (random.normal(size=size).astype(self.matrix.dtype) for _ in range(2))
@@ -86,7 +84,7 @@ class Variational:
         return right, left
 
 
-def _around(transfer: np.ndarray, sign: int) -> Any:
+def _around(transfer: Any, sign: int) -> Any:
     """`y_next - transfer y` on all intervals, as a sparse matrix."""
     import scipy.sparse as sparse  # here, since it takes long to import
 
@@ -122,22 +120,22 @@ class Cycle:
     def problem(self, sigma: float | complex = 0.0, sign: int = 1) -> Variational:
         return Variational(self.J, self.stretch, sigma, sign)
 
-    def moved(self, v: np.ndarray) -> np.ndarray:
+    def moved(self, v: Any) -> Any:
         """J v"""
         return np.einsum("Nikl,Nil->Nik", self.J, v)
 
-    def critical(self, problem: Variational) -> np.ndarray:
+    def critical(self, problem: Variational) -> Any:
         """The critical solution, of mean square 1."""
         v = problem.at_stages(problem.right)
         return v / np.sqrt(np.sum(self.weights[..., None] * abs(v) ** 2))
 
-    def _product(self, of: Callable, *directions: np.ndarray) -> np.ndarray:
+    def _product(self, of: Callable, *directions: Any) -> Any:
         dtype = self.arguments[3].nodes.dtype
         full = [np.pad(v, ((0, 0), (0, 0), (0, int(self.driven)))) for v in directions]
         found = np.asarray(of(*self.arguments, *(np.asarray(v, dtype) for v in full)), float)
         return found[..., :-1] if self.driven else found
 
-    def bilinear(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    def bilinear(self, a: Any, b: Any) -> Any:
         """The second derivative of the force along a and b, perhaps complex."""
         second = lambda a, b: self._product(_second, a, b)
         if not (np.iscomplexobj(a) or np.iscomplexobj(b)):
@@ -145,7 +143,7 @@ class Cycle:
         real = second(a.real, b.real) - second(a.imag, b.imag)
         return real + 1j * (second(a.real, b.imag) + second(a.imag, b.real))
 
-    def cubic(self, v: np.ndarray) -> np.ndarray:
+    def cubic(self, v: Any) -> Any:
         """The third derivative along v, v and its conjugate."""
         third = lambda a, b: self._product(_third, a, a, b)
         if not np.iscomplexobj(v):
@@ -153,7 +151,7 @@ class Cycle:
         a, b = v.real, v.imag
         return third(a, a) + third(b, a) + 1j * (third(a, b) + third(b, b))
 
-    def slowed(self, g: np.ndarray) -> tuple[float, np.ndarray]:
+    def slowed(self, g: Any) -> tuple[float, Any]:
         """The a₁ for which `h' = J h + g - a₁ F` has a periodic solution, and that solution. Of a drive a₁ is 0."""
         problem = self.problem()
         if self.driven:

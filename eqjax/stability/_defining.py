@@ -172,12 +172,12 @@ class Defining(eqx.Module):
             product, transposed = map(on_complex_vectors, (product, transposed))
         sigma = self.shift(y)
         zero, one = jnp.zeros_like(b), jnp.ones((), b.dtype)
-        system = lambda u: (product(u[0]) - sigma * u[0] + u[1] * b, jnp.vdot(c, u[0]))
-        adjoint = lambda u: (
+        ahead = lambda u: (product(u[0]) - sigma * u[0] + u[1] * b, jnp.vdot(c, u[0]))
+        back = lambda u: (
             transposed(u[0]) - sigma.conj() * u[0] + u[1] * c,
             jnp.vdot(b, u[0]),
         )
-        found = solve_both(system, adjoint, (zero, one), self.linear_solver)
+        found = solve_both(ahead, back, (zero, one), self.linear_solver)
         return Vectors(*(vector for vector, _ in found))
 
     def equations(self, y, vectors, border) -> Critical:

@@ -62,7 +62,7 @@ class HomoclinicCurve(eqx.Module):
         )
 
 
-class Found(NamedTuple):
+class Loop(NamedTuple):
     """What is told of a loop: its saddle with eigenvalues, its fastest state, and how far it goes."""
 
     saddle: Array
@@ -141,10 +141,12 @@ class Long(AbstractProblem):
         # A fixed point is a cycle of any period, too; and one that is all the way round no saddle is no loop.
         gap = jnp.min(jnp.linalg.norm(profile.nodes - saddle[None], axis=1))
         proper = (values.real[0] > 0) & (values.real[-1] < 0) & (gap < 1e-2 * amplitude)
+        # And one whose period lags behind is not yet the loop.
+        proper &= jnp.min(jnp.abs(values.real)) * profile.period > 0.6 * LENGTH
         before = self.force(base[0].nodes[0], jnp.stack([base[1], q]))
         proper &= jnp.vdot(flow, before) > 0
         residual = defect(self.force, profile, s) / size
-        return residual, proper, Found(saddle, values, profile.nodes[0], amplitude)
+        return residual, proper, Loop(saddle, values, profile.nodes[0], amplitude)
 
     def settled(self, point):
         return _on_better_mesh(self, point)
@@ -308,7 +310,17 @@ class _Unfolding(NamedTuple):
         inner = lambda right: np.append(np.linalg.lstsq(J[:, :n], right, rcond=1e-6)[0], [0, 0])
         bent = inner(2 * a * q1 - second(w0, w0))
         sheared = inner(b * q1 - second(w0, w1) + bent[:n])
-        parts = a, b, w0, w1, solve(q1), beta2, solve(-second(beta2, beta2)), bent, sheared
+        parts = (
+            float(a),
+            float(b),
+            w0,
+            w1,
+            solve(q1),
+            beta2,
+            solve(-second(beta2, beta2)),
+            bent,
+            sheared,
+        )
         return cls(np.asarray(y, float), *parts)
 
     def loop(self, problem: Long, size: float, count: int) -> tuple[Profile, np.ndarray]:

@@ -12,6 +12,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 
+def numpy_of(a: Any) -> Any:
+    """NumPy for its own arrays, JAX' for all others."""
+    return np if isinstance(a, np.ndarray) else jnp
+
+
 class Closing(NamedTuple):
     """How the end of a turn follows from its beginning where it is not the same: `signs z₀ + jump`."""
 
@@ -32,12 +37,12 @@ class Profile(NamedTuple):
 
     @property
     def period(self) -> Any:
-        return jnp.exp(self.log_period) if self.xp is jnp else np.exp(self.log_period)
+        return self.xp.exp(self.log_period)
 
     @property
     def xp(self) -> Any:
         """NumPy, or JAX' in its place."""
-        return np if isinstance(self.nodes, np.ndarray) else jnp
+        return numpy_of(self.nodes)
 
     @property
     def ends(self) -> Any:
@@ -99,7 +104,7 @@ def extent(profile: Profile) -> Any:
 
 def curve_on(curve: Callable[[Any], Any], widths: Any, log_period: Any, m: int) -> Profile:
     """The profile that agrees with a curve, given at times in parts of its period, at the nodes and Gauss points."""
-    xp = np if isinstance(widths, np.ndarray) else jnp
+    xp = numpy_of(widths)
     c, A, _, _ = gauss(m)
     starts = xp.cumsum(widths) - widths
     parts = xp.asarray(np.append(0, c), widths.dtype)
@@ -152,7 +157,7 @@ def monitor(profile: Profile) -> Any:
 
 def equidistributed(widths: Any, density: Any, count: int) -> Any:
     """Widths of so many intervals with equal integrals of a piecewise constant density."""
-    xp = np if isinstance(widths, np.ndarray) else jnp
+    xp = numpy_of(widths)
     zero = xp.zeros((1,), widths.dtype)
     times = xp.concatenate([zero, xp.cumsum(widths)])
     mass = xp.concatenate([zero, xp.cumsum(density * widths)])

@@ -27,6 +27,7 @@ from ._cycles import PeriodicOrbit
 from ._deflation import Equilibria
 from ._diagram import Diagram
 from ._homoclinic import Homoclinic
+from ._homoclinic_curve import HomoclinicCurve
 from ._hopf_point import HopfPoint
 from ._lyapunov import Lyapunov
 from ._map_normal_form import MapNormalForm
@@ -52,6 +53,7 @@ KINDS = {
         Diagram,
         Equilibria,
         Homoclinic,
+        HomoclinicCurve,
         HopfNormalForm,
         HopfPoint,
         Lyapunov,
