@@ -197,7 +197,8 @@ def homoclinic_curve(
     - `size`: how far from the point to begin, in parts of the bounds; where that fails, nearer to it.
     - `intervals`: of the mesh, which adapts. `path`, `max_points`, `max_steps`: as for `continuation`.
 
-    **Returns:** a `HomoclinicCurve`, which begins near the point and leads away from it.
+    **Returns:** a `HomoclinicCurve`, which begins near the point and leads away from it. Where the saddle meets a node, its
+    slowest rate vanishes, periods grow without end, and the curve stops.
 
     **Raises:** `ValueError` if `point` is of another type, a parameter is no scalar float leaf, bounds do not hold it, the
     point is degenerate (ab = 0, or the parameters do not unfold it), or no loop is found near it.
