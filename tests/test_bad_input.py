@@ -238,6 +238,7 @@ stability.diagram(field, z, x, where=where, bounds=(0.0, 9.0), at=[99.0], starts
 stability.normal_form(field, None, x, where=where)  # point
 stability.switch_curve(field, None, x, where=(where, where), to='Hopf')  # point
 stability.homoclinic(field, None, x, where=where)  # branch
+stability.homoclinic_curve(field, None, x, where=where, bounds=None)  # point
 stability.lyapunov(field, z, x, steps=10, step=_) : nan inf 'a'
 stability.periodic_orbit(field, z, x, period=_) : nan -1.0 inf 'a'
 stability.check(field, z, x, step=_) : nan inf

@@ -118,7 +118,7 @@ def test_other_paths_types_and_structures_find_the_same_points(gain_branch):
     assert abs(hopf.parameter) < 1e-9 and abs(hopf.frequency - 1.5) < 1e-9
 
 
-def test_a_branch_compiles_once():
+def test_a_branch_compiles_once(caplog):
     traces = []
 
     class Cubic(eqx.Module):
@@ -141,7 +141,11 @@ def test_a_branch_compiles_once():
     few, first = run(0.05, 1, jnp.full(1, -1.0)), len(traces)  # of a weak type
     run(0.05, 2)
     assert len(traces) == first
-    some, fold = run(0.05), len(traces)
+    with jax.log_compiles(True), caplog.at_level("WARNING", logger="jax"):
+        some, fold = run(0.05), len(traces)
+    # The equations of a fold: what is kept of a branch, and told of it, is no program.
+    compiled = [r.getMessage() for r in caplog.records if "Compiling" in r.getMessage()]
+    assert len(compiled) <= 3 and any("polish" in text for text in compiled), compiled
     many = run(0.02)
     # Once for the points, and once for the equations of a fold.
     assert 0 < first < fold == len(traces)

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eqjax.stability import CyclePoint, cycle_curve
-from eqjax.stability._collocation import curve_on
+from eqjax.stability import CyclePoint, Forced, cycle_curve
+from eqjax.stability._profile import Closing, curve_on
 
 
 class Bautin(eqx.Module):
@@ -43,6 +43,41 @@ class Band(eqx.Module):
             du = growth * u + self.s * turned
         ring = (1 - jnp.sum(ring * ring)) * ring + jnp.stack([-s, c])
         return jnp.concatenate([ring, du - jnp.sum(u * u) * u])
+
+
+class Driven(eqx.Module):
+    """A plane u across a response to a drive of frequency s, in which the period doubles at `p = s²`, as in a `Band`; or
+    `ẇ = p + 2sw - w²` about it, which folds at `p = -s²`, where w = s."""
+
+    p: jax.Array
+    s: jax.Array
+    folds: bool = eqx.field(static=True)
+
+    def __call__(self, t, z, x):
+        c, s = jnp.cos(self.s * t), jnp.sin(self.s * t)
+        u = z - c
+        du = self.p + 2 * self.s * u - u * u
+        if not self.folds:
+            growth = self.p - self.s**2
+            mean, half = (growth - 1) / 2, (growth + 1) / 2
+            du = mean * u + half * jnp.stack([c * u[0] + s * u[1], s * u[0] - c * u[1]])
+            du = du + 0.5 * self.s * jnp.stack([-u[1], u[0]])
+        return du - self.s * s
+
+
+def response(kind, p, s):
+    """The special point of a drive at which w = s, or u = 0."""
+    n, period = (1, 2 * np.pi / s) if kind == "fold" else (2, 2 * np.pi / s)
+    rows = lambda t: [jnp.cos(2 * jnp.pi * t) + (s if n == 1 else 0)] * n
+    curve = lambda t: jnp.stack([*rows(jnp.asarray(t)), jnp.asarray(t)], 1)
+    profile = curve_on(curve, jnp.full(8, 1 / 8), jnp.log(period), 6)
+    closing = Closing(jnp.ones(n + 1), jnp.zeros(n + 1).at[-1].set(1))
+    point = critical(kind, p, 1.0, 2, s / 2)
+    return eqx.tree_at(
+        lambda point: (point.profile, point.state, point.period),
+        point,
+        (profile._replace(closing=closing), profile.nodes[0, :n], period),
+    )
 
 
 def critical(kind, p, radius, size, frequency):
@@ -97,6 +132,25 @@ def test_a_critical_cycle_is_followed_through_two_parameters(kind):
     np.testing.assert_allclose(squares, s / 2 if fold else 1, atol=1e-8)
 
 
+@pytest.mark.parametrize("kind", ["fold", "period doubling"])
+def test_a_critical_response_is_followed_with_its_drive(kind):
+    s, sign = 0.8, -1 if kind == "fold" else 1
+    driven = Driven(jnp.asarray(sign * s**2), jnp.asarray(s), kind == "fold")
+    curve = cycle_curve(
+        Forced(driven, lambda f: 2 * jnp.pi / f.s),
+        response(kind, sign * s**2, s),
+        where=(lambda f: f.field.p, lambda f: f.field.s),
+        bounds=((-1.0, 1.0), (0.2, 0.9)),
+        max_points=3,
+    )
+    p, s = np.asarray(curve.parameters).T
+    assert len(s) == 3 and s[-1] > s[0] + 0.01
+    np.testing.assert_allclose(p, sign * s**2, atol=1e-7)
+    np.testing.assert_allclose(curve.periods, 2 * np.pi / s, rtol=1e-10)
+    start = 1 + s[:, None] if kind == "fold" else np.ones((3, 2))
+    np.testing.assert_allclose(curve.states, start, atol=1e-6)
+
+
 def test_misuse_of_curves_of_cycles_is_refused():
     field = Bautin(jnp.asarray(-0.16), jnp.asarray(0.8))
     where = (lambda f: f.p, lambda f: f.s)
@@ -108,3 +162,5 @@ def test_misuse_of_curves_of_cycles_is_refused():
         cycle_curve(field, fold, **settings | {"where": where[:1]})
     with pytest.raises(ValueError, match="by collocation"):
         cycle_curve(field, eqx.tree_at(lambda p: p.profile, fold, None), **settings)
+    with pytest.raises(ValueError, match="`Forced` if and only"):
+        cycle_curve(Forced(field, 1.0), fold, **settings | {"where": where})

@@ -8,7 +8,7 @@ import pytest
 import scipy.integrate
 import scipy.optimize
 
-from eqjax.stability import CycleBranch, homoclinic
+from eqjax.stability import CurvePoint, CycleBranch, homoclinic, homoclinic_curve
 
 
 class Loop(eqx.Module):
@@ -70,3 +70,61 @@ def test_a_branch_that_ends_elsewhere_goes_to_none():
     assert not found.converged
     with pytest.raises(ValueError, match="takes four"):
         homoclinic(field, cycles([-0.1, -0.05]), where=lambda f: f.p)
+
+
+class Born(eqx.Module):
+    """`u̇ = v, v̇ = β₁ + β₂ v + a u² + b u v` in mixed coordinates, with a mode that follows, and β curved in p and q."""
+
+    p: jax.Array
+    q: jax.Array
+    a: float = -0.8
+    b: float = 1.3
+
+    def unfolding(self, p, q):
+        return p + 0.6 * q + 1.5 * q * q, q - 0.4 * p
+
+    def __call__(self, t, z, x):
+        u, v, w = z[0] - 0.5 * z[1], 1.2 * z[1], z[2]
+        first, second = self.unfolding(self.p, self.q)
+        du, dv = v, first + second * v + self.a * u * u + self.b * u * v
+        return jnp.stack([du + dv / 2.4, dv / 1.2, u * u - 3 * w])
+
+
+def bogdanov_takens(kind="Bogdanov–Takens"):
+    return CurvePoint(
+        type=kind,
+        parameters=(0.0, 0.0),
+        state=jnp.zeros(3),
+        frequencies=(),
+        error=0.0,
+        status="converged",
+        index=0,
+    )
+
+
+WHERE = {"where": (lambda f: f.p, lambda f: f.q), "bounds": ((-0.5, 0.5), (-0.5, 0.5))}
+
+
+def test_loops_are_followed_from_where_they_are_born():
+    """In the unit ε of `β₁ = -4ε⁴/a` there is `β₂ = (b/a) ε² (10/7 + 288/2401 (b/a)² ε² + …)` (Al-Hdaibat et al. 2016)."""
+    field = Born(jnp.asarray(0.1), jnp.asarray(0.2))
+    found = homoclinic_curve(field, bogdanov_takens(), intervals=40, max_points=3, **WHERE)
+    first, second = field.unfolding(*np.asarray(found.parameters).T)
+    square, ratio = np.sqrt(-field.a * first / 4), field.b / field.a
+    expected = 10 / 7 + 288 / 2401 * ratio**2 * square
+    assert found.residuals.max() < 1e-13 and len(found.amplitudes) == 3
+    assert (np.diff(found.amplitudes) > 0).all() and "3 homoclinic orbits" in str(found)
+    np.testing.assert_allclose(
+        second / (ratio * square), expected, atol=2 * ratio**4 * np.max(square) ** 2
+    )
+    # Of the saddle of the plane, at u² = -β₁/a: σ is the trace there.
+    trace = second + field.b * 2 * square / field.a
+    np.testing.assert_allclose(found.saddle_quantities, trace, rtol=1e-9)
+
+
+def test_loops_are_born_at_bogdanov_takens_points_only():
+    field = Born(jnp.asarray(0.0), jnp.asarray(0.0))
+    with pytest.raises(ValueError, match='must be of type "Bogdanov–Takens", got "cusp"'):
+        homoclinic_curve(field, bogdanov_takens("cusp"), **WHERE)
+    with pytest.raises(ValueError, match="degenerate"):
+        homoclinic_curve(Born(field.p, field.q, b=0.0), bogdanov_takens(), **WHERE)

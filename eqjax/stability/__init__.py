@@ -34,6 +34,10 @@ from ._diagram import Diagram as Diagram
 from ._eigenvalue import eigenvalue as eigenvalue, quotient as quotient
 from ._forced import Forced as Forced
 from ._homoclinic import Homoclinic as Homoclinic, homoclinic as homoclinic
+from ._homoclinic_curve import (
+    HomoclinicCurve as HomoclinicCurve,
+    homoclinic_curve as homoclinic_curve,
+)
 from ._hopf_point import HopfPoint as HopfPoint, hopf_point as hopf_point
 from ._jacobian import jacobian as jacobian, state_dtype as state_dtype
 from ._krylov_schur import (

@@ -93,7 +93,7 @@ class BranchSample(NamedTuple):
         neutral = float(np.finfo(values.dtype).eps) ** (2 / 3)
         unstable = int(np.sum(values.real > neutral * np.max(abs(values))))
         euler = int(np.sum(abs(multipliers) > 1 + neutral))
-        slope, converged = float(point.tangent[1]), bool(point.converged & reliable)
+        slope, converged = float(point.tangent[1]), bool(point.converged) and bool(reliable)
         modes = (values, multipliers, converged, unstable, euler, tokens)
         return cls(float(parameter), point.y[0], slope, *modes)
 

@@ -154,9 +154,7 @@ def polished_both(problem, event: str, y, q, other: Array):
         turned = tuple(s.directions(v) for (s, _), v in zip(parts(u), vectors, strict=True))
         return (u - step, turned, jnp.max(jnp.abs(step[y.z.size :][:2]))), None
 
-    begun = tuple(
-        s.directions(s.vectors(p, s.first_vectors(jax.random.key(1), p))) for s, p in parts(flat)
-    )
+    begun = tuple(s.directions(s.vectors(p, s.first_vectors(p))) for s, p in parts(flat))
     carry = flat, tree_held(begun), jnp.zeros_like(q)
     (flat, _, size), _ = jax.lax.scan(body, carry, None, length=10)
     z, q1, q2, own, met = unravel(flat)

@@ -220,7 +220,7 @@ def continuation(
     )
     with explained(line.field, z0, x):
         force = jax.tree.leaves(_force(problem, z0, q))
-    if not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in force):
+    if not all(np.isfinite(np.asarray(leaf)).all() for leaf in force):
         raise ValueError(
             "`field` is not finite at `z0`: look for a NaN in `z0`, in `x` or in the parameters, or start elsewhere."
         )
@@ -239,12 +239,12 @@ def continuation(
         """The special point of a kind near a sample: parameter, state, error and eigenvalue; None if there is none."""
         flat, unravel = ravel_pytree(sample.state)
         system = Defining(problem.line, x, problem.step, unravel, kind, linear_solver)
-        near = (jnp.asarray(sample.parameter, real) - line.low) / line.span
+        near = line.place(sample.parameter)
         found = polish(system, flat, near, system.extra(value, flat.dtype))
         if not found.converged:
             return None
-        numbers = float(line.value(found.q)), unravel(found.z), float(found.error * line.span)
-        return *numbers, complex(system.shift(found))
+        error = float(found.error) * float(line.span)
+        return line.number(found.q), unravel(found.z), error, complex(found.shift)
 
     def stop(point, seen):
         return callback and callback(seen.parameter, shown(point.y[0]), point.found.flow)
@@ -253,7 +253,7 @@ def continuation(
         problem,
         path,
         start,
-        sample=lambda point: BranchSample.of(line.value(point.y[1]), point),
+        sample=lambda point: BranchSample.of(line.number(point.y[1]), point),
         examine=lambda stretch: (special_points(stretch, epsilon, polished), ""),
         stop=stop,
         max_points=max_points,
@@ -261,7 +261,7 @@ def continuation(
     )
     counts = np.asarray([(s.unstable, s.unstable_euler) for s in samples])
     return Branch(
-        parameters=line.value(stacked.y[1]),
+        parameters=jax.device_put(np.asarray(line.number(stacked.y[1]), real)),
         states=shown(stacked.y[0]),
         residuals=stacked.residual,
         spectra=eqx.combine(stacked.found.flow, start.found.flow),

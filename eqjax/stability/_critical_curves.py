@@ -95,7 +95,7 @@ class CriticalCurve(AbstractProblem):
     def borders(self, y, q):
         """Borders for the equations near a point."""
         system = self.at(q)
-        drawn = system.first_vectors(jax.random.key(1), y)
+        drawn = system.first_vectors(y)
         return tree_held(system.directions(system.vectors(y, drawn)))
 
     def correct(self, predicted, base, normal):

@@ -177,7 +177,7 @@ def cycle_continuation(
             ahead, pace = point.tangent
             whole = point.y[0], (ahead, pace * line.span)
         return CycleSample(
-            parameter=float(line.value(point.y[1])),
+            parameter=line.number(point.y[1]),
             state=(turn.state, turn.period, turn.amplitude, turn.centre, whole),
             slope=float(point.tangent[1]),
             multipliers=bounded(logs[np.argsort(-logs.real, kind="stable")]),
@@ -216,7 +216,7 @@ def cycle_continuation(
         tol=tol,
     )
     return CycleBranch(
-        parameters=line.value(stacked.y[1]),
+        parameters=jax.device_put(np.asarray(line.number(stacked.y[1]), stacked.y[1].dtype)),
         states=jax.vmap(unravel)(stacked.found.state),
         periods=stacked.found.period,
         amplitudes=stacked.found.amplitude,

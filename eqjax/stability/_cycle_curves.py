@@ -10,20 +10,10 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from .._checks import check_count
-from ._collocation import (
-    Closing,
-    Profile,
-    condensed,
-    defect,
-    expanded,
-    extent,
-    gauss,
-    linearised,
-    stages,
-)
+from ._collocation import condensed, defect, expanded, linearised
 from ._cycle_newton import Rows, across, corrected, ends_of, tangent
 from ._cycle_points import CyclePoint
-from ._forced import Forced
+from ._forced import Forced, flat_force
 from ._jacobian import real_dtype
 from ._parameter import Line, check_pair, replaced
 from ._path import (
@@ -35,6 +25,7 @@ from ._path import (
     follow_path,
     product_at,
 )
+from ._profile import Closing, Profile, extent, gauss, stages
 
 CRITICAL_CYCLES = ("fold", "period doubling", "torus")
 
@@ -77,12 +68,13 @@ class Extended(AbstractProblem):
     unravel: Callable[[Array], PyTree] = eqx.field(static=True)
     kind: str = eqx.field(static=True)
     size: int = eqx.field(static=True)
+    driven: bool = eqx.field(static=True)
     max_steps: int = eqx.field(static=True)
 
     def plain(self, z, q1, q2):
-        """The force on z alone."""
+        """The force on z alone, which of a driven field ends with its phase."""
         field = replaced(self.line.at(q2), self.first.index, self.first.value(q1))
-        return ravel_pytree(field(0.0, self.unravel(z), self.x))[0]
+        return flat_force(field, self.unravel, self.x)(z)
 
     def force(self, Z, s):
         flow = lambda z: self.plain(z, s[0], s[-1])
@@ -99,12 +91,12 @@ class Extended(AbstractProblem):
         """The phase of the cycle, the length of its vector, and that vector's phase."""
         (profile, rest), q = base
         n, now = self.size, ends_of(profile, jnp.append(rest, q))
-        cycle = profile._replace(nodes=profile.nodes[:, :n], slopes=profile.slopes[:, :, :n])
-        normal = across(
-            lambda z, s: self.plain(z, s[0], s[1]),
-            cycle._replace(closing=None),
-            jnp.stack([rest[0], q]),
+        closing = Closing(*(a[:n] for a in profile.closing)) if self.driven else None
+        cycle = profile._replace(
+            nodes=profile.nodes[:, :n], slopes=profile.slopes[:, :, :n], closing=closing
         )
+        force = lambda z, s: self.plain(z, s[0], s[1])
+        normal = across(force, cycle, jnp.stack([rest[0], q]))
         zero = jnp.zeros_like(now)
         vector = now[n : profile.nodes.shape[1]]
         length = zero.at[n : profile.nodes.shape[1]].set(vector)
@@ -174,14 +166,13 @@ def _critical(problem, profile, q1, q2, angle):
         nodes, slopes = of(
             expanded(profile, system, plus.rows, vector[:n], none.at[0].set(vector[n]))
         )
-        return _joined(profile, [(nodes, slopes + vector[n] * profile.slopes)], None), vector[n:]
+        return _joined(profile, [(nodes, slopes + vector[n] * profile.slopes)]), vector[n:]
     if kind == "period doubling":
         units = extent(profile)
         vector = jnp.linalg.svd(minus.first * units[None] / units[:, None])[2][-1] * units
         twisted = Closing(-signs, 0 * signs)
         pair = of(expanded(profile._replace(closing=twisted), system, minus.rows, vector, none))
-        closing = Closing(jnp.concatenate([signs, -signs]), jnp.zeros(2 * n, q1.dtype))
-        return _joined(profile, [pair], closing), none[:0]
+        return _joined(profile, [pair], -1), none[:0]
     begin, end = 0.5 * (plus.first + minus.first), 0.5 * (plus.first - minus.first)
     units, turn = extent(profile), lambda angle: jax.lax.complex(jnp.cos(angle), jnp.sin(angle))
     around = turn(angle)
@@ -207,16 +198,22 @@ def _critical(problem, profile, q1, q2, angle):
     nodes = nodes * turn(-angle * starts)[:, None]
     slopes = slopes * turn(-angle * inner)[:, :, None]
     pairs = [(nodes.real, slopes.real), (nodes.imag, slopes.imag)]
-    return _joined(profile, pairs, None), rate[None]
+    return _joined(profile, pairs), rate[None]
 
 
-def _joined(profile, vectors, closing) -> Profile:
+def _joined(profile, vectors, sign=1) -> Profile:
     nodes = jnp.concatenate([profile.nodes, *(a for a, _ in vectors)], axis=1)
     slopes = jnp.concatenate([profile.slopes, *(b for _, b in vectors)], axis=2)
     # Of length 1, where it begins.
     n = profile.nodes.shape[1]
     size = jnp.linalg.norm(nodes[0, n:])
     nodes, slopes = nodes.at[:, n:].divide(size), slopes.at[:, :, n:].divide(size)
+    closing = profile.closing
+    if closing is not None or sign < 0:
+        own = jnp.ones(n, size.dtype)
+        jump = 0 * own if closing is None else closing.jump
+        rest = jnp.full(nodes.shape[1] - n, sign, size.dtype)
+        closing = Closing(jnp.concatenate([own, rest]), jnp.concatenate([jump, 0 * rest]))
     return profile._replace(nodes=nodes, slopes=slopes, closing=closing)
 
 
@@ -239,14 +236,14 @@ def cycle_curve(
 
     **Arguments:**
 
-    - `field`, `x`: as for `cycle_continuation`, autonomous. `point`: one of the special points of a branch by collocation,
-      of `type` "fold", "period doubling" or "torus".
+    - `field`, `x`: as for `cycle_continuation`, autonomous or `Forced`. `point`: one of the special points of a branch by
+      collocation, of `type` "fold", "period doubling" or "torus".
     - `where`: a pair of functions: the parameter in which `point` was found, and a second one. `bounds`: a pair of pairs
       `(low, high)`; the curve ends where it leaves them.
     - `backwards`: whether it sets out down the second parameter. `path`, `max_points`, `max_steps`: as for `continuation`.
 
-    **Returns:** a `CycleCurve`. **Raises:** `ValueError` if `point` is of another kind or was shot, the field is `Forced`, a
-    parameter is no scalar float leaf, bounds do not hold it, or no curve begins there.
+    **Returns:** a `CycleCurve`. **Raises:** `ValueError` if `point` is of another kind, was shot, or is of a driven field where
+    `field` is none, a parameter is no scalar float leaf, bounds do not hold it, or no curve begins there.
 
     ```python
     where, bounds = (lambda f: f.growth, lambda f: f.shear), ((0.5, 2.0), (-1.0, 1.0))
@@ -257,9 +254,11 @@ def cycle_curve(
         raise ValueError(
             f'`point` must be of type {", ".join(map(repr, CRITICAL_CYCLES))}, got "{point.type}".'
         )
-    if point.profile is None or isinstance(field, Forced):
+    driven = isinstance(field, Forced)
+    if point.profile is None or driven != (point.profile.closing is not None):
         raise ValueError(
-            "`point` must be of a branch of autonomous cycles by collocation, without `steps`."
+            "`point` must be of a branch of cycles of the same field by collocation, without `steps`: `Forced` if and only "
+            "if that was."
         )
     check_pair(where=where, bounds=bounds)
     check_count(max_points=max_points, max_steps=max_steps)
@@ -267,7 +266,8 @@ def cycle_curve(
     flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, point.state))
     first, q1, second, q2 = Line.pair(field, where, bounds, point.parameter, real)
     tol = jnp.asarray(float(jnp.finfo(real).eps) ** 0.75, real)
-    problem = Extended(second, first, x, tol, unravel, point.type, flat.size, max_steps)
+    n = flat.size + driven
+    problem = Extended(second, first, x, tol, unravel, point.type, n, driven, max_steps)
     angle = jnp.asarray(point.frequency * point.period, real)
     profile, extra = _critical(problem, jax.tree.map(jnp.asarray, point.profile), q1, q2, angle)
     start = first_point(problem, (profile, jnp.append(q1, extra)), q2, backwards)

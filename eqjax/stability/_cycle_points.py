@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ._bifurcation import Stretch, crossings, interpolate, locate, slope
-from ._collocation import Profile
+from ._profile import Profile
 from ._spectrum import aligned
 
 

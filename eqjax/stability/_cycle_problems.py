@@ -11,13 +11,14 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ..relaxation import NewtonKrylov
-from ._collocation import Profile, better_mesh, defect, redrawn, stages
-from ._cycle_newton import Rows, across, corrected, ends_of, fastest, rolled, tangent
+from ._collocation import defect
+from ._cycle_newton import Rows, across, corrected, ends_of, tangent
 from ._forced import flat_force, without_phase
 from ._krylov_schur import eigenpairs, resolve
 from ._multipliers import floquet
 from ._parameter import Line
 from ._path import AbstractProblem, Correction, newton, product_at
+from ._profile import Profile, better_mesh, fastest, redrawn, rolled, stages
 from ._propagation import turn
 from ._shooting import DRIFT, multipliers_resolved
 
@@ -193,22 +194,29 @@ class Collocated(AbstractProblem):
 def _on_better_mesh(problem, point):
     """A point and its tangent on a mesh that fits better."""
     (profile, q), (ahead, slope) = point.y, point.tangent
-    widths, turn = better_mesh(profile), fastest(profile)
-    redraw = lambda p: rolled(redrawn(p, widths), turn)
-    profile, ahead = jax.jvp(redraw, (profile,), (ahead,))
-    ahead = in_phase(problem, profile, q, ahead)
+    profile, ahead = remeshed(problem.force, profile, q, ahead)
     inner, tangent = problem.inner(profile), (ahead, slope)
     size = jnp.sqrt(inner(tangent, tangent))
     return point._replace(y=(profile, q), tangent=jax.tree.map(lambda a: a / size, tangent))
 
 
-def in_phase(problem: Collocated, profile: Profile, q: Array, ahead: Profile) -> Profile:
+def remeshed(
+    force: Callable, profile: Profile, q: Array, ahead: Profile
+) -> tuple[Profile, Profile]:
+    """A profile and its tangent on a better mesh, which begins where it is fastest."""
+    widths, turn = better_mesh(profile), fastest(profile)
+    redraw = lambda p: rolled(redrawn(p, widths), turn)
+    profile, ahead = jax.jvp(redraw, (profile,), (ahead,))
+    return profile, in_phase(force, profile, q, ahead)
+
+
+def in_phase(force: Callable, profile: Profile, q: Array, ahead: Profile) -> Profile:
     """A tangent shifted along the cycle, to leave the phase at the first node as it is."""
     z = jnp.concatenate([profile.nodes[:, None], stages(profile)], axis=1)
-    force = lambda z: jax.vmap(jax.vmap(lambda z: problem.force(z, q)))(z)
-    velocity = force(z)
-    _, growth = jax.jvp(force, (z,), (velocity,))
-    normal = across(problem.force, profile, q)
+    forces = lambda z: jax.vmap(jax.vmap(lambda z: force(z, q)))(z)
+    velocity = forces(z)
+    _, growth = jax.jvp(forces, (z,), (velocity,))
+    normal = across(force, profile, q)
     late = jnp.vdot(normal, ahead.nodes[0]) / jnp.vdot(normal, velocity[0, 0])
     return ahead._replace(
         nodes=ahead.nodes - late * velocity[:, 0], slopes=ahead.slopes - late * growth[:, 1:]

@@ -6,16 +6,20 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from ..analytic import tree_held
-from ._collocation import Profile, better_mesh, defect, linearised, redrawn, worse_mesh
-from ._cycle_newton import Rows, corrected, first_turn, newton_step, once
+from ._collocation import defect, linearised
+from ._cycle_newton import Rows, corrected, newton_step
+from ._cycle_start import first_turn
 from ._forced import Forced, closing_of, flat_force, without_phase
+from ._host import on_host
 from ._jacobian import check_autonomous
 from ._multipliers import floquet
 from ._path import after
+from ._profile import Closing, Profile, better_mesh, once, redrawn, worse_mesh
 from ._shooting import DRIFT
 
 DEGREE = 6
@@ -100,16 +104,28 @@ def adapted(force: Callable, start: Profile, q: Array, tol: Array, max_steps: in
         # One that is lost on a new mesh stays as it was.
         better = found.converged & ~probed
         kept = jax.tree.map(lambda a, b: jnp.where(better, a, b), found.profile, best)
-        short, repeats = once(kept)
-        repeats &= better
-        kept = jax.tree.map(lambda a, b: jnp.where(repeats, a, b), short, kept)
-        # On one mesh more, a worse one, its error shows.
-        left = jnp.where(
-            repeats, ROUNDS, jnp.where(better | probed, left - 1, jnp.minimum(left - 1, 1))
-        )
-        widths = jnp.where(left == 1, worse_mesh(kept.widths), better_mesh(kept))
-        return redrawn(kept, widths), kept, solved | better, left, change
+        closing = kept.closing or ()
+        shapes = jax.eval_shape(lambda: (tuple(kept[:4]), tuple(kept[:4]), left))
+        state = left, better.astype(left.dtype)
+        drawn, short, left = on_host(next_mesh, shapes, *state, *kept[:4], *closing)
+        complete = lambda parts: Profile(*parts, closing=kept.closing)
+        return complete(drawn), complete(short), solved | better, left, change
 
     carry = start, start, jnp.asarray(False), jnp.asarray(ROUNDS), jnp.zeros_like(q)
     _, best, solved, _, change = jax.lax.while_loop(lambda carry: carry[3] > 0, body, carry)
     return best, solved, change
+
+
+def next_mesh(left, better, *kept) -> tuple:
+    """Of the best profile so far its entries on the mesh to try next, as run through once, and how many meshes are left;
+    `better`: whether it is new."""
+    profile = Profile(*kept[:4], closing=Closing(*kept[4:]) if kept[4:] else None)
+    with np.errstate(all="ignore"):
+        short, repeats = once(profile) if better else (profile, False)
+        if repeats:
+            profile, left = short, ROUNDS
+        else:
+            left = left - 1 if better or left == 1 else min(left - 1, 1)
+        # On one mesh more, a worse one, its error shows.
+        widths = worse_mesh(profile.widths) if left == 1 else better_mesh(profile)
+        return tuple(redrawn(profile, widths)[:4]), tuple(profile[:4]), left

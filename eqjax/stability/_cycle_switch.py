@@ -8,14 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from ._collocation import Closing, Profile, condensed, expanded, extent, linearised
-from ._cycle_newton import across, rolled
+from ._collocation import condensed, expanded, linearised
+from ._cycle_newton import across
 from ._cycle_points import CyclePoint
 from ._cycle_problems import Collocated, in_phase
 from ._cycles import PeriodicOrbit
 from ._jacobian import state_dtype
 from ._parameter import Line, find, replaced
 from ._path import advance
+from ._profile import Closing, Profile, extent, rolled
 
 
 def off_cycle(field, branch, point: CyclePoint, x, *, where, size, k, key) -> tuple[Any, Any]:
@@ -120,7 +121,7 @@ def _aside(problem, profile, ahead, pace):
     share = jnp.sum(moved * flow, axis=1) / jnp.sum(flow * flow, axis=1)
     first = jnp.argmax(jnp.linalg.norm(moved - share[:, None] * flow, axis=1))
     profile, aside, ahead = (rolled(p, first) for p in (profile, aside, ahead))
-    aside, ahead = (in_phase(problem, profile, zero, p) for p in (aside, ahead))
+    aside, ahead = (in_phase(problem.force, profile, zero, p) for p in (aside, ahead))
     inner = problem.inner(profile)
     scaled = lambda pair: jax.tree.map(lambda a: a / jnp.sqrt(inner(pair, pair)), pair)
     aside, ahead = scaled((aside, zero)), scaled((ahead, pace))

@@ -13,10 +13,11 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarLike
 
 from .._checks import check_count, check_key, check_kind, check_positive, given
-from ._collocation import Profile
 from ._cycle_search import collocated
 from ._forced import Forced, check_drive
+from ._host import unless_good
 from ._jacobian import real_dtype
+from ._profile import Profile
 from ._shooting import shot
 
 
@@ -189,10 +190,10 @@ def periodic_orbit(
                 break
         remedy = "more `intervals` of the mesh"
     if throw:
-        found = eqx.error_if(
-            found,
-            ~found.converged,
+        message = (
             "No cycle found near `z0` and `period`. Either (a) start nearer, from a state and period that a simulation "
-            f"shows; (b) allow more `max_steps`, or {remedy}; or (c) it fell on a fixed point.",
+            f"shows; (b) allow more `max_steps`, or {remedy}; or (c) it fell on a fixed point."
         )
+        fail = lambda found: eqx.error_if(found, ~found.converged, message)
+        found = unless_good(found.converged, found, fail)
     return found

@@ -1,6 +1,7 @@
 """Krylov decompositions: how they grow, and how they are restarted."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -160,3 +161,12 @@ def norm(v):
 def unit(v):
     size = norm(v)
     return v / jnp.where(size > 0, size, 1).astype(v.dtype)
+
+
+# Why not `jax.random`: a start need not be random, only like nothing else, and Threefry was a third of what was compiled.
+def scattered(shape: tuple[int, ...], seed: Any, dtype: Any) -> Array:
+    """Numbers between -1 and 1 without a pattern."""
+    real = jnp.finfo(dtype).dtype
+    count = jnp.arange(1, 1 + math.prod(shape), dtype=real).reshape(shape)
+    turned = 43758.5453 * jnp.sin(12.9898 * count + 78.233 * jnp.asarray(seed, real))
+    return (2 * (turned - jnp.floor(turned)) - 1).astype(dtype)

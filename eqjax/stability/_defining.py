@@ -14,6 +14,7 @@ from jaxtyping import Array, PyTree
 from ..analytic import tree_held
 from ..fields import on_complex_vectors
 from ..relaxation import GMRES
+from ._decomposition import scattered
 from ._linear_solver import DENSE, solution_of
 from ._normal_form import cubic_term, lyapunov_coefficient
 from ._parameter import Line
@@ -37,6 +38,25 @@ def solve_square(
     solution = lx.linear_solve(operator, flat, GMRES(tight, 0.0, 60, 240), throw=False)
     # NaN ends whoever iterates on it.
     return unravel(jnp.where(solution.result == lx.RESULTS.successful, solution.value, jnp.nan))
+
+
+def solve_both(
+    product: Callable[[Any], Any],
+    adjoint: Callable[[Any], Any],
+    right: PyTree[Array],
+    linear_solver: lx.AbstractLinearSolver | None = None,
+) -> tuple[PyTree[Array], PyTree[Array]]:
+    """`solve_square` of a system and of its adjoint, with the same right-hand side."""
+    flat, unravel = ravel_pytree(right)
+    dense = linear_solver is None or isinstance(linear_solver, lx.LU)
+    if not dense or flat.size > DENSE:
+        return tuple(solve_square(p, right, linear_solver) for p in (product, adjoint))  # pyright: ignore
+    apply = lambda v: ravel_pytree(product(unravel(v)))[0]
+    matrix = jax.vmap(apply, out_axes=1)(jnp.eye(flat.size, dtype=flat.dtype))
+    # As a batch of two, they are one solver to compile.
+    pair = jnp.stack([matrix, matrix.conj().T]), jnp.stack([flat, flat])[..., None]
+    first, second = jnp.linalg.solve(*pair)[..., 0]
+    return unravel(first), unravel(second)
 
 
 class Critical(NamedTuple):
@@ -109,13 +129,11 @@ class Defining(eqx.Module):
         turned = cubic_term(force, y.z, twice, *rest) * whole(-y.extra)
         return self.step * turned.real
 
-    def first_vectors(self, key, y) -> Vectors:
-        """Borders drawn at random."""
+    def first_vectors(self, y) -> Vectors:
+        """Borders that nothing is orthogonal to, but by accident."""
         dtype = self.shift(y).dtype
-        right, left = jax.random.split(key)
         shape = (2, y.z.size + 1) if self.kind == "branch point" else y.z.shape
-        draw = lambda key, shape: jax.random.normal(key, shape, dtype)
-        return self.directions(Vectors(draw(right, shape), draw(left, y.z.shape)))
+        return self.directions(Vectors(scattered(shape, 0, dtype), scattered(y.z.shape, 1, dtype)))
 
     def directions(self, vectors) -> Vectors:
         right, left = vectors
@@ -154,14 +172,13 @@ class Defining(eqx.Module):
             product, transposed = map(on_complex_vectors, (product, transposed))
         sigma = self.shift(y)
         zero, one = jnp.zeros_like(b), jnp.ones((), b.dtype)
-        right, _ = self.solve(
-            lambda u: (product(u[0]) - sigma * u[0] + u[1] * b, jnp.vdot(c, u[0])), (zero, one)
+        ahead = lambda u: (product(u[0]) - sigma * u[0] + u[1] * b, jnp.vdot(c, u[0]))
+        back = lambda u: (
+            transposed(u[0]) - sigma.conj() * u[0] + u[1] * c,
+            jnp.vdot(b, u[0]),
         )
-        left, _ = self.solve(
-            lambda u: (transposed(u[0]) - sigma.conj() * u[0] + u[1] * c, jnp.vdot(b, u[0])),
-            (zero, one),
-        )
-        return Vectors(right, left)
+        found = solve_both(ahead, back, (zero, one), self.linear_solver)
+        return Vectors(*(vector for vector, _ in found))
 
     def equations(self, y, vectors, border) -> Critical:
         """What vanishes, in the structure of a candidate."""
@@ -187,13 +204,14 @@ class Defining(eqx.Module):
 
 
 class Polished(NamedTuple):
-    """A critical point: z, q, θ or (); `error`, of q, that rounding leaves; `converged`."""
+    """A critical point: z, q, θ or (); `error`, of q, that rounding leaves; `converged`; σ, the eigenvalue there."""
 
     z: Array
     q: Array
     extra: Any
     error: Array
     converged: Array
+    shift: Array
 
 
 class _Search(NamedTuple):
@@ -214,18 +232,13 @@ class _Search(NamedTuple):
 @eqx.filter_jit
 def polish(system: Defining, z: Array, q: Array, extra: Any) -> Polished:
     """The critical point near a candidate, as well as rounding allows."""
-    key = jax.random.key(1)
     eps, dtype = float(jnp.finfo(z.dtype).eps), z.dtype
     big = jnp.asarray(1.0, dtype)
 
-    def shaken(y, key):
+    def shaken(y, seed):
         # Relative to each component: those that are zero stay so.
-        leaves, tree = jax.tree.flatten(y)
-        keys = jax.random.split(key, len(leaves))
-        moves = [jax.random.normal(k, a.shape, dtype) for k, a in zip(keys, leaves, strict=True)]
-        return jax.tree.unflatten(
-            tree, [a * (1 + eps**0.5 * move) for a, move in zip(leaves, moves, strict=True)]
-        )
+        flat, unravel = ravel_pytree(y)
+        return unravel(flat * (1 + eps**0.5 * scattered(flat.shape, seed, dtype)))
 
     def unfinished(at):
         return jnp.isfinite(at.size) & (at.arrivals < 5) & (at.steps < 15 * (at.arrivals + 1))
@@ -237,7 +250,7 @@ def polish(system: Defining, z: Array, q: Array, extra: Any) -> Polished:
         first = arrived & (at.arrivals == 0)
         known = jax.tree.map(lambda new, old: jnp.where(first, new, old), y, at.first)
         spread = jnp.where(arrived, jnp.maximum(at.spread, jnp.abs(y.q - known.q)), at.spread)
-        moved = shaken(known, jax.random.fold_in(key, at.steps))
+        moved = shaken(known, at.steps)
         y = jax.tree.map(lambda new, old: jnp.where(arrived, new, old), moved, y)
         size = jnp.where(arrived, big, size)
         return _Search(
@@ -251,9 +264,9 @@ def polish(system: Defining, z: Array, q: Array, extra: Any) -> Polished:
         )
 
     y, zero = Critical(z, q, extra), jnp.asarray(0)
-    begun = _Search(y, system.first_vectors(key, y), big, zero, zero, y, jnp.zeros_like(q))
+    begun = _Search(y, system.first_vectors(y), big, zero, zero, y, jnp.zeros_like(q))
     end = jax.lax.while_loop(unfinished, body, begun)
     y, line = end.first, system.line
     digit = eps * (jnp.abs(y.q) + jnp.abs(line.low / line.span))
     error = 4 * end.spread + 2 * digit
-    return Polished(*y, error, (end.arrivals == 5) & (error < eps**0.4))
+    return Polished(*y, error, (end.arrivals == 5) & (error < eps**0.4), system.shift(y))

@@ -11,7 +11,7 @@ from jax.core import Tracer
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
-from ._collocation import Closing
+from ._profile import Closing
 
 
 class Forced(eqx.Module):

@@ -14,7 +14,9 @@ from jaxtyping import Array, Bool, Complex, Float, PRNGKeyArray, PyTree, ScalarL
 from .._checks import check_arrays, check_count, check_key, check_positive, given
 from ..analytic import tree_held
 from ..relaxation import GMRES, residual_ratio
+from ._decomposition import scattered
 from ._eigenvalue import quotient
+from ._host import unless_good
 from ._jacobian import real_dtype
 from ._krylov_schur import AbstractTransform
 from ._linear_solver import solution_of, solver_of
@@ -115,15 +117,15 @@ def hopf_point(
             field, z0, p, x, frequency, index, tol, max_steps, settings, linear_solver
         )
     if throw:
-        found = eqx.error_if(
-            found,
-            ~found.converged,
+        message = (
             "No Hopf point found near `z0` and the parameter's present value. Either (a) start nearer, from a special "
             "point of `continuation`; (b) name the `frequency`, or search more modes (`k`, `ncv`, `transform`); (c) "
             "allow more `max_steps`, or a `tol` that this dtype can reach; (d) solve the steps otherwise: "
             "`linear_solver=SparseLU.of(field, z0, x)` where each number of the state is coupled to a few others, "
-            "`lineax.LU()`, or a `GMRES` with a larger `restart`.",
+            "`lineax.LU()`, or a `GMRES` with a larger `restart`."
         )
+        fail = lambda found: eqx.error_if(found, ~found.converged, message)
+        found = unless_good(found.converged, found, fail)
     return found
 
 
@@ -179,7 +181,7 @@ def _hopf_point(field, z0, p0, x, frequency, index, tol, max_steps, settings, li
 
     # The terms of F and of J v on a fine grid are large and cancel: below their rounding nothing falls.
     leaves, tree = jax.tree.flatten(start[0])
-    probe = [jax.random.normal(settings["key"], leaf.shape, leaf.dtype) for leaf in leaves]
+    probe = [scattered(leaf.shape, 0, leaf.dtype) for leaf in leaves]
     probe = jax.tree.unflatten(tree, probe)
     terms = jax.jvp(lambda z: force(held, (z, start[1])), start[:1], (probe,))[1]
     floor = 20 * eps * optx.two_norm(terms) / optx.two_norm(probe)

@@ -9,24 +9,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
-from ._collocation import Profile, propagated
+from ._collocation import propagated
+from ._decomposition import scattered
 from ._host import on_host
+from ._profile import Profile
 
 
-def along_the_flow(transfer: Array, flow: Array) -> tuple[Array, Array]:
-    """Transfer matrices on the planes across the flow, (N, n-1, n-1), and the logarithm of the multiplier along it, which
-    is 0 but for the error of the integration.
-
-    With `flow (N, n)`, the velocity at each node. The first are derivatives of Poincaré maps, and so free of the
-    multiplier 1, and of the defective pair that it forms in a fold.
-    """
-    after = jnp.roll(flow, -1, 0)
+def across_the_flow(transfer: Array, flow: Array) -> Array:
+    """Transfer matrices on the planes across the flow, (N, n-1, n-1): derivatives of Poincaré maps, and so free of the
+    multiplier 1, and of the defective pair that it forms in a fold. `flow (N, n)`: the velocity at each node."""
     frames = jnp.linalg.qr(flow[:, :, None], mode="complete")[0][:, :, 1:]
-    across = jnp.einsum("Nji,Njk,Nkl->Nil", jnp.roll(frames, -1, 0), transfer, frames)
+    return jnp.einsum("Nji,Njk,Nkl->Nil", jnp.roll(frames, -1, 0), transfer, frames)
+
+
+def along_the_flow(transfer: Array, flow: Array) -> Array:
+    """The logarithm of the multiplier along the flow, which is 0 but for the error of the integration."""
+    after = jnp.roll(flow, -1, 0)
     carried = jnp.einsum("Nij,Nj->Ni", transfer, flow)
     # Step by step: over a whole turn what grows beside it would drown it.
     ratio = jnp.sum(after * carried, axis=1) / jnp.sum(after * after, axis=1)
-    return across, jnp.sum(jnp.log(jnp.abs(ratio)))
+    return jnp.sum(jnp.log(jnp.abs(ratio)))
 
 
 def floquet(force: Callable, profile: Profile, q: Array, k: int) -> tuple[Array, Array]:
@@ -34,12 +36,12 @@ def floquet(force: Callable, profile: Profile, q: Array, k: int) -> tuple[Array,
     parts, n = max(1, 16 // profile.nodes.shape[1]), profile.nodes.shape[1]
     flow = jax.vmap(lambda z: force(z, q))(profile.nodes)
     whole, transfer = propagated(force, profile, q, parts)
-    _, along = along_the_flow(whole, flow)
+    along = along_the_flow(whole, flow)
     # At the nodes the curve is known best: from there the velocity is carried along.
     step = lambda v, matrix: (jnp.einsum("Nij,Nj->Ni", matrix, v), v)
     _, between = jax.lax.scan(step, flow, jnp.swapaxes(transfer, 0, 1))
     between = jnp.swapaxes(between, 0, 1).reshape(-1, n)
-    across, _ = along_the_flow(transfer.reshape(-1, n, n), between)
+    across = across_the_flow(transfer.reshape(-1, n, n), between)
     return log_multipliers(across, k), jnp.abs(jnp.expm1(along))
 
 
@@ -77,9 +79,7 @@ def log_multipliers(
 
     begin = jnp.eye(n, width, dtype=transfer.dtype)
     # Mixed, so that no direction is left out by a symmetry.
-    begin = jnp.linalg.qr(
-        begin + 0.1 * jax.random.normal(jax.random.key(0), begin.shape, begin.dtype)
-    )[0]
+    begin = jnp.linalg.qr(begin + 0.1 * scattered(begin.shape, 0, begin.dtype))[0]
     eye, zero = jnp.eye(width, dtype=begin.dtype), jnp.zeros(width, begin.dtype)
     carry = begin, zero, (eye, eye), zero, jnp.asarray(0)
     _, sizes, (turn, product), _, _ = jax.lax.while_loop(unsettled, sweep, carry)

@@ -20,6 +20,8 @@ from ._centre_manifold import (
     pair,
 )
 from ._codim_two import CurvePoint
+from ._cycle_normal_form import Cycle, cycle_doubling, cycle_fold, cycle_torus
+from ._cycle_points import CyclePoint
 from ._jacobian import real_dtype
 from ._parameter import Line, find, replaced
 from ._path import DENSE
@@ -40,13 +42,14 @@ class NormalForm(eqx.Module):
 
 def normal_form(
     field: Callable[..., Any],
-    point: SpecialPoint | CurvePoint,
+    point: SpecialPoint | CurvePoint | CyclePoint,
     x: PyTree = None,
     *,
     where: Any,
     step: ScalarLike | None = None,
 ) -> NormalForm:
-    """The normal form of a bifurcation of a fixed point, of codimension one or two, under the flow or under its Euler map.
+    """The normal form of a bifurcation of a fixed point, of codimension one or two, under the flow or under its Euler map;
+    or of a cycle, of codimension one.
 
     The field is reduced to the centre manifold, and brought to normal form there, in one pass: order by order from the
     homological equation (Elphick et al. 1987), for all bifurcations alike. With μ the parameter less its critical value:
@@ -64,25 +67,33 @@ def normal_form(
     | zero–Hopf | u̇ = b u² + c \\|w\\|², ẇ = iωw + (θb + …i) uw | b, c, theta |
     | Hopf–Hopf | ẇ₁ = iω₁w₁ + p₁₁ w₁\\|w₁\\|² + p₁₂ w₁\\|w₂\\|², and so on | real parts p11, p12, p21, p22 |
 
-    Critical eigenvectors have unit length; signs and the ratio θ do not depend on it.
+    | fold of cycles | ẇ = bμ + a w² | a, b |
+    | period doubling of a cycle | ẇ = c w³ | c |
+    | torus | ẇ = iωw + (d + …i) w\\|w\\|² | d |
+
+    Critical eigenvectors have unit length, those of cycles in the mean square over a turn; signs and the ratio θ do not
+    depend on it. Of cycles, w grows in time, with all else in periodic coordinates (Iooss 1988), from periodic boundary
+    value problems on the mesh of the cycle (Kuznetsov, Govaerts, Doedel & Dhooge 2005); at a fold of an autonomous one, w
+    is by how much the cycle is slower. Of a torus near the angles 2π/3 and π/2 d does not tell all (strong resonances).
 
     **Arguments:**
 
-    - `field`, `x`: as they were given to `continuation` or to `fold_curve` and `hopf_curve`.
-    - `point`: a special point, of `continuation` or of a `Curve`, real and of 400 numbers at most.
+    - `field`, `x`: as they were given to `continuation`, to `fold_curve` and `hopf_curve`, or to `cycle_continuation`.
+    - `point`: a special point, of `continuation` or of a `Curve`, real and of 400 numbers at most; or of
+      `cycle_continuation`, by collocation.
     - `where`: as given there: one function, or a pair.
     - `step`: ε of the Euler map, for a point that is one of that map only (flip, Neimark–Sacker). A map g is the field
       `g(z) - z` with ε = 1.
 
     **Returns:** a `NormalForm`. **Raises:** `ValueError` if the state is complex or too large, `where` does not fit the point,
-    or `step` is missing.
+    `step` is missing, or a cycle was shot.
 
     ```python
     normal = ej.stability.normal_form(network, hopf, where=gain)
     assert normal.coefficients["l1"] < 0  # a stable cycle is born
     ```
     """
-    check_kind((SpecialPoint, CurvePoint), "a special point", point=point)
+    check_kind((SpecialPoint, CurvePoint, CyclePoint), "a special point", point=point)
     dtype = real_dtype(point.state, "point.state")
     size = sum(np.size(a) for a in jax.tree.leaves(point.state))
     if size > DENSE:
@@ -97,6 +108,9 @@ def normal_form(
     for pick, value in zip(where if two else (where,), values, strict=True):
         index, _ = find(field, pick)
         field = replaced(field, index, jnp.asarray(value, jnp.result_type(float)))
+    if isinstance(point, CyclePoint):
+        line = Line(field, jnp.asarray(values[0], dtype), jnp.ones((), dtype), index)
+        return NormalForm(point.type, *_of_cycle(line, x, point))
     line = Line(field, jnp.zeros((), dtype), jnp.ones((), dtype), index)
     place = Place.of(line, x, point.state, jnp.asarray(values[-1], dtype))
     if not two and point.flow == NOTHING:
@@ -169,17 +183,21 @@ def _cusp(place, point):
     return {"c": c}, f"of three fixed points the {'outer two' if c < 0 else 'middle one'} attract"
 
 
-def _bogdanov_takens(place, point):
-    jacobian = at_fixed_parameter(place.jacobian())
+def jordan_chains(jacobian: np.ndarray) -> tuple[np.ndarray, ...]:
+    """q₀, q₁, p₀, p₁ of a Bogdanov–Takens point: `A q₁ = q₀`, `A' p₀ = p₁`, `p₀ q₀ = p₁ q₁ = 1` and `p₀ q₁ = 0`."""
     n = len(jacobian)
     u, _, vh = np.linalg.svd(jacobian)
     q0, p1 = vh[-1], u[:, -1]
-    # The Jordan chains A q₁ = q₀ and A' p₀ = p₁: each system lacks one rank, and the border takes its place.
+    # Each system lacks one rank, and the border takes its place.
     bordered = np.block([[jacobian, p1[:, None]], [q0[None], np.zeros((1, 1))]])
     q1 = np.linalg.solve(bordered, np.append(q0, 0))[:n]
     p1 = p1 / (p1 @ q1)
     p0 = np.linalg.solve(bordered.T, np.append(p1, 0))[:n]
-    p0 = p0 - (p0 @ q1) * p1
+    return q0, q1, p0 - (p0 @ q1) * p1, p1
+
+
+def _bogdanov_takens(place, point):
+    q0, q1, p0, p1 = jordan_chains(at_fixed_parameter(place.jacobian()))
     along, across = place.bilinear(q0, q0), place.bilinear(q0, q1)
     a, b = float(0.5 * p1 @ along), float(p0 @ along + p1 @ across)
     cycles = "stable" if a * b < 0 else "unstable"
@@ -201,6 +219,22 @@ def _hopf_hopf(place, point):
     kind = "simple" if p11 * p22 > 0 else "difficult"
     named = {"p11": p11, "p12": p12, "p21": p21, "p22": p22}
     return named, f"{kind} case, θ = {p12 / p22:.6g}, δ = {p21 / p11:.6g}"
+
+
+def _of_cycle(line, x, point):
+    if point.type not in ("fold", "period doubling", "torus"):
+        raise ValueError(
+            f"`point` must be of type fold, period doubling or torus: no normal form of a {point.type} of cycles is "
+            "computed here. At the Hopf point where cycles end, `hopf_normal_form` has one."
+        )
+    if point.profile is None:
+        raise ValueError(
+            "`point` is of cycles that were shot: continue without `steps`, by collocation, for its normal form."
+        )
+    cycle = Cycle(line, x, point)
+    if point.type == "torus":
+        return cycle_torus(cycle, point.frequency)
+    return cycle_fold(cycle) if point.type == "fold" else cycle_doubling(cycle)
 
 
 def of_map(place: Place, kind: str, angle: float, epsilon: float) -> tuple[dict[str, float], str]:

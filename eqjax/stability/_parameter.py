@@ -43,7 +43,7 @@ class Line(eqx.Module):
         # A number would be compiled in.
         field = replaced(field, index, jnp.asarray(value, jnp.result_type(float)))
         line = cls(field, jnp.asarray(low, dtype), jnp.asarray(high - low, dtype), index)
-        return line, (jnp.asarray(value, dtype) - line.low) / line.span
+        return line, line.place(value)
 
     @classmethod
     def pair(cls, field: Any, where: Any, bounds: Any, present: float, dtype: Any):
@@ -59,6 +59,16 @@ class Line(eqx.Module):
     def value(self, q: Array) -> Array:
         """The parameter."""
         return self.low + q * self.span
+
+    # On the host, where it is no program.
+    def number(self, q: Any) -> Any:
+        """The parameter as a number, or as an array of NumPy."""
+        value = float(self.low) + np.asarray(q, float) * float(self.span)
+        return value if value.ndim else float(value)
+
+    def place(self, value: float) -> Array:
+        """Where a value of the parameter is on the line."""
+        return jnp.asarray((value - float(self.low)) / float(self.span), self.low.dtype)
 
     def at(self, q: Array) -> Any:
         """The field there."""

@@ -1,6 +1,7 @@
 """How a branch of solutions is followed through a parameter: the steps, their corrector, and the loop over them."""
 
 import abc
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -236,7 +237,7 @@ def next_leg(problem, path, last, length) -> tuple[tuple[Leg, Point] | None, flo
         direction, normal = path.frame(last.tangent)
         leg = Leg(problem, last.y, direction, normal, length)
         end = leg.at(length)
-        turn = float(jnp.arccos(jnp.clip(end.turned, -1, 1)))
+        turn = math.acos(min(max(float(end.turned), -1), 1))
         # A corrector that converges may have jumped to another branch: then the tangent turns, as it does
         # where the step is too long for the curve. `not`, so that NaN is refused.
         if not end.converged or not turn <= path.turn:
@@ -256,7 +257,7 @@ def next_leg(problem, path, last, length) -> tuple[tuple[Leg, Point] | None, flo
             end = leg.at(leg.length)
             return (leg, end) if end.converged else None, length, "left the bounds"
         # Longer only if tangent and corrector both found it easy; what a failure halved stays so.
-        if turn < path.turn / 3 and end.newton_steps <= 5:
+        if turn < path.turn / 3 and int(end.newton_steps) <= 5:
             length = min(1.5 * length, path.most)
         return (leg, end), length, ""
     return None, length, "stopped: no shorter step could be corrected"
@@ -286,11 +287,18 @@ def first_point(problem: AbstractProblem, state: PyTree[Array], q: Array, backwa
     random = np.random.default_rng(0)  # which compiles nothing
     row = jax.tree.map(lambda a: jnp.asarray(random.normal(size=a.shape), a.dtype), state), ahead[1]
     other = advance(problem, start.y, nothing, row, jnp.zeros_like(q))
-    overlap = float(problem.inner(start.y[0])(start.tangent, other.tangent))
+    overlap = float(_overlap(problem, start.y[0], start.tangent, other.tangent))
     if not other.converged or abs(overlap) > 0.999:
         return start
     along = -1.0 if float(other.tangent[1] * ahead[1]) < -1e-6 else 1.0
-    return other._replace(tangent=_scaled(other.tangent, along))
+    return other._replace(
+        tangent=jax.tree.map(lambda a: jnp.asarray(along * np.asarray(a)), other.tangent)
+    )
+
+
+@eqx.filter_jit
+def _overlap(problem, base, *pair):
+    return problem.inner(base)(*pair)
 
 
 def follow_path(
@@ -337,6 +345,7 @@ def follow_path(
     return stacked, samples, tuple(special), ended
 
 
+@jax.jit
 def _along_parameter(tangent):
     """A frame that steps in the parameter, forwards along the tangent."""
     state, q = tangent

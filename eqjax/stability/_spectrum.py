@@ -18,6 +18,7 @@ from .. import relaxation
 from .._checks import check_key, check_kind, check_positive, check_precision, given
 from ..analytic import matmul
 from ..fields import on_complex_vectors
+from ._host import unless_good
 from ._jacobian import jacobian, state_dtype
 from ._krylov_schur import (
     AbstractTransform,
@@ -231,7 +232,8 @@ def spectrum(
             found = _spectrum(field, z, x, k, transform, left, ncv, tol, max_restarts, start, key)
     found = eqx.tree_at(lambda s: s.step, found, step, is_leaf=lambda leaf: leaf is None)
     if throw:
-        return found.result.error_if(found, found.result != SpectrumResults.successful)
+        good = found.result == SpectrumResults.successful
+        return unless_good(good, found, lambda found: found.result.error_if(found, ~good))
     return found
 
 

@@ -18,7 +18,6 @@ from ._bifurcation import SpecialPoint
 from ._check import Check
 from ._classify import Classification
 from ._codim_two import CurvePoint
-from ._collocation import Closing, Profile
 from ._continuation import Branch
 from ._critical_curves import Curve
 from ._cycle_continuation import CycleBranch
@@ -28,11 +27,13 @@ from ._cycles import PeriodicOrbit
 from ._deflation import Equilibria
 from ._diagram import Diagram
 from ._homoclinic import Homoclinic
+from ._homoclinic_curve import HomoclinicCurve
 from ._hopf_point import HopfPoint
 from ._lyapunov import Lyapunov
 from ._map_normal_form import MapNormalForm
 from ._normal_form import HopfNormalForm
 from ._normal_forms import NormalForm
+from ._profile import Closing, Profile
 from ._spectrum import Spectrum, SpectrumResults
 
 _FORMAT = 1
@@ -52,6 +53,7 @@ KINDS = {
         Diagram,
         Equilibria,
         Homoclinic,
+        HomoclinicCurve,
         HopfNormalForm,
         HopfPoint,
         Lyapunov,

@@ -12,7 +12,6 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import PRNGKeyArray, PyTree
 
 from ._bifurcation import SpecialPoint
-from ._collocation import curve_on
 from ._continuation import Branch, Problem
 from ._cycle_continuation import CycleBranch
 from ._cycle_points import CyclePoint
@@ -24,6 +23,7 @@ from ._jacobian import state_dtype
 from ._linear_solver import solver_of
 from ._parameter import Line, find, replaced
 from ._path import advance, corrector, product_at
+from ._profile import curve_on
 from ._sparse import SparseLU
 from ._spectrum import spectrum
 from ._transforms import Rightmost
