@@ -27,7 +27,7 @@ from eqjax.relaxation import (
 from eqjax.training import Run
 
 ASKED, COUNTED = 5e-5, 1e-4
-ONE = AndersonTypeI(ASKED)
+ONE = AndersonTypeI(ASKED, window=6, mixing=0.3)
 SOLVERS = {
     "window, Anderson": (Anderson(ASKED), 150),
     "window, Anderson, patience 300": (Anderson(ASKED, patience=300), 600),
@@ -38,7 +38,7 @@ SOLVERS = {
     "tokens, Anderson": (TokenOrder(Anderson(ASKED)), 150),
     "tokens, type I": (TokenOrder(ONE), 150),
     "tokens, type I, then Newton": (TokenOrder(Fallback(ONE, NewtonKrylov(ASKED), 60, 30)), 90),
-    **{f"chunks of {n}, type I": (TokenOrder(ONE, chunk=n), 150) for n in (4, 8, 16, 32)},
+    **{f"{n} side by side, type I": (TokenOrder(ONE, chunk=n), 150) for n in (4, 8, 16, 32)},
 }
 
 
@@ -49,7 +49,8 @@ def settle(model, inputs, solver, max_steps):
         start = model.initial(x)
         found = equilibrium(model.field, start, x, solver=solver, max_steps=max_steps, throw=False)
         with jax.default_matmul_precision("highest"):
-            left = TokenOrder(ONE).residuals(model.field(0.0, found.value, x), found.value)
+            each = TokenOrder(ONE).scaled(model.field(0.0, start, x), start)
+            left = each.residuals(model.field(0.0, found.value, x), found.value)
         return left, found.stats["field_evaluations"], found.stats["num_steps"]
 
     return jax.vmap(one)(inputs)
@@ -81,6 +82,7 @@ def main():
                     f"{1e3 * seconds:.1f}",
                 )
             )
+            print(*rows[-1], sep=", ", flush=True)
         header = "solver,tokens settled,windows,evaluations,most,steps,ms".split(",")
         recipe = run.recipe
         size = f"C={recipe.width} T={recipe.length} B={options.batch}"

@@ -40,7 +40,7 @@ class TokenOrder(AbstractAround):
       minimum that is no zero); or `NewtonKrylov`, a `Fallback` from one to another, any solver of ours.
     - `chunk`: tokens that take their steps side by side, each with coefficients of its own, by an `Anderson`,
       `AndersonTypeI` or `Broyden`: when the first has settled, the next one joins. (In linear solves by minimal residuals over
-      twice the solver's `window` of products with its own block.) More work in fewer steps, one after another: worth it
+      three times the solver's `window` of products with its own block.) More work in fewer steps, one after another: worth it
       where a step is bound by latency, as on a GPU.
     - `flow`: step ε of the flow, of which at most ten times `max_steps` are taken; None for neither Newton nor flow.
 

@@ -125,7 +125,7 @@ def _moving(order, max_steps, system, rhs, still) -> InOrder:
     react, among, places = system
     (length, width), dtype = rhs.shape, rhs.dtype
     ring = Ring(min(order.chunk, length))
-    n, kept, slots = ring.n, 2 * order.solver.window, ring.slots
+    n, kept, slots = ring.n, 3 * order.solver.window, ring.slots
     mixing, whole = jnp.asarray(order.solver.mixing, dtype), optx.two_norm(rhs)
 
     def step(at):
