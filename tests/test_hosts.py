@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from eqjax.cli import main
+from eqjax.cli._hosts import ends_with_all
 from eqjax.recipes import GPT2Settings, open_run
 from eqjax.training import Run, read_metrics
 
@@ -23,6 +24,7 @@ port, process, *settings = sys.argv[1:]
 jax.config.update("jax_num_cpu_devices", 1)
 jax.config.update("jax_enable_x64", True)
 from eqjax.cli import main
+from eqjax.cli._hosts import ends_with_all
 
 hosts = ["--coordinator", f"127.0.0.1:{port}", "--hosts", "2", "--host", process]
 main(["gpt2", "train", *settings, *hosts])
@@ -93,3 +95,19 @@ def test_hosts_that_cannot_be_joined_are_refused(flags, told, capsys, monkeypatc
     with pytest.raises(SystemExit):
         main(["train", *flags.split()])
     assert told in capsys.readouterr().err
+
+
+def test_a_host_that_fails_ends_at_once_and_says_what_to_do(capsys, monkeypatch):
+    ended = []
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr("os._exit", ended.append)
+    for error, code in ((RuntimeError("closed by peer\nat 127.0.0.1"), 1), (SystemExit(2), 2)):
+        with pytest.raises(type(error)), ends_with_all():
+            raise error
+        assert ended.pop() == code
+    told = capsys.readouterr().err
+    assert "host 0 of 1 has ended: closed by peer\n" in told
+    assert "start all of them again, with --resume" in told
+    with pytest.raises(SystemExit), ends_with_all():
+        raise SystemExit(0)  # that is no failure: it waits for the others
+    assert not ended

@@ -21,7 +21,7 @@ import tyro
 from ..language import cache_folder
 from . import _equilibrium, _gpt2
 from ._common import as_flags, check_alone
-from ._hosts import join_hosts
+from ._hosts import ends_with_all, join_hosts
 from ._push import PushCommand, pushed
 from ._runs import RunsCommand, runs
 from ._working import be_quiet, is_quiet
@@ -80,6 +80,11 @@ def main(argv: list[str] | None = None) -> None:
     if argv == ["--version"]:
         print(importlib.metadata.version("eqjax"))
         return
+    with ends_with_all():
+        _ran(argv, kept)
+
+
+def _ran(argv: list[str], kept: bool) -> None:
     command: Any = next((k for w, k in _CONFIGURED.items() if tuple(argv[: len(w)]) == w), None)
     parsing = io.StringIO()  # what the parser says of bad flags, in the settings' own words
     try:
