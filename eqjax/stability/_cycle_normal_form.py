@@ -1,5 +1,6 @@
 """What is born where a cycle is critical, from periodic boundary value problems along it."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -32,7 +33,20 @@ class Variational:
         self.shape, self.sign = (N, m, n), sign
         gathered = np.einsum("N,i,Nikl->Nkl", stretch, b, self.inner.reshape(N, m, n, n))
         self.matrix = _around(np.eye(n) + gathered, sign)
-        self.right, self.left = null_pair(self.matrix)
+
+    @functools.cached_property
+    def _null(self) -> tuple[Any, Any]:
+        return null_pair(self.matrix)
+
+    @property
+    def right(self) -> Any:
+        """The null vector of the equations of the nodes, of length 1."""
+        return self._null[0]
+
+    @property
+    def left(self) -> Any:
+        """The left null vector, of length 1."""
+        return self._null[1]
 
     def load(self, g: Any) -> Any:
         """How g enters the equations of the nodes."""
@@ -51,14 +65,12 @@ class Variational:
         """The solution for g; where the problem is singular, g must be fit for it, and it is the one square to the null
         vector."""
         right = self.load(g)
-        bordered = _bordered(self.matrix, self.left, self.right)
-        return self.at_stages(bordered(np.append(right, 0))[:-1], g)
+        found = _factored(_edged(self.matrix, self.left, self.right)).solve(np.append(right, 0))
+        return self.at_stages(found[:-1], g)
 
     def regular(self, g: Any) -> Any:
         """The solution where the problem is regular."""
-        import scipy.sparse.linalg  # here, since it takes long to import
-
-        return self.at_stages(scipy.sparse.linalg.splu(self.matrix).solve(self.load(g)), g)
+        return self.at_stages(_factored(self.matrix).solve(self.load(g)), g)
 
     def share(self, g: Any, of: Any) -> Any:
         """The number c for which the singular problem can be solved for `g - c of`."""
@@ -72,12 +84,10 @@ def _edged(matrix: Any, column: Any, row: Any) -> Any:
     return sparse.bmat([[matrix, edges[0]], [edges[1], None]], format="csc")
 
 
-def _bordered(matrix: Any, column: Any, row: Any, adjoint: bool = False) -> Callable:
+def _factored(matrix: Any) -> Any:
     import scipy.sparse.linalg  # here, since it takes long to import
 
-    whole = _edged(matrix, column, row)
-    lu = scipy.sparse.linalg.splu(whole)
-    return lambda right: lu.solve(right.astype(whole.dtype), "H" if adjoint else "N")
+    return scipy.sparse.linalg.splu(matrix)
 
 
 def null_pair(matrix: Any) -> tuple[Any, Any]:
@@ -86,7 +96,8 @@ def null_pair(matrix: Any) -> tuple[Any, Any]:
     right, left = (random.normal(size=size).astype(matrix.dtype) for _ in range(2))
     one = np.append(np.zeros(size), 1)
     for _ in range(3):
-        found = (_bordered(matrix, left, right, adjoint)(one)[:-1] for adjoint in (False, True))
+        lu = _factored(_edged(matrix, left, right))
+        found = (lu.solve(one.astype(matrix.dtype), way)[:-1] for way in ("N", "H"))
         right, left = (v / np.linalg.norm(v) for v in found)
     return right, left
 
