@@ -57,7 +57,7 @@ def follow(kind, p, s, w=0.0, frequency=0.0, twist=1.0, **settings):
         index=0,
         profile=profile,
     )
-    field = Plane(*(jnp.asarray(v) for v in (p, s, twist)), kind)
+    field = Plane(jnp.asarray(p), jnp.asarray(s), jnp.asarray(twist), kind)
     return cycle_curve(
         Forced(field, 2 * jnp.pi),
         point,

@@ -329,7 +329,7 @@ def _curve(
             y, q = there.state
             return found_at(leg, name, y, q, (), error, sure)
         _, there, _, _ = locate(lambda p: p.search(leg.first)[i], leg.coarse)
-        (y, q), at = there.y, there.state
+        (y, q), at = there.state, there.state
         if name not in TOGETHER:
             # The equations whose regular root it is.
             other = dataclasses.replace(system, kind=SINGULAR[kind][name])

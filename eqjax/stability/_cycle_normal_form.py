@@ -221,7 +221,7 @@ def _derivative(line, z, x, profile, directions):
     return jax.vmap(jax.vmap(each))(stages(profile), *directions)
 
 
-class Critical(NamedTuple):
+class CriticalSolution(NamedTuple):
     """The critical solution v of a cycle, at its Gauss points, the left null vector of its problem, what that must not see
     but for a multiple of v, and σ in `v' = J v + σ F`."""
 
@@ -237,12 +237,12 @@ class Critical(NamedTuple):
 
 
 # Why (v, σ) together: where the period stands still at the fold, its problem lacks two ranks, but not with a phase for v.
-def fold_terms(cycle: Cycle) -> Critical:
+def fold_terms(cycle: Cycle) -> CriticalSolution:
     """At a fold: with `τ̇ = 1 - σξ`, `ξ̇ = a ξ²` where a v is what the left null vector sees of `rest`."""
     problem = cycle.problem()
     if cycle.driven:
         v = cycle.critical(problem).real
-        return Critical(problem, v, problem.left, 0.5 * cycle.bilinear(v, v))
+        return CriticalSolution(problem, v, problem.left, 0.5 * cycle.bilinear(v, v))
     flow = cycle.flow
     phase = np.zeros(problem.matrix.shape[0])
     phase[: flow.shape[-1]] = flow[0, 0] / np.linalg.norm(flow[0, 0])
@@ -251,7 +251,7 @@ def fold_terms(cycle: Cycle) -> Critical:
     size = cycle.size(v)
     v, sigma = v / size, float(right[-1] / size)
     rest = 0.5 * cycle.bilinear(v, v) + sigma * (cycle.moved(v) + sigma * flow)
-    return Critical(problem, v, left[:-1], rest, sigma)
+    return CriticalSolution(problem, v, left[:-1], rest, sigma)
 
 
 def cycle_fold(cycle: Cycle) -> tuple[dict[str, float], str]:
@@ -264,13 +264,13 @@ def cycle_fold(cycle: Cycle) -> tuple[dict[str, float], str]:
     return {"a": a, "b": b}, f"two cycles {side} the parameter, none beyond"
 
 
-def doubling_terms(cycle: Cycle) -> Critical:
+def doubling_terms(cycle: Cycle) -> CriticalSolution:
     """At a period doubling: c v is what the left null vector sees of `rest`."""
     problem = cycle.problem(sign=-1)
     v = cycle.critical(problem)
     a1, h = cycle.slowed(0.5 * cycle.bilinear(v, v))
     rest = cycle.bilinear(v, h) + cycle.cubic(v) / 6 - a1 * cycle.moved(v)
-    return Critical(problem, v, problem.left, rest)
+    return CriticalSolution(problem, v, problem.left, rest)
 
 
 def cycle_doubling(cycle: Cycle) -> tuple[dict[str, float], str]:
