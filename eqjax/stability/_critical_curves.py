@@ -353,7 +353,7 @@ def _curve(
         sure = bool(size < eps**0.5) and distance((y, q), at) < reach
         if not sure:
             _, there, _, _ = locate(lambda p: p.search(leg.first)[i], leg)
-            (y, q), size = there.y, leg.tol if there.converged else across
+            (y, q), size = there.state, leg.tol if there.converged else across
         return found_at(leg, name, y, q, met, max(4 * float(size), 4 * eps), sure)
 
     def found_at(leg, name, y, q, met, error, sure):
