@@ -22,9 +22,13 @@ class Bautin(eqx.Module):
         return growth * z + jnp.stack([-z[1], z[0]])
 
 
+MET = 0.31
+
+
 class Band(eqx.Module):
     """The unit circle and a plane u across it, which turns by half a turn each time round, or by the angle 2πs: at
-    `p = s²` the period doubles, or a torus with the frequency s leaves."""
+    `p = s²` the period doubles, or a torus with the frequency s leaves, supercritical
+    for s below .31."""
 
     p: jax.Array
     s: jax.Array
@@ -42,41 +46,31 @@ class Band(eqx.Module):
         else:
             du = growth * u + self.s * turned
         ring = (1 - jnp.sum(ring * ring)) * ring + jnp.stack([-s, c])
-        return jnp.concatenate([ring, du - jnp.sum(u * u) * u])
+        return jnp.concatenate([ring, du + (self.s - MET) * jnp.sum(u * u) * u])
 
 
 class Driven(eqx.Module):
-    """A plane u across a response to a drive of frequency s, in which the period doubles at `p = s²`, as in a `Band`; or
-    `ẇ = p + 2sw - w²` about it, which folds at `p = -s²`, where w = s."""
+    """`ẇ = p + 2sw - w²` about a response to a drive of frequency s: it folds at `p = -s²`, where w = s."""
 
     p: jax.Array
     s: jax.Array
-    folds: bool = eqx.field(static=True)
 
     def __call__(self, t, z, x):
         c, s = jnp.cos(self.s * t), jnp.sin(self.s * t)
         u = z - c
-        du = self.p + 2 * self.s * u - u * u
-        if not self.folds:
-            growth = self.p - self.s**2
-            mean, half = (growth - 1) / 2, (growth + 1) / 2
-            du = mean * u + half * jnp.stack([c * u[0] + s * u[1], s * u[0] - c * u[1]])
-            du = du + 0.5 * self.s * jnp.stack([-u[1], u[0]])
-        return du - self.s * s
+        return self.p + 2 * self.s * u - u * u - self.s * s
 
 
-def response(kind, p, s):
-    """The special point of a drive at which w = s, or u = 0."""
-    n, period = (1, 2 * np.pi / s) if kind == "fold" else (2, 2 * np.pi / s)
-    rows = lambda t: [jnp.cos(2 * jnp.pi * t) + (s if n == 1 else 0)] * n
-    curve = lambda t: jnp.stack([*rows(jnp.asarray(t)), jnp.asarray(t)], 1)
+def response(p, s):
+    """The fold of a drive, at which w = s."""
+    period = 2 * np.pi / s
+    curve = lambda t: jnp.stack([jnp.cos(2 * jnp.pi * jnp.asarray(t)) + s, jnp.asarray(t)], 1)
     profile = curve_on(curve, jnp.full(8, 1 / 8), jnp.log(period), 6)
-    closing = Closing(jnp.ones(n + 1), jnp.zeros(n + 1).at[-1].set(1))
-    point = critical(kind, p, 1.0, 2, s / 2)
+    closing = Closing(jnp.ones(2), jnp.array([0.0, 1.0]))
     return eqx.tree_at(
         lambda point: (point.profile, point.state, point.period),
-        point,
-        (profile._replace(closing=closing), profile.nodes[0, :n], period),
+        critical("fold", p, 1.0, 2, 0.0),
+        (profile._replace(closing=closing), profile.nodes[0, :1], period),
     )
 
 
@@ -128,27 +122,28 @@ def test_a_critical_cycle_is_followed_through_two_parameters(kind):
     np.testing.assert_allclose(curve.periods, 2 * np.pi, rtol=1e-8)
     frequency = {"fold": 0 * s, "period doubling": 0.5 + 0 * s, "torus": s}[kind]
     np.testing.assert_allclose(curve.frequencies, frequency, atol=1e-8)
+    degenerate = {"period doubling": "generalised period doubling", "torus": "Chenciner"}
+    assert [p.type for p in curve.special_points] == ([] if fold else [degenerate[kind]])
+    for point in curve.special_points:
+        np.testing.assert_allclose(point.parameters, (MET**2, MET), atol=1e-8)
     squares = np.sum(np.asarray(curve.states[:, :2]) ** 2, axis=1)
     np.testing.assert_allclose(squares, s / 2 if fold else 1, atol=1e-8)
 
 
-@pytest.mark.parametrize("kind", ["fold", "period doubling"])
-def test_a_critical_response_is_followed_with_its_drive(kind):
-    s, sign = 0.8, -1 if kind == "fold" else 1
-    driven = Driven(jnp.asarray(sign * s**2), jnp.asarray(s), kind == "fold")
+def test_a_critical_response_is_followed_with_its_drive():
+    s = 0.8
     curve = cycle_curve(
-        Forced(driven, lambda f: 2 * jnp.pi / f.s),
-        response(kind, sign * s**2, s),
+        Forced(Driven(jnp.asarray(-(s**2)), jnp.asarray(s)), lambda f: 2 * jnp.pi / f.s),
+        response(-(s**2), s),
         where=(lambda f: f.field.p, lambda f: f.field.s),
         bounds=((-1.0, 1.0), (0.2, 0.9)),
         max_points=3,
     )
     p, s = np.asarray(curve.parameters).T
     assert len(s) == 3 and s[-1] > s[0] + 0.01
-    np.testing.assert_allclose(p, sign * s**2, atol=1e-7)
+    np.testing.assert_allclose(p, -(s**2), atol=1e-7)
     np.testing.assert_allclose(curve.periods, 2 * np.pi / s, rtol=1e-10)
-    start = 1 + s[:, None] if kind == "fold" else np.ones((3, 2))
-    np.testing.assert_allclose(curve.states, start, atol=1e-6)
+    np.testing.assert_allclose(curve.states, 1 + s[:, None], atol=1e-6)
 
 
 def test_misuse_of_curves_of_cycles_is_refused():

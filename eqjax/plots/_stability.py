@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..stability import Branch, Curve, CycleBranch, Diagram, Spectrum
+from ..stability import Branch, Curve, CycleBranch, CycleCurve, Diagram, Spectrum
 from ._figure import COLOURS, curve, legend, panels
 
 _MARKERS = {
@@ -214,15 +214,15 @@ def _multipliers(axes: Axes, branch: CycleBranch) -> None:
 
 
 def critical_curves(
-    curves: Mapping[str, Curve],
+    curves: Mapping[str, Curve | CycleCurve],
     *,
     labels: tuple[str, str] = ("first parameter", "second parameter"),
     ax: Any = None,
 ) -> Figure:
-    """Folds, Hopf points and their like in two parameters, and the points of codimension two on them.
+    """Folds, Hopf points, critical cycles and their like in two parameters, and the points of codimension two on them.
 
-    **Arguments:** `curves`: name to a `Curve`, from `stability.fold_curve` or `hopf_curve`. `labels`: of the two axes. `ax`: axes
-    to draw on; by default of a new figure.
+    **Arguments:** `curves`: name to a `Curve`, from `stability.fold_curve` or `hopf_curve`, or a `CycleCurve`, from
+    `cycle_curve`. `labels`: of the two axes. `ax`: axes to draw on; by default of a new figure.
 
     ```python
     figure = ej.plots.critical_curves({}, labels=("a", "b"))  # name to what `hopf_curve` returns

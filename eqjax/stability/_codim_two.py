@@ -1,6 +1,7 @@
 """Points of codimension two on curves of folds and of Hopf points: what tells of them, and the equations that define them."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import equinox as eqx
@@ -11,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from ..analytic import tree_held
+from ._spectrum import aligned
 
 # What may happen on a curve of each kind: tests that change sign there.
 EVENTS = {
@@ -25,7 +27,9 @@ EVENTS = {
     ),
 }
 # Where the first of them has a pole: at a zero–Hopf point, at a resonance 1:3.
-POLES = {"Hopf": 2, "Neimark–Sacker": 3}
+POLES = {"Hopf": 2, "Neimark–Sacker": 3, "torus": 3}
+# Where they go by vectors, whose signs are free.
+ORIENTED = ("fold", "period doubling")
 # Where a pair meets on the real axis its curve ends, and its equations are singular; those of the real ones are regular.
 SINGULAR = {
     "Hopf": {"Bogdanov–Takens": "fold"},
@@ -37,9 +41,11 @@ TOGETHER = ("zero–Hopf", "Hopf–Hopf")
 
 class CurvePoint(eqx.Module):
     """A point of codimension two: `type` "Bogdanov–Takens", "cusp", "Bautin", "zero–Hopf" or "Hopf–Hopf", under the Euler map
-    "Chenciner" or "1:1 resonance" to "1:4 resonance"; both `parameters`, in the order of `where`; the fixed point there, `frequencies` of its critical pairs, that of the curve first; `error` of
-    either parameter relative to its bounds, and `index` of the last point of the curve before it. `status` "converged", or
-    "bracketed" if the equations of such a point did not lead to it."""
+    or of cycles "Chenciner" or "1:1 resonance" to "1:4 resonance", of cycles "cusp of cycles" or "generalised period
+    doubling", too; both `parameters`, in the order of `where`; the fixed point there, or a point of the cycle and its
+    `period` (0 of a fixed point); `frequencies` of its critical pairs, that of the curve first; `error` of either parameter
+    relative to its bounds, and `index` of the last point of the curve before it. `status` "converged", or "bracketed" if
+    the equations of such a point did not lead to it."""
 
     type: str = eqx.field(static=True)
     parameters: tuple[float, float]
@@ -48,11 +54,21 @@ class CurvePoint(eqx.Module):
     error: float
     status: str = eqx.field(static=True)
     index: int = eqx.field(static=True)
+    period: float = 0.0
 
     @property
     def frequency(self) -> float:
         """The first of its frequencies, or 0."""
         return self.frequencies[0] if self.frequencies else 0.0
+
+
+def curve_table(points: Sequence[CurvePoint]) -> str:
+    rows: list[Sequence[str]] = [("type", "first", "second", "error", "status", "frequencies")]
+    for p in points:
+        numbers = (f"{v:.12g}" for v in p.parameters)
+        frequencies = ", ".join(f"{v:.8g}" for v in p.frequencies) or "–"
+        rows.append((p.type, *numbers, f"{p.error:.0e}", p.status, frequencies))
+    return aligned(rows) if points else "no special points"
 
 
 @eqx.filter_jit

@@ -17,12 +17,14 @@ from ..analytic import tree_held
 from ._bifurcation import SpecialPoint, Stretch, locate
 from ._codim_two import (
     EVENTS,
+    ORIENTED,
     POLES,
     SINGULAR,
     TOGETHER,
     CurvePoint,
     angle_tests,
     critical_of,
+    curve_table,
     further_tests,
     matrix_at,
     met_frequency,
@@ -42,7 +44,6 @@ from ._path import (
     newton,
     product_at,
 )
-from ._spectrum import aligned
 
 
 class Curve(eqx.Module):
@@ -70,12 +71,7 @@ class Curve(eqx.Module):
         head = (
             f"{len(self.tests)} points from ({a:.6g}, {b:.6g}) to ({c:.6g}, {d:.6g}); {self.ended}"
         )
-        rows: list[Sequence[str]] = [("type", "first", "second", "error", "status", "frequencies")]
-        for p in self.special_points:
-            numbers = (f"{v:.12g}" for v in p.parameters)
-            rows.append((p.type, *numbers, f"{p.error:.0e}", p.status))
-            rows[-1] = (*rows[-1], ", ".join(f"{v:.8g}" for v in p.frequencies) or "–")
-        return f"{head}\n{aligned(rows) if self.special_points else 'no special points'}"
+        return f"{head}\n{curve_table(self.special_points)}"
 
 
 # Why minimally augmented: the equations of a fold or of a Hopf point in one parameter are regular in two, through cusps
@@ -150,7 +146,7 @@ class CurveSample(NamedTuple):
     """A point of a curve as the search for events sees it."""
 
     parameter: float
-    y: Any
+    state: Any
     slope: float
     tests: np.ndarray
     vectors: Vectors
@@ -160,7 +156,7 @@ class CurveSample(NamedTuple):
 
     def beside(self, other: "CurveSample") -> np.ndarray:
         """The tests, with vectors that point as those of a neighbour do."""
-        if self.kind != "fold":
+        if self.kind not in ORIENTED:
             return self.tests
         turns = [np.sign(a @ b) for a, b in zip(self.vectors, other.vectors, strict=True)]
         oriented = np.array([turns[0] * turns[1], turns[1]])
@@ -174,9 +170,18 @@ class CurveSample(NamedTuple):
         return tests
 
 
+def oriented(samples: Sequence[CurveSample]) -> Array:
+    """The tests along a curve, with vectors that do not turn round on the way."""
+    tests = [samples[0].tests]
+    for before, sample in itertools.pairwise(samples):
+        turns = sample.beside(before) * before.tests * tests[-1]
+        tests.append(np.copysign(sample.tests, turns))
+    return jnp.asarray(np.stack(tests))
+
+
 # Why not Newton's method: on a regular curve an event is a simple root of one number, which the compiled step gives, and
 # its derivative, of order four in the field for l₁, would take longer to compile than all the rest.
-def _root_on(leg: Stretch, i: int, eps: float) -> tuple[CurveSample, float, bool]:
+def root_on(leg: Stretch, i: int, eps: float) -> tuple[CurveSample, float, bool]:
     """Where a test vanishes on a leg, to rounding; the error, in units of the path; and whether it has no pole there."""
     _, there, _, _ = locate(
         lambda p: p.search(leg.first)[i], leg._replace(tol=4 * eps * leg.length)
@@ -317,14 +322,14 @@ def _curve(
     def event(leg, i):
         name, met = EVENTS[kind][i], ()
         if name not in SINGULAR.get(kind, ()) and name not in TOGETHER:
-            there, error, sure = _root_on(leg, i, eps)
+            there, error, sure = root_on(leg, i, eps)
             # Of a map d has poles, too.
             if name == "Chenciner" and not sure:
                 return None
-            y, q = there.y
+            y, q = there.state
             return found_at(leg, name, y, q, (), error, sure)
         _, there, _, _ = locate(lambda p: p.search(leg.first)[i], leg.coarse)
-        (y, q), at = there.y, there.y
+        (y, q), at = there.state, there.state
         if name not in TOGETHER:
             # The equations whose regular root it is.
             other = dataclasses.replace(system, kind=SINGULAR[kind][name])
@@ -342,13 +347,13 @@ def _curve(
                 size = jnp.full_like(size, jnp.nan)
         # On this leg, for it may be another one's.
         distance = lambda a, b: float(jnp.hypot(a[0].q - b[0].q, a[1] - b[1]))
-        across = distance(leg.first.y, leg.last.y)
+        across = distance(leg.first.state, leg.last.state)
         # Where the curve ends its own equations are nearly singular, and a sample there is off the curve.
         reach = 1e-6 + across * (1 if name in TOGETHER else 10)
         sure = bool(size < eps**0.5) and distance((y, q), at) < reach
         if not sure:
             _, there, _, _ = locate(lambda p: p.search(leg.first)[i], leg)
-            (y, q), size = there.y, leg.tol if there.converged else across
+            (y, q), size = there.state, leg.tol if there.converged else across
         return found_at(leg, name, y, q, met, max(4 * float(size), 4 * eps), sure)
 
     def found_at(leg, name, y, q, met, error, sure):
@@ -369,7 +374,7 @@ def _curve(
         changes = leg.first.search(leg.first) * leg.last.search(leg.first) < 0
         points = [event(leg, i) for i in range(len(changes)) if changes[i]]
         points = [point for point in points if point is not None]
-        y = leg.last.y[0]
+        y = leg.last.state[0]
         ended = ""
         for i, name in enumerate(EVENTS[kind]):
             if changes[i] and name in SINGULAR.get(kind, ()):
@@ -390,15 +395,11 @@ def _curve(
         tol=None,
     )
     y, q = stacked.y
-    tests = [samples[0].tests]
-    for before, sample in itertools.pairwise(samples):
-        turns = sample.beside(before) * before.tests * tests[-1]  # pyright: ignore
-        tests.append(np.copysign(sample.tests, turns))  # pyright: ignore
     return Curve(
         parameters=jnp.stack([first.value(y.q), second.value(q)], axis=1),
         states=jax.vmap(unravel)(y.z),
         frequencies=jnp.abs(y.extra) / unit if system.turning else jnp.zeros_like(q),
-        tests=jnp.asarray(np.stack(tests)),
+        tests=oriented(samples),
         special_points=special,
         ended=ended,
     )

@@ -10,7 +10,10 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
 from .._checks import check_count
+from ._codim_two import CurvePoint, curve_table
 from ._collocation import condensed, defect, expanded, linearised
+from ._critical_curves import oriented
+from ._cycle_codim_two import curve_events, curve_sample
 from ._cycle_newton import Rows, across, corrected, ends_of, tangent
 from ._cycle_points import CyclePoint
 from ._forced import Forced, flat_force
@@ -31,11 +34,16 @@ CRITICAL_CYCLES = ("fold", "period doubling", "torus")
 
 
 class CycleCurve(eqx.Module):
-    """A curve of critical cycles, as `cycle_curve` returns it.
+    """A curve of critical cycles, as `cycle_curve` returns it. It prints as a table of its points of codimension two.
 
     - `parameters (m, 2)`, `states` (leading axis m), `periods (m,)`: its cycles, in order, a point of each.
     - `frequencies (m,)`: of what is born beside the cycle: half that of the cycle at a period doubling, 0 at a fold.
     - `residuals (m,)`: what is left of the equations, relative to `max(‖z‖, 1)`. `ended`: in words, why the curve ends.
+    - `tests (m, 2 or 5)`: what changes sign, with critical solutions of mean square 1 and left null vectors wᵀ of length 1:
+      at folds at a 1:1 resonance (what wᵀ sees of the critical solution) and at a cusp (what it sees of the quadratic
+      terms); at period doublings at a 1:2 resonance and at a generalised period doubling, alike with the cubic terms; at
+      tori, with multipliers exp(±iθ), at a Chenciner point (d) and at resonances 1:1 (θ), 1:2 (π - θ), 1:3 (θ - 2π/3) and
+      1:4 (θ - π/2). `special_points`: `CurvePoint`s.
     """
 
     parameters: Float[Array, "m 2"]
@@ -44,12 +52,14 @@ class CycleCurve(eqx.Module):
     frequencies: Float[Array, " m"]
     residuals: Float[Array, " m"]
     ended: str = eqx.field(static=True)
+    tests: Float[Array, "m events"] | None = None  # as files of version 0.1 have it
+    special_points: tuple[CurvePoint, ...] = ()
 
     def __str__(self) -> str:
         (a, b), (c, d) = (map(float, self.parameters[i]) for i in (0, -1))
         return (
             f"{len(self.periods)} cycles from ({a:.6g}, {b:.6g}) to ({c:.6g}, {d:.6g}); {self.ended}; largest residual "
-            f"{float(jnp.max(self.residuals)):.1e}"
+            f"{float(jnp.max(self.residuals)):.1e}\n{curve_table(self.special_points)}"
         )
 
 
@@ -87,14 +97,19 @@ class Extended(AbstractProblem):
             moved = [moved[0] + s[1] * vectors[1], moved[1] - s[1] * vectors[0]]
         return jnp.concatenate([now, *moved])
 
+    def cycle(self, profile):
+        """The cycle without its vector."""
+        n = self.size
+        closing = Closing(*(a[:n] for a in profile.closing)) if self.driven else None
+        return profile._replace(
+            nodes=profile.nodes[:, :n], slopes=profile.slopes[:, :, :n], closing=closing
+        )
+
     def rows(self, base):
         """The phase of the cycle, the length of its vector, and that vector's phase."""
         (profile, rest), q = base
         n, now = self.size, ends_of(profile, jnp.append(rest, q))
-        closing = Closing(*(a[:n] for a in profile.closing)) if self.driven else None
-        cycle = profile._replace(
-            nodes=profile.nodes[:, :n], slopes=profile.slopes[:, :, :n], closing=closing
-        )
+        cycle = self.cycle(profile)
         force = lambda z, s: self.plain(z, s[0], s[1])
         normal = across(force, cycle, jnp.stack([rest[0], q]))
         zero = jnp.zeros_like(now)
@@ -132,10 +147,14 @@ class Extended(AbstractProblem):
         n = self.size
         inner = product_at(base[0].nodes[0, :n])
         ends = lambda pair: (pair[0][0].nodes[0, :n], pair[1])
+        # Where a torus ends parameters stand still, and only the angle goes on: measured relative to its first.
+        turn = jnp.exp(base[0].log_period)
+        turn = turn / jnp.sqrt(1 + (turn * base[1][-1]) ** 2) if self.kind == "torus" else 0.0
         return lambda a, b: (
             inner(ends(a), ends(b))
             + a[0][0].log_period * b[0][0].log_period
             + a[0][1][0] * b[0][1][0]
+            + turn**2 * a[0][1][-1] * b[0][1][-1]
         )
 
     def settled(self, point):
@@ -229,10 +248,15 @@ def cycle_curve(
     max_points: int = 400,
     max_steps: int = 12,
 ) -> CycleCurve:
-    """Follow a fold of cycles, a period doubling or a torus (Neimark–Sacker) point through two parameters.
+    """Follow a fold of cycles, a period doubling or a torus (Neimark–Sacker) point through two parameters, to cusps,
+    generalised period doublings and Chenciner points, where what is born changes its side or its stability, and to strong
+    resonances, at which critical multipliers are k-th roots of one.
 
     The cycle and its critical vector are collocated together, as AUTO does (Doedel, Keller & Kernevez 1991), and continued
-    by pseudo-arclength in (state, ln period, both parameters), on the mesh of `point`.
+    by pseudo-arclength in (state, ln period, both parameters, the angle of a torus), on the mesh of `point`. Points of
+    codimension two are roots, on the curve, of the coefficients of `normal_form` (Kuznetsov, Govaerts, Doedel & Dhooge 2005)
+    and of the angle: to rounding. Resonances 1:1 and 1:2 end a curve of tori; there its equations are singular, and the
+    point is interpolated. Other critical multipliers are not looked for.
 
     **Arguments:**
 
@@ -277,14 +301,18 @@ def cycle_curve(
             "point as `cycle_continuation` returned it, and the same field."
         )
 
-    def examine(leg):
-        return [], "" if 0 <= float(leg.last[0]) <= 1 else "left the bounds"
+    low, high = (first.number(bound) for bound in (0.0, 1.0))
 
-    stacked, _, _, ended = follow_path(
+    def examine(leg):
+        found, met = curve_events(problem, leg)
+        inside = low <= leg.last.state[0][0] <= high
+        return found, met or ("" if inside else "left the bounds")
+
+    stacked, samples, special, ended = follow_path(
         problem,
         path,
         start,
-        sample=lambda point: point.y[0][1],
+        sample=lambda point: curve_sample(problem, point),
         examine=examine,
         stop=lambda point, seen: False,
         max_points=max_points,
@@ -304,4 +332,6 @@ def cycle_curve(
         frequencies=told[point.type](),
         residuals=stacked.residual,
         ended=ended,
+        tests=oriented(samples),
+        special_points=special,
     )

@@ -1,7 +1,8 @@
 """What is born where a cycle is critical, from periodic boundary value problems along it."""
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -9,7 +10,6 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import PyTree
 
-from ._cycle_points import CyclePoint
 from ._forced import flat_force
 from ._parameter import Line
 from ._profile import Profile, gauss, stages
@@ -33,7 +33,20 @@ class Variational:
         self.shape, self.sign = (N, m, n), sign
         gathered = np.einsum("N,i,Nikl->Nkl", stretch, b, self.inner.reshape(N, m, n, n))
         self.matrix = _around(np.eye(n) + gathered, sign)
-        self.right, self.left = self._null()
+
+    @functools.cached_property
+    def _null(self) -> tuple[Any, Any]:
+        return null_pair(self.matrix)
+
+    @property
+    def right(self) -> Any:
+        """The null vector of the equations of the nodes, of length 1."""
+        return self._null[0]
+
+    @property
+    def left(self) -> Any:
+        """The left null vector, of length 1."""
+        return self._null[1]
 
     def load(self, g: Any) -> Any:
         """How g enters the equations of the nodes."""
@@ -52,36 +65,41 @@ class Variational:
         """The solution for g; where the problem is singular, g must be fit for it, and it is the one square to the null
         vector."""
         right = self.load(g)
-        return self.at_stages(self._bordered(self.left, self.right)(np.append(right, 0))[:-1], g)
+        found = _factored(_edged(self.matrix, self.left, self.right)).solve(np.append(right, 0))
+        return self.at_stages(found[:-1], g)
 
     def regular(self, g: Any) -> Any:
         """The solution where the problem is regular."""
-        import scipy.sparse.linalg  # here, since it takes long to import
-
-        return self.at_stages(scipy.sparse.linalg.splu(self.matrix).solve(self.load(g)), g)
+        return self.at_stages(_factored(self.matrix).solve(self.load(g)), g)
 
     def share(self, g: Any, of: Any) -> Any:
         """The number c for which the singular problem can be solved for `g - c of`."""
         return np.vdot(self.left, self.load(g)) / np.vdot(self.left, self.load(of))
 
-    def _bordered(self, column: Any, row: Any, adjoint: bool = False) -> Callable:
-        import scipy.sparse as sparse  # here, since it takes long to import
-        import scipy.sparse.linalg
 
-        edges = sparse.csc_matrix(column[:, None]), sparse.csc_matrix(row.conj()[None])
-        whole = sparse.bmat([[self.matrix, edges[0]], [edges[1], None]], format="csc")
-        lu = scipy.sparse.linalg.splu(whole)
-        return lambda right: lu.solve(right.astype(whole.dtype), "H" if adjoint else "N")
+def _edged(matrix: Any, column: Any, row: Any) -> Any:
+    import scipy.sparse as sparse  # here, since it takes long to import
 
-    def _null(self) -> tuple[Any, Any]:
-        """Right and left null vectors of the equations of the nodes, of length 1."""
-        random, size = np.random.default_rng(0), self.matrix.shape[0]
-        right, left = (random.normal(size=size).astype(self.matrix.dtype) for _ in range(2))
-        one = np.append(np.zeros(size), 1)
-        for _ in range(3):
-            found = (self._bordered(left, right, adjoint)(one)[:-1] for adjoint in (False, True))
-            right, left = (v / np.linalg.norm(v) for v in found)
-        return right, left
+    edges = sparse.csc_matrix(column[:, None]), sparse.csc_matrix(row.conj()[None])
+    return sparse.bmat([[matrix, edges[0]], [edges[1], None]], format="csc")
+
+
+def _factored(matrix: Any) -> Any:
+    import scipy.sparse.linalg  # here, since it takes long to import
+
+    return scipy.sparse.linalg.splu(matrix)
+
+
+def null_pair(matrix: Any) -> tuple[Any, Any]:
+    """Right and left null vectors of a sparse matrix, of length 1."""
+    random, size = np.random.default_rng(0), matrix.shape[0]
+    right, left = (random.normal(size=size).astype(matrix.dtype) for _ in range(2))
+    one = np.append(np.zeros(size), 1)
+    for _ in range(3):
+        lu = _factored(_edged(matrix, left, right))
+        found = (lu.solve(one.astype(matrix.dtype), way)[:-1] for way in ("N", "H"))
+        right, left = (v / np.linalg.norm(v) for v in found)
+    return right, left
 
 
 def _around(transfer: Any, sign: int) -> Any:
@@ -104,9 +122,9 @@ def _around(transfer: Any, sign: int) -> Any:
 class Cycle:
     """A critical cycle on the host: Jacobians and velocities at its Gauss points, and products of higher derivatives."""
 
-    def __init__(self, line: Line, x: PyTree, point: CyclePoint):
-        profile: Any = jax.tree.map(jax.numpy.asarray, point.profile)
-        self.arguments = line, jax.tree.map(jax.numpy.asarray, point.state), x, profile
+    def __init__(self, line: Line, x: PyTree, state: PyTree, profile: Any):
+        state, profile = jax.tree.map(jax.numpy.asarray, (state, profile))
+        self.arguments = line, state, x, profile
         self.driven = profile.closing is not None
         J, flow, pull = (np.asarray(a, float) for a in _first(*self.arguments))
         self.stretch = np.exp(float(profile.log_period)) * np.asarray(profile.widths, float)
@@ -127,7 +145,11 @@ class Cycle:
     def critical(self, problem: Variational) -> Any:
         """The critical solution, of mean square 1."""
         v = problem.at_stages(problem.right)
-        return v / np.sqrt(np.sum(self.weights[..., None] * abs(v) ** 2))
+        return v / self.size(v)
+
+    def size(self, v: Any) -> float:
+        """The root of the mean square over a turn."""
+        return float(np.sqrt(np.sum(self.weights[..., None] * abs(v) ** 2)))
 
     def _product(self, of: Callable, *directions: Any) -> Any:
         dtype = self.arguments[3].nodes.dtype
@@ -199,27 +221,62 @@ def _derivative(line, z, x, profile, directions):
     return jax.vmap(jax.vmap(each))(stages(profile), *directions)
 
 
-def cycle_fold(cycle: Cycle) -> tuple[dict[str, float], str]:
-    """`ξ̇ = bμ + a ξ²`; of an autonomous cycle ξ is by how much it is slower, `τ̇ = 1 - ξ`."""
+class CriticalSolution(NamedTuple):
+    """The critical solution v of a cycle, at its Gauss points, the left null vector of its problem, what that must not see
+    but for a multiple of v, and σ in `v' = J v + σ F`."""
+
+    problem: Variational
+    v: Any
+    left: Any
+    rest: Any
+    sigma: float = 0.0
+
+    def seen(self, g: Any) -> float:
+        """By how much g stands in the way of a periodic solution."""
+        return float(np.vdot(self.left, self.problem.load(g)).real)
+
+
+# Why (v, σ) together: where the period stands still at the fold, its problem lacks two ranks, but not with a phase for v.
+def fold_terms(cycle: Cycle) -> CriticalSolution:
+    """At a fold: with `τ̇ = 1 - σξ`, `ξ̇ = a ξ²` where a v is what the left null vector sees of `rest`."""
     problem = cycle.problem()
     if cycle.driven:
         v = cycle.critical(problem).real
-        rest = 0.5 * cycle.bilinear(v, v)
-    else:
-        v = problem.solve(cycle.flow)
-        rest = 0.5 * cycle.bilinear(v, v) + cycle.moved(v) + cycle.flow
-    a, b = (float(problem.share(g, v).real) for g in (rest, cycle.pull))
+        return CriticalSolution(problem, v, problem.left, 0.5 * cycle.bilinear(v, v))
+    flow = cycle.flow
+    phase = np.zeros(problem.matrix.shape[0])
+    phase[: flow.shape[-1]] = flow[0, 0] / np.linalg.norm(flow[0, 0])
+    right, left = null_pair(_edged(problem.matrix, -problem.load(flow), phase))
+    v = problem.at_stages(right[:-1], right[-1] * flow)
+    size = cycle.size(v)
+    v, sigma = v / size, float(right[-1] / size)
+    rest = 0.5 * cycle.bilinear(v, v) + sigma * (cycle.moved(v) + sigma * flow)
+    return CriticalSolution(problem, v, left[:-1], rest, sigma)
+
+
+def cycle_fold(cycle: Cycle) -> tuple[dict[str, float], str]:
+    """`ξ̇ = bμ + a ξ²`; of an autonomous cycle ξ is by how much it is slower, `τ̇ = 1 - ξ`."""
+    found = fold_terms(cycle)
+    unit = 1.0 if cycle.driven else found.sigma
+    a = found.seen(found.rest) / found.seen(found.v) / unit
+    b = found.seen(cycle.pull) / found.seen(found.v) * unit
     side = "below" if a * b > 0 else "above"
     return {"a": a, "b": b}, f"two cycles {side} the parameter, none beyond"
 
 
-def cycle_doubling(cycle: Cycle) -> tuple[dict[str, float], str]:
-    """`ξ̇ = c ξ³`, with `τ̇ = 1 + a₁ ξ²`."""
+def doubling_terms(cycle: Cycle) -> CriticalSolution:
+    """At a period doubling: c v is what the left null vector sees of `rest`."""
     problem = cycle.problem(sign=-1)
     v = cycle.critical(problem)
     a1, h = cycle.slowed(0.5 * cycle.bilinear(v, v))
     rest = cycle.bilinear(v, h) + cycle.cubic(v) / 6 - a1 * cycle.moved(v)
-    c = float(problem.share(rest, v).real)
+    return CriticalSolution(problem, v, problem.left, rest)
+
+
+def cycle_doubling(cycle: Cycle) -> tuple[dict[str, float], str]:
+    """`ξ̇ = c ξ³`, with `τ̇ = 1 + a₁ ξ²`."""
+    found = doubling_terms(cycle)
+    c = found.seen(found.rest) / found.seen(found.v)
     return {"c": c}, f"{'super' if c < 0 else 'sub'}critical period doubling"
 
 

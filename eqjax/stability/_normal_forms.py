@@ -231,7 +231,7 @@ def _of_cycle(line, x, point):
         raise ValueError(
             "`point` is of cycles that were shot: continue without `steps`, by collocation, for its normal form."
         )
-    cycle = Cycle(line, x, point)
+    cycle = Cycle(line, x, point.state, point.profile)
     if point.type == "torus":
         return cycle_torus(cycle, point.frequency)
     return cycle_fold(cycle) if point.type == "fold" else cycle_doubling(cycle)
