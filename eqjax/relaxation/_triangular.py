@@ -6,7 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optimistix as optx
-from jaxtyping import Array, Bool, Inexact, Int, PyTree
+from jaxtyping import Array, Bool, Float, Inexact, Int, PyTree
 
 from ..analytic import while_loop
 from ..fields import AbstractCausalField, written
@@ -23,10 +23,10 @@ def triangular(
 ) -> InOrder:
     """`J v = rhs` in order, or `Jᵀ v = rhs` in `reverse`, with the Jacobian J at z, by products with its blocks."""
     memory = field.remember(z)
+    still = jax.tree.map(jnp.zeros_like, memory)
     if min(order.chunk, z.shape[0]) > 1:
-        react = (_back if reverse else _onward)(field, z, x, memory)
-        still = jax.tree.map(jnp.zeros_like, memory)
-        return _moving(order, max_steps, react, rhs, still)
+        system = (_back if reverse else _onward)(field, z, x, memory)
+        return _moving(order, max_steps, system, rhs, still)
 
     def onward(moved, start, rhs, z, x):
         _, push = jax.linearize(lambda u, m: field.after(0.0, u, x, m, start), z, memory)
@@ -42,7 +42,6 @@ def triangular(
         more = lambda v: jax.tree.map(jnp.add, pulled, pull(v)[1])
         return lambda v: pull(v)[0] + late - rhs, jnp.zeros_like(rhs), more
 
-    still = jax.tree.map(jnp.zeros_like, memory)
     return scanned(order, max_steps, still, (rhs, z, x), back if reverse else onward, reverse)
 
 
@@ -111,6 +110,8 @@ class _Moving(NamedTuple):
     first: Int[Array, ""]  # the first token that waits
     value: Inexact[Array, "t c"]
     since: Int[Array, ""]  # steps since it has been the first
+    best: Float[Array, ""]  # the least that was left of it since then
+    stale: Int[Array, ""]  # steps since
     stuck: Bool[Array, ""]
     taken: Int[Array, ""]  # one number for the batch: a slot in a history must not differ within it
     steps: Int[Array, ""]
@@ -138,10 +139,13 @@ def _moving(order, max_steps, system, rhs, still) -> InOrder:
         turn = ring.turn(at.first, met)
         settled = turn & met
         number = jnp.sum(settled)
-        since = jnp.where(number > 0, 0, at.since + 1)
-        waits = slots == at.first % n
-        # What is not finite never will be.
-        hopeless = (since >= max_steps) | ~jnp.all(jnp.isfinite(left[at.first % n]))
+        waits, sizes = slots == at.first % n, jax.vmap(order.norm)(left)
+        front, moved_on = sizes[at.first % n], number > 0
+        since = jnp.where(moved_on, 0, at.since + 1)
+        stale = jnp.where(moved_on | (front < 0.9 * at.best), 0, at.stale + 1)
+        best = jnp.where(moved_on, jnp.inf, jnp.minimum(at.best, front))
+        # At the floor of the dtype there is no less; and what is not finite never will be.
+        hopeless = (since >= max_steps) | (stale >= order.solver.patience) | ~jnp.isfinite(front)
         slot = at.taken % kept
         pair, new, delta = jax.vmap(_minimal, (0, 0, 0, 0, 0, None))(
             at.pairs, at.valid, at.delta, image, left, mixing
@@ -151,7 +155,7 @@ def _moving(order, max_steps, system, rhs, still) -> InOrder:
         valid = at.valid | (new[:, None] & (jnp.arange(kept) == slot)[None])
         # A token that waits holds still while what it meets is beyond all that was asked: a chain of such answers would grow
         # by what each gains, and leave its rounding in what is told.
-        calm = turn | (jax.vmap(order.norm)(left) <= whole)
+        calm = turn | (sizes <= whole)
         first = at.first + number
         return _Moving(
             v=jnp.where(settled[:, None], 0, v),
@@ -163,6 +167,8 @@ def _moving(order, max_steps, system, rhs, still) -> InOrder:
             first=first,
             value=at.value.at[jnp.where(settled, place, length)].set(v, mode="drop"),
             since=since,
+            best=best,
+            stale=stale,
             stuck=jnp.any(waits & inside & ~settled) & hopeless,
             taken=at.taken + 1,
             steps=at.steps + (at.first < length).astype(at.steps.dtype),
@@ -189,6 +195,8 @@ def _moving(order, max_steps, system, rhs, still) -> InOrder:
             first=at.first + at.stuck.astype(at.first.dtype),
             value=at.value.at[target].set(found, mode="drop"),
             since=jnp.where(at.stuck, 0, at.since),
+            best=jnp.where(at.stuck, jnp.inf, at.best),
+            stale=jnp.where(at.stuck, 0, at.stale),
             stuck=jnp.zeros_like(at.stuck),
             tried=at.tried + tried,
         )
@@ -206,6 +214,8 @@ def _moving(order, max_steps, system, rhs, still) -> InOrder:
         first=none,
         value=jnp.zeros_like(rhs),
         since=none,
+        best=jnp.asarray(jnp.inf, whole.dtype),
+        stale=none,
         stuck=jnp.asarray(False),
         taken=none,
         steps=none,
