@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eqjax.stability import cycle_continuation, periodic_orbit
+from eqjax.stability import CyclePoint, cycle_continuation, periodic_orbit
 
 
 class Ring(eqx.Module):
@@ -36,4 +36,22 @@ def ring_branch():
         bounds=(-0.5, 0.6),
         backwards=True,
         steps=300,
+    )
+
+
+def special(kind, profile, parameter=0.0, frequency=0.0, size=None):
+    """A known cycle as a special point of a branch by collocation; `size`: of its states, without a phase."""
+    return CyclePoint(
+        parameter=parameter,
+        interval=(parameter, parameter),
+        state=profile.nodes[0, :size],
+        period=float(profile.period),
+        amplitude=1.0,
+        type=kind,
+        change=1,
+        status="converged",
+        multiplier=complex(np.exp(2j * np.pi * frequency)),
+        frequency=frequency,
+        index=0,
+        profile=profile,
     )

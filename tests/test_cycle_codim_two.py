@@ -4,8 +4,9 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from cycles import special
 
-from eqjax.stability import CyclePoint, Forced, PseudoArclength, cycle_curve, load, save
+from eqjax.stability import Forced, PseudoArclength, cycle_curve, load, save
 from eqjax.stability._profile import Closing, curve_on
 
 MEET = 0.045  # the second parameter, or its like, at which a coefficient vanishes
@@ -43,20 +44,7 @@ def follow(kind, p, s, w=0.0, frequency=0.0, twist=1.0, **settings):
     curve = lambda t: jnp.stack(rows(jnp.asarray(t)), 1)
     profile = curve_on(curve, jnp.full(6, 1 / 6), jnp.log(2 * jnp.pi), 6)
     profile = profile._replace(closing=Closing(jnp.ones(3), jnp.array([0.0, 0.0, 1.0])))
-    point = CyclePoint(
-        parameter=p,
-        interval=(p, p),
-        state=profile.nodes[0, :2],
-        period=2 * np.pi,
-        amplitude=1.0,
-        type=kind,
-        change=1,
-        status="converged",
-        multiplier=complex(np.exp(2j * np.pi * frequency)),
-        frequency=frequency,
-        index=0,
-        profile=profile,
-    )
+    point = special(kind, profile, p, frequency, size=2)
     field = Plane(jnp.asarray(p), jnp.asarray(s), jnp.asarray(twist), kind)
     return cycle_curve(
         Forced(field, 2 * jnp.pi),

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cycles import special
 
-from eqjax.stability import CyclePoint, Forced, cycle_curve
+from eqjax.stability import Forced, cycle_curve
 from eqjax.stability._profile import Closing, curve_on
 
 
@@ -84,20 +85,7 @@ def critical(kind, p, radius, size, frequency):
         ]
     )
     profile = curve_on(circle, jnp.full(6, 1 / 6), jnp.log(2 * jnp.pi), 6)
-    return CyclePoint(
-        parameter=p,
-        interval=(p, p),
-        state=profile.nodes[0],
-        period=2 * np.pi,
-        amplitude=radius,
-        type=kind,
-        change=1,
-        status="converged",
-        multiplier=complex(np.exp(2j * np.pi * frequency)),
-        frequency=frequency,
-        index=0,
-        profile=profile,
-    )
+    return special(kind, profile, p, frequency)
 
 
 @pytest.mark.parametrize("kind", ["fold", "period doubling", "torus"])

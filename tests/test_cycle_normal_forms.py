@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cycles import special
 
-from eqjax.stability import CyclePoint, Forced, normal_form
+from eqjax.stability import Forced, normal_form
 from eqjax.stability._profile import Closing, curve_on
 
 
@@ -94,26 +95,8 @@ def circle(kind, size, frequency=0.0):
     angles = lambda t: 2 * np.pi * jnp.asarray(t)
     rows = lambda t: [jnp.cos(angles(t)), jnp.sin(angles(t)), *[0 * angles(t)] * (size - 2)]
     widths, log_period = jnp.full(16, 1 / 16), jnp.log(2 * jnp.pi)
-    return special(
-        kind, curve_on(lambda t: jnp.stack(rows(t), 1), widths, log_period, 6), frequency
-    )
-
-
-def special(kind, profile, frequency=0.0):
-    return CyclePoint(
-        parameter=0.0,
-        interval=(0.0, 0.0),
-        state=profile.nodes[0],
-        period=float(profile.period),
-        amplitude=1.0,
-        type=kind,
-        change=1,
-        status="converged",
-        multiplier=1 + 0j,
-        frequency=frequency,
-        index=0,
-        profile=profile,
-    )
+    curve = lambda t: jnp.stack(rows(t), 1)
+    return special(kind, curve_on(curve, widths, log_period, 6), frequency=frequency)
 
 
 def test_a_period_doubles_as_the_average_says():
@@ -144,7 +127,7 @@ def test_a_driven_response_folds():
     times = lambda t: jnp.stack([jnp.cos(2 * jnp.pi * t), t], 1)
     profile = curve_on(times, jnp.full(16, 1 / 16), jnp.log(2 * jnp.pi / 1.5), 6)
     profile = profile._replace(closing=Closing(jnp.ones(2), jnp.array([0.0, 1.0])))
-    point = eqx.tree_at(lambda p: p.state, special("fold", profile), profile.nodes[0, :1])
+    point = special("fold", profile, size=1)
     found = normal_form(field, point, where=lambda f: f.field.p)
     a, b = found.coefficients.values()  # of w or of -w
     np.testing.assert_allclose([abs(a), a * b], [1, -1], atol=1e-8)

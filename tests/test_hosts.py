@@ -101,12 +101,14 @@ def test_a_host_that_fails_ends_at_once_and_says_what_to_do(capsys, monkeypatch)
     ended = []
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr("os._exit", ended.append)
-    for error, code in ((RuntimeError("closed by peer\nat 127.0.0.1"), 1), (SystemExit(2), 2)):
+    failed = RuntimeError("closed by peer\nat 127.0.0.1")
+    for error, code in ((failed, 1), (MemoryError(), 1), (SystemExit(2), 2)):
         with pytest.raises(type(error)), ends_with_all():
             raise error
         assert ended.pop() == code
     told = capsys.readouterr().err
     assert "host 0 of 1 has ended: closed by peer\n" in told
+    assert "host 0 of 1 has ended: MemoryError\n" in told
     assert "start all of them again, with --resume" in told
     with pytest.raises(SystemExit), ends_with_all():
         raise SystemExit(0)  # that is no failure: it waits for the others

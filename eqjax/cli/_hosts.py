@@ -24,7 +24,8 @@ def ends_with_all():
         code = error.code if isinstance(error, SystemExit) else 1
         if not isinstance(error, SystemExit):
             traceback.print_exc()
-            said = f"error: host {jax.process_index()} of {jax.process_count()} has ended: {str(error).splitlines()[0]}"
+            what = str(error).partition("\n")[0] or type(error).__name__
+            said = f"error: host {jax.process_index()} of {jax.process_count()} has ended: {what}"
             print(
                 f"{said}\nWhere another host has ended, this is how it shows. The last checkpoint is whole: start all of "
                 "them again, with --resume.",

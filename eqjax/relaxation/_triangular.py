@@ -25,8 +25,8 @@ def triangular(
     memory = field.remember(z)
     still = jax.tree.map(jnp.zeros_like, memory)
     if min(order.chunk, z.shape[0]) > 1:
-        system = (_back if reverse else _onward)(field, z, x, memory)
-        return _moving(order, max_steps, system, rhs, still)
+        react = (_back if reverse else _onward)(field, z, x, memory)
+        return _moving(order, max_steps, react, rhs, still, reverse)
 
     def onward(moved, start, rhs, z, x):
         _, push = jax.linearize(lambda u, m: field.after(0.0, u, x, m, start), z, memory)
@@ -45,8 +45,8 @@ def triangular(
     return scanned(order, max_steps, still, (rhs, z, x), back if reverse else onward, reverse)
 
 
-# How tokens react when those at `place` (in the order of solving) move by `delta`: `react(told, place, delta)` gives what
-# tokens tell one another from then on, the product of each with its own block, and what the others ask of it in all.
+# How tokens react when those `at` some indices move by `delta`: `react(told, at, delta)` gives what tokens tell one another
+# from then on, the product of each with its own block, and what the others ask of it in all.
 
 
 def _apart(field, z, x, memory, at):
@@ -64,10 +64,7 @@ def _apart(field, z, x, memory, at):
 
 
 def _back(field, z, x, memory):
-    last = z.shape[0] - 1
-
-    def react(pulled, place, delta):
-        at = jnp.maximum(last - place, 0)
+    def react(pulled, at, delta):
         force, primals = _apart(field, z, x, memory, at)
         _, pull = jax.vjp(force, *primals)
         _, noted = jax.vjp(field.remember, primals[0])
@@ -77,18 +74,11 @@ def _back(field, z, x, memory):
         (through,) = jax.vmap(noted)(both)
         return pulled, direct + through[0], through[1]
 
-    return (
-        react,
-        lambda rows, place: rows[jnp.maximum(last - place, 0)],
-        last - jnp.arange(last + 1),
-    )
+    return react
 
 
 def _onward(field, z, x, memory):
-    last = z.shape[0] - 1
-
-    def react(moved, place, delta):
-        at = jnp.minimum(place, last)
+    def react(moved, at, delta):
         force, primals = _apart(field, z, x, memory, at)
         _, push = jax.linearize(force, *primals)
         _, mine = jax.jvp(field.remember, primals[:1], (delta,))
@@ -97,7 +87,7 @@ def _onward(field, z, x, memory):
         others = push(zero(delta), moved, zero(mine))
         return moved, push(delta, zero(moved), mine), others
 
-    return react, lambda rows, place: rows[jnp.minimum(place, last)], jnp.arange(last + 1)
+    return react
 
 
 class _Moving(NamedTuple):
@@ -122,19 +112,23 @@ class _Moving(NamedTuple):
 # cannot be told from what its own step did: a history is spoilt while it waits. Where all is linear the product with its own
 # block is at hand, whatever the others do: so each direction stays true, minimal residuals (GCR: Eisenstat, Elman & Schultz
 # 1983) over the last of them need no safeguard, and when its turn comes a token is nearly there.
-def _moving(order, max_steps, system, rhs, still) -> InOrder:
-    react, among, places = system
+def _moving(order, max_steps, react, rhs, still, reverse) -> InOrder:
     (length, width), dtype = rhs.shape, rhs.dtype
     ring = Ring(min(order.chunk, length))
     n, kept, slots = ring.n, 3 * order.solver.window, ring.slots
     mixing, whole = jnp.asarray(order.solver.mixing, dtype), optx.two_norm(rhs)
 
+    def token(place):
+        """The index of the token whose turn comes at that place."""
+        place = jnp.minimum(place, length - 1)
+        return length - 1 - place if reverse else place
+
     def step(at):
         place = ring.places(at.first)
         inside = place < length
-        told, image, others = react(at.told, place, at.delta)
+        told, image, others = react(at.told, token(place), at.delta)
         v, own = at.v + at.delta, at.own + image
-        left = own + others - among(rhs, place)
+        left = own + others - rhs[token(place)]
         met = order.settled(left, v, 1.0) & inside
         turn = ring.turn(at.first, met)
         settled = turn & met
@@ -165,7 +159,7 @@ def _moving(order, max_steps, system, rhs, still) -> InOrder:
             valid=valid & ~settled[:, None],
             told=told,
             first=first,
-            value=at.value.at[jnp.where(settled, place, length)].set(v, mode="drop"),
+            value=at.value.at[jnp.where(settled, token(place), length)].set(v, mode="drop"),
             since=since,
             best=best,
             stale=stale,
@@ -176,16 +170,16 @@ def _moving(order, max_steps, system, rhs, still) -> InOrder:
         )
 
     def rescue(at):
-        mine, place = (slots == at.first % n) & at.stuck, at.first[None]
-        alone = lambda u: react(at.told, place, u)
+        mine, which = (slots == at.first % n) & at.stuck, token(at.first)[None]
+        alone = lambda u: react(at.told, which, u)
         v = at.v[at.first % n][None]
-        others = alone(jnp.zeros_like(v))[2] - among(rhs, place)
+        others = alone(jnp.zeros_like(v))[2] - rhs[which]
         force = lambda u: alone(u)[1] + others
         given_up = ~at.stuck | ~jnp.all(jnp.isfinite(others))
         found, tried = rescued(force, v, given_up, order, max_steps)
         found = jnp.where(at.stuck, found, v)
         fresh = lambda leaf: jnp.where(mine.reshape(-1, *[1] * (leaf.ndim - 1)), 0, leaf)
-        target = jnp.where(at.stuck, place, length)
+        target = jnp.where(at.stuck, which, length)
         return at._replace(
             v=fresh(at.v),
             delta=fresh(at.delta),
@@ -222,7 +216,7 @@ def _moving(order, max_steps, system, rhs, still) -> InOrder:
         tried=none,
     )
     at = while_loop(waiting, lambda at: rescue(while_loop(going, step, at)), start)
-    return InOrder(at.value[places], at.steps + at.tried, at.steps * n + at.tried)
+    return InOrder(at.value, at.steps + at.tried, at.steps * n + at.tried)
 
 
 def _minimal(pairs, known, delta, image, left, mixing):

@@ -14,15 +14,14 @@ from ._codim_two import CurvePoint, curve_table
 from ._collocation import condensed, defect, expanded, linearised
 from ._critical_curves import oriented
 from ._cycle_codim_two import curve_events, curve_sample
-from ._cycle_newton import Rows, across, corrected, ends_of, tangent
+from ._cycle_newton import across, ends_of
 from ._cycle_points import CyclePoint
+from ._cycle_problems import TwoParameters
 from ._forced import Forced, flat_force
 from ._jacobian import real_dtype
 from ._parameter import Line, check_pair, replaced
 from ._path import (
     AbstractPath,
-    AbstractProblem,
-    Correction,
     PseudoArclength,
     first_point,
     follow_path,
@@ -65,7 +64,7 @@ class CycleCurve(eqx.Module):
 
 # Why fully extended (Doedel, Keller & Kernevez 1991): the cycle and its critical vector together are a cycle again, of a
 # field of twice or three times the size, and every part of collocation serves it as it is.
-class Extended(AbstractProblem):
+class Extended(TwoParameters):
     """Critical cycles: the profile of (z, v), or (z, Re v, Im v), and (q₁, extra), along the second parameter.
 
     `v̇ = J v + σ F` and v periodic at a fold, `v̇ = J v` and v(T) = -v(0) at a period doubling, `v̇ = J v - iω v` and v
@@ -122,26 +121,6 @@ class Extended(AbstractProblem):
             turned = jnp.concatenate([-vector[n:], vector[:n]])
             found.append((zero.at[n : 3 * n].set(turned / (vector @ vector)), now))
         return found
-
-    def correct(self, predicted, base, normal):
-        (profile, rest), q = predicted
-        now, inner, count = (
-            ends_of(profile, jnp.append(rest, q)),
-            self.inner(base[0]),
-            profile.nodes.shape[1],
-        )
-
-        def overlap(v):
-            ends = profile._replace(nodes=v[None, :count], log_period=v[count])
-            return inner(normal, ((ends, v[count + 1 : -1]), v[-1]))
-
-        found = [*self.rows(base), (jax.grad(overlap)(jnp.zeros_like(now)), now)]
-        rows = Rows(*(jnp.stack(part) for part in zip(*found, strict=True)))
-        s = jnp.append(rest, q)
-        end = corrected(self.force, profile, s, rows, self.tol, self.max_steps)
-        ahead, slope = tangent(self.force, end.profile, end.q, rows)
-        y = (end.profile, end.q[:-1]), end.q[-1]
-        return Correction(y, ((ahead, slope[:-1]), slope[-1]), end.converged, end.steps)
 
     def inner(self, base):
         n = self.size
@@ -291,7 +270,17 @@ def cycle_curve(
     first, q1, second, q2 = Line.pair(field, where, bounds, point.parameter, real)
     tol = jnp.asarray(float(jnp.finfo(real).eps) ** 0.75, real)
     n = flat.size + driven
-    problem = Extended(second, first, x, tol, unravel, point.type, n, driven, max_steps)
+    problem = Extended(
+        line=second,
+        first=first,
+        x=x,
+        tol=tol,
+        unravel=unravel,
+        kind=point.type,
+        size=n,
+        driven=driven,
+        max_steps=max_steps,
+    )
     angle = jnp.asarray(point.frequency * point.period, real)
     profile, extra = _critical(problem, jax.tree.map(jnp.asarray, point.profile), q1, q2, angle)
     start = first_point(problem, (profile, jnp.append(q1, extra)), q2, backwards)

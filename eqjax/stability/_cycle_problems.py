@@ -1,7 +1,8 @@
 """What is solved along a branch of cycles: shooting, or collocation."""
 
+import abc
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import diffrax as dfx
 import equinox as eqx
@@ -190,6 +191,36 @@ class Collocated(AbstractProblem):
 
 # The first node fixes the phase, and should stay where the cycle is fast. A tangent is free up to a shift along the cycle,
 # and leaves with the one that the phase of the next step asks for.
+class TwoParameters(AbstractProblem):
+    """Cycles of a kind: the profile and (q₁, …), along the second parameter. `force(z, s)` takes all of (q₁, …, q₂), and `rows`
+    are the conditions besides being a cycle, at `base`."""
+
+    tol: eqx.AbstractVar[Float[Array, ""]]
+    max_steps: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def force(self, z: Array, s: Array, /) -> Array: ...
+
+    @abc.abstractmethod
+    def rows(self, base: Any) -> list[tuple[Array, Array]]: ...
+
+    def correct(self, predicted, base, normal):
+        (profile, rest), q = predicted
+        s, inner, count = jnp.append(rest, q), self.inner(base[0]), profile.nodes.shape[1]
+        now = ends_of(profile, s)
+
+        def overlap(v):
+            ends = profile._replace(nodes=v[None, :count], log_period=v[count])
+            return inner(normal, ((ends, v[count + 1 : -1]), v[-1]))
+
+        found = [*self.rows(base), (jax.grad(overlap)(jnp.zeros_like(now)), now)]
+        rows = Rows(*(jnp.stack(part) for part in zip(*found, strict=True)))
+        end = corrected(self.force, profile, s, rows, self.tol, self.max_steps)
+        ahead, slope = tangent(self.force, end.profile, end.q, rows)
+        y = (end.profile, end.q[:-1]), end.q[-1]
+        return Correction(y, ((ahead, slope[:-1]), slope[-1]), end.converged, end.steps)
+
+
 @eqx.filter_jit
 def _on_better_mesh(problem, point):
     """A point and its tangent on a mesh that fits better."""

@@ -13,16 +13,14 @@ from jaxtyping import Array, Complex, Float, PyTree
 from .._checks import check_count, check_kind, check_positive
 from ._codim_two import CurvePoint
 from ._collocation import defect
-from ._cycle_newton import Rows, across, corrected, ends_of, tangent
-from ._cycle_problems import remeshed
+from ._cycle_newton import across, ends_of
+from ._cycle_problems import TwoParameters, remeshed
 from ._host import on_host
 from ._jacobian import real_dtype
 from ._normal_forms import jordan_chains
 from ._parameter import Line, check_pair, find, replaced
 from ._path import (
     AbstractPath,
-    AbstractProblem,
-    Correction,
     PseudoArclength,
     first_point,
     follow_path,
@@ -74,7 +72,7 @@ class Loop(NamedTuple):
 # Why a cycle: one of period T differs from the loop, and its parameter from that of the loop, by exp(-λT) with λ the slowest
 # rate at the saddle (Doedel & Kernévez 1986; Beyn 1990), and all of collocation serves it as it is. T follows λ along the curve,
 # so that this stays at the level of rounding; projections on the eigenspaces, which bound T otherwise, are not needed.
-class Long(AbstractProblem):
+class Long(TwoParameters):
     """Cycles of a period `LENGTH / λ`: the profile and q₁, along the second parameter."""
 
     line: Line
@@ -99,8 +97,8 @@ class Long(AbstractProblem):
         return z, on_host(_eigenvalues, shape, jax.jacfwd(force)(z))
 
     def rows(self, base):
-        (profile, q1), q2 = base
-        s = jnp.stack([q1, q2])
+        (profile, rest), q2 = base
+        s = jnp.append(rest, q2)
         now, n = ends_of(profile, s), profile.nodes.shape[1]
         _, values = self.saddle(profile, s)
         long = jnp.log(LENGTH / jnp.min(jnp.abs(values.real)))
@@ -110,30 +108,14 @@ class Long(AbstractProblem):
         phase = zero.at[:n].set(across(self.force, profile, s))
         return [(phase, now), (zero.at[n].set(1), zero.at[n].set(long))]
 
-    def correct(self, predicted, base, normal):
-        (profile, q1), q2 = predicted
-        s, n, inner = jnp.stack([q1, q2]), profile.nodes.shape[1], self.inner(base[0])
-        now = ends_of(profile, s)
-
-        def overlap(v):
-            ends = profile._replace(nodes=v[None, :n], log_period=v[n])
-            return inner(normal, ((ends, v[n + 1]), v[n + 2]))
-
-        found = [*self.rows(base), (jax.grad(overlap)(jnp.zeros_like(now)), now)]
-        rows = Rows(*(jnp.stack(part) for part in zip(*found, strict=True)))
-        end = corrected(self.force, profile, s, rows, self.tol, self.max_steps)
-        ahead, slope = tangent(self.force, end.profile, end.q, rows)
-        y = (end.profile, end.q[0]), end.q[1]
-        return Correction(y, ((ahead, slope[0]), slope[1]), end.converged, end.steps)
-
     def inner(self, base):
         # The period is not one of the unknowns.
         inner = product_at(base[0].nodes[0])
         ends = lambda pair: (pair[0][0].nodes[0], pair[1])
-        return lambda a, b: inner(ends(a), ends(b)) + a[0][1] * b[0][1]
+        return lambda a, b: inner(ends(a), ends(b)) + a[0][1] @ b[0][1]
 
     def findings(self, state, q, base):
-        profile, s = state[0], jnp.stack([state[1], q])
+        profile, s = state[0], jnp.append(state[1], q)
         saddle, values = self.saddle(profile, s)
         size = jnp.maximum(jnp.linalg.norm(profile.nodes[0]), 1)
         amplitude = jnp.max(jnp.linalg.norm(profile.nodes - saddle[None], axis=1))
@@ -143,7 +125,7 @@ class Long(AbstractProblem):
         proper = (values.real[0] > 0) & (values.real[-1] < 0) & (gap < 1e-2 * amplitude)
         # And one whose period lags behind is not yet the loop.
         proper &= jnp.min(jnp.abs(values.real)) * profile.period > 0.6 * LENGTH
-        before = self.force(base[0].nodes[0], jnp.stack([base[1], q]))
+        before = self.force(base[0].nodes[0], jnp.append(base[1], q))
         proper &= jnp.vdot(flow, before) > 0
         residual = defect(self.force, profile, s) / size
         return residual, proper, Loop(saddle, values, profile.nodes[0], amplitude)
@@ -162,11 +144,11 @@ def _eigenvalues(matrix):
 @eqx.filter_jit
 def _on_better_mesh(problem, point):
     """A point and its tangent on a mesh that fits better."""
-    ((profile, q1), q2), ((ahead, *slopes), slope) = point.y, point.tangent
-    profile, ahead = remeshed(problem.force, profile, jnp.stack([q1, q2]), ahead)
+    ((profile, rest), q2), ((ahead, *slopes), slope) = point.y, point.tangent
+    profile, ahead = remeshed(problem.force, profile, jnp.append(rest, q2), ahead)
     ahead = (ahead, *slopes), slope
-    size = jnp.sqrt(problem.inner((profile, q1))(ahead, ahead))
-    return point._replace(y=((profile, q1), q2), tangent=jax.tree.map(lambda a: a / size, ahead))
+    size = jnp.sqrt(problem.inner((profile, rest))(ahead, ahead))
+    return point._replace(y=((profile, rest), q2), tangent=jax.tree.map(lambda a: a / size, ahead))
 
 
 def homoclinic_curve(
@@ -224,7 +206,7 @@ def homoclinic_curve(
     flat, unravel = ravel_pytree(jax.tree.map(jnp.asarray, point.state))
     first, q1, second, q2 = Line.pair(field, where, bounds, point.parameters[0], real)
     tol = jnp.asarray(float(jnp.finfo(real).eps) ** 0.75, real)
-    problem = Long(second, first, x, tol, unravel, max_steps)
+    problem = Long(line=second, first=first, x=x, tol=tol, unravel=unravel, max_steps=max_steps)
     near = _Unfolding.of(problem, flat, jnp.stack([q1, q2]))
     start: Any = None
     for part in (1, 0.3, 0.1, 0.03, 0.01):
@@ -232,7 +214,7 @@ def homoclinic_curve(
         if not np.all((s >= 0) & (s <= 1)):
             continue
         first_q, second_q = jnp.asarray(s, real)
-        start = first_point(problem, (profile, first_q), second_q, bool(s[1] < float(q2)))
+        start = first_point(problem, (profile, first_q[None]), second_q, bool(s[1] < float(q2)))
         if start.converged:
             break
     if start is None or not start.converged:
@@ -248,7 +230,7 @@ def homoclinic_curve(
         problem,
         path,
         start,
-        sample=lambda point: point.y[0][1],
+        sample=lambda point: point.y[0][1][0],
         examine=examine,
         stop=lambda point, seen: False,
         max_points=max_points,
@@ -257,7 +239,7 @@ def homoclinic_curve(
     (_, along), q = stacked.y
     found = stacked.found
     return HomoclinicCurve(
-        parameters=jnp.stack([first.value(along), second.value(q)], axis=1),
+        parameters=jnp.stack([first.value(along[:, 0]), second.value(q)], axis=1),
         saddles=jax.vmap(unravel)(found.saddle),
         values=found.values,
         saddle_quantities=_leading(found.values.real),
